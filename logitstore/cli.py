@@ -1,0 +1,592 @@
+"""The command line: one library call per command.
+
+This file is the composition root: it alone imports ``api`` and ``trainer``, inside command bodies,
+where the heavy imports are too (``logitstore --help`` takes 0.2 s).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from logitstore import __version__
+from logitstore.console import Commands, emit, percent, shown_progress, size
+
+app = typer.Typer(
+    cls=Commands,
+    name="logitstore",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Knowledge distillation without a teacher in the room.
+
+    Teachers run once and their logits are kept in verified stores; a server hands them to trainers;
+    students train at the cost of plain cross-entropy.
+
+    Exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 unfinished (run the same command
+    again), 130 interrupted (the same command goes on).""",
+)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Store = Annotated[str, typer.Argument(metavar="STORE|URL", help="A store's path or URL.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="DATA",
+        help="npz:FILE?x=X&y=Y, torchvision:NAME?root=R&train=true, imagefolder:PATH, digits, "
+        "module:factory or file.py:factory; any of them with samples=START:STOP.",
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an unfinished build of that name.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the server's bearer token (else the environment's LOGITSTORE_TOKEN)."
+    ),
+]
+Encoding = Annotated[str, typer.Option(help="How rows are kept: float16 or float32.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")
+]
+Normalization = Annotated[
+    str | None,
+    typer.Option(help="imagenet, cifar10, none or MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"logitstore {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def build(
+    teacher: Annotated[
+        list[str],
+        typer.Option(
+            metavar="CKPT|GLOB|RUN", help="Checkpoint, folder, glob or training run; repeat."
+        ),
+    ],
+    data: Data,
+    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make, resume or add to.")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CKPT]...", help="More checkpoints, as a shell's * gives."),
+    ] = None,
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="torchvision:NAME, timm:NAME, module:factory, file.py:factory, resnet20 to "
+            "resnet110, cnn5, mlp?hidden=256,256; one for all teachers or one for each; a run "
+            "knows its own."
+        ),
+    ] = None,
+    snapshot: Annotated[
+        list[str] | None, typer.Option(help="Snapshot names; default: the checkpoints' stems.")
+    ] = None,
+    normalize: Normalization = None,
+    view_spec: Annotated[str, typer.Option(help="eval, imagenet-eval or FILE.json.")] = "eval",
+    size: Annotated[
+        int | None, typer.Option(help="Side of the view: resize and centre crop.")
+    ] = None,
+    views: Annotated[int, typer.Option(help="Views of each sample.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the views.")] = 0,
+    encoding: Encoding = "float16",
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
+    workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
+    device: Device = None,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic of the forward pass.")] = "fp32",
+    weights_key: Annotated[
+        str | None, typer.Option(help="Entry of the checkpoint to use, such as model_ema.")
+    ] = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(help="Rows of a shard: what an interruption can lose at most.")
+    ] = None,
+    fresh: Fresh = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run teachers over data once;
+    write a store.
+
+    Running the same command again resumes; a finished store has the same bytes however often it was
+    interrupted.
+
+    \b
+    logitstore build --teacher resnet56.th --arch resnet56 --normalize imagenet \\
+        --data 'npz:cifar10.npz?x=x_train&y=y_train' --out c10.zarr
+    logitstore build --teacher runs/teacher --data digits --out digits.zarr
+    """
+    from logitstore.precompute.build import write
+    from logitstore.precompute.prepare import BuildConfig, prepare
+
+    config = BuildConfig(
+        teachers=[*teacher, *(more or ())],
+        data=data,
+        out=out,
+        arch=arch or (),
+        snapshots=snapshot or (),
+        normalize=normalize,
+        view_spec=view_spec,
+        size=size,
+        views=views,
+        seed=seed,
+        encoding=encoding,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        precision=precision,
+        weights_key=weights_key,
+        shard_rows=shard_rows,
+        fresh=fresh,
+    )
+    prepared = prepare(config)
+    if dry_run:
+        found = prepared.summary()
+        emit(as_json, found, [f"{key:12} {value}" for key, value in found.items()])
+        return
+    with shown_progress() as progress:
+        built = write(prepared, progress)
+    _print_built(out, [entry.name for entry in built], as_json)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help=".npy, .npz[?key=] or .safetensors[?key=].")
+    ],
+    labels: Annotated[str, typer.Option(metavar="FILE", help="Labels (N,), -1 where unknown.")],
+    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make or add to.")],
+    snapshot: Annotated[str, typer.Option(help="The snapshot's name.")],
+    encoding: Encoding = "float16",
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Make a snapshot of logits from elsewhere.
+
+    The logits are (N, C) or (V, N, C); nothing binds them to images.
+
+    \b
+    logitstore import logits.npy --labels labels.npy --out c10.zarr --snapshot elsewhere
+    """
+    from logitstore.exchange import import_logits
+
+    with shown_progress() as progress:
+        import_logits(
+            file, labels, out, snapshot, encoding_name=encoding, fresh=fresh, progress=progress
+        )
+    _print_built(out, [snapshot], as_json)
+
+
+@app.command()
+def export(
+    store: Store,
+    out: Annotated[str, typer.Option(metavar="FILE", help=".npy, .npz or .safetensors.")],
+    snapshot: Annotated[
+        str | None, typer.Option(help="Which snapshot, if there are several.")
+    ] = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Write a snapshot's logits to one file.
+
+    They are decoded to float32, (N, C) or (V, N, C).
+
+    \b
+    logitstore export c10.zarr --snapshot resnet56 --out logits.npy
+    """
+    from logitstore.exchange import export_logits
+    from logitstore.reader import chosen_snapshot, open_store
+
+    opened = open_store(store, read_token(token_file))
+    with shown_progress() as progress:
+        shape = export_logits(opened, chosen_snapshot(opened, snapshot), out, progress)
+    typer.echo(f"{out}: float32 {shape}")
+
+
+@app.command("ls")
+def list_(
+    location: Annotated[
+        str, typer.Argument(metavar="STORE|FOLDER|URL", help="Where to look.")
+    ] = ".",
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """List stores and their snapshots.
+
+    \b
+    logitstore ls stores/
+    logitstore ls http://host:8000
+    """
+    from logitstore.describe import list_location, listing_lines
+
+    rows = list_location(location, read_token(token_file))
+    emit(as_json, rows, listing_lines(rows))
+
+
+@app.command()
+def inspect(
+    store: Store,
+    snapshot: Annotated[list[str] | None, typer.Option(help="Only these snapshots.")] = None,
+    expect_root: Annotated[
+        str | None, typer.Option(help="Refuse any other root than this.")
+    ] = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a store holds, and its roots.
+
+    Teacher, top-1, dataset, views, encoding, bytes, fidelity.
+
+    \b
+    logitstore inspect c10.zarr
+    """
+    from logitstore.describe import describe_store, store_lines
+    from logitstore.reader import chosen_snapshot, open_store
+    from logitstore.reader import expect_root as check_root
+
+    opened = open_store(store, read_token(token_file))
+    if expect_root:
+        check_root(chosen_snapshot(opened, snapshot[0] if snapshot else None), expect_root)
+    found = describe_store(opened, snapshot)
+    emit(as_json, found, store_lines(found))
+
+
+@app.command()
+def verify(
+    store: Store,
+    snapshot: Annotated[list[str] | None, typer.Option(help="Only these snapshots.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="Also recompute rows through this teacher.")
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="The teacher's network.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="The teacher's dataset.")] = None,
+    sample: Annotated[int, typer.Option(help="How many rows to recompute.")] = 256,
+    device: Device = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Check every object against the commits.
+
+    With --teacher a sample of rows is recomputed, too.
+
+    Exit code 1 on any breach; each is named with its object and rows.
+
+    \b
+    logitstore verify c10.zarr
+    logitstore verify c10.zarr --teacher resnet56.th --arch resnet56 --data 'npz:c10.npz?x=x&y=y'
+    """
+    from logitstore.verify import verify_store
+
+    token = read_token(token_file)
+    with shown_progress() as progress:
+        report = verify_store(store, snapshots=snapshot or (), token=token, progress=progress)
+        if teacher is not None and report.ok:
+            _recompute(
+                report, store, snapshot, teacher, arch, data, sample, device, token, progress
+            )
+    found = {**vars(report), "ok": report.ok}
+    said = "whole" if report.ok else f"{len(report.breaches)} breaches"
+    recomputed = f", {report.rows_recomputed} rows recomputed" if teacher else ""
+    summary = f"{store}: {said}; {report.objects} objects, {size(report.bytes)} checked{recomputed}"
+    emit(as_json, found, [*report.breaches, summary])
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def serve(
+    root: Annotated[Path, typer.Argument(help="A store, or a folder of stores.")],
+    host: Annotated[
+        str, typer.Option(help="Address; any but loopback needs tokens.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+    workers: Annotated[int, typer.Option(help="Server processes.")] = 1,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File of bearer tokens, one a line, mode 0600.")
+    ] = None,
+    insecure_no_auth: Annotated[
+        bool, typer.Option("--insecure-no-auth", help="Serve a public address without tokens.")
+    ] = False,
+) -> None:
+    """Serve stores over HTTP, without torch.
+
+    \b
+    logitstore serve stores/
+    logitstore serve stores/ --host 0.0.0.0 --token-file tokens.txt
+    """
+    from api.app import serve as run
+    from api.settings import Settings
+
+    settings = Settings(
+        root=root,
+        host=host,
+        port=port,
+        workers=workers,
+        token_file=token_file,
+        insecure_no_auth=insecure_no_auth,
+    )
+    typer.echo(f"serving {root} at http://{host}:{port} (Ctrl-C stops)", err=True)
+    run(settings)
+
+
+@app.command()
+def train(
+    out: Annotated[str | None, typer.Option(metavar="RUN", help="The run's folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Training data; see build.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(metavar="ARCH", help="The network; see build.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="STORE|URL", help="Teacher's logits.")
+    ] = None,
+    snapshot: Annotated[str | None, typer.Option(help="Which snapshot teaches.")] = None,
+    method: Annotated[str | None, typer.Option(help="ce or kd.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Default 4 for kd.")] = None,
+    ce_weight: Annotated[float | None, typer.Option(help="Default 0.1 for kd.")] = None,
+    kd_weight: Annotated[float | None, typer.Option(help="Default 0.9 for kd.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default 30.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default 128.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Initial weights and order; default 0.")] = None,
+    val: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Measured after each epoch.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Train on this many samples of the data.")
+    ] = None,
+    limit_seed: Annotated[int | None, typer.Option(help="Which ones; default 0.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Default 0.05 for sgd, 0.001 for adamw.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Default 0.9.")] = None,
+    nesterov: Annotated[bool | None, typer.Option("--nesterov/--no-nesterov")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Default 5e-4.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant, step or cosine (default).")
+    ] = None,
+    milestones: Annotated[str | None, typer.Option(help="Epochs of the steps: 60,120,160.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Factor of a step; default 0.1.")] = None,
+    warmup_epochs: Annotated[int | None, typer.Option(help="Epochs of linear warm-up.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, or bf16 or fp16 on a GPU.")] = None,
+    normalize: Normalization = None,
+    view_spec: Annotated[str | None, typer.Option(help="Without a store: see build.")] = None,
+    size_: Annotated[int | None, typer.Option("--size", help="Without a store: see build.")] = None,
+    snapshots: Annotated[
+        str | None, typer.Option(help="Keep weights: every-epoch, or epochs such as 1,5,60.")
+    ] = None,
+    expect_root: Annotated[
+        str | None, typer.Option(help="Refuse any other root than this.")
+    ] = None,
+    allow_unbound: Annotated[
+        bool | None, typer.Option("--allow-unbound", help="Accept imported logits.")
+    ] = None,
+    device: Device = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
+    patience: Annotated[
+        float | None, typer.Option(help="Seconds that a server may stay away; default 600.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML with these settings; flags go before.")
+    ] = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Train a student from a store, or plainly.
+
+    The store is local or served; --method ce needs none.
+
+    Running the same command again resumes; the result is the same, bit for bit.
+
+    \b
+    logitstore train --data digits --student mlp?hidden=32 --method ce --out runs/ce
+    logitstore train --data digits --student mlp?hidden=32 --store http://host:8000/digits \\
+        --snapshot epoch-0005 --method kd --temperature 4 --epochs 60 --out runs/kd
+    """
+    values = dict(locals())
+    from trainer import train as run
+
+    settings = _train_config(values)
+    with shown_progress() as progress:
+        result = run(settings, token=read_token(token_file), progress=progress)
+    found = result.summary()
+    emit(as_json, found, [f"{key:18} {_figure(value)}" for key, value in found.items()])
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")],
+    data: Data,
+    student: Annotated[
+        str | None, typer.Option(metavar="ARCH", help="A checkpoint's network.")
+    ] = None,
+    normalize: Normalization = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="STORE|URL", help="Compare with a teacher's logits: KD error."),
+    ] = None,
+    snapshot: Annotated[str | None, typer.Option(help="Which snapshot.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
+    device: Device = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a trained network.
+
+    Accuracy, NLL and calibration; with a store its distance from the teacher.
+
+    \b
+    logitstore evaluate runs/kd --data digits?train=false
+    logitstore evaluate resnet20.th --student resnet20 --normalize imagenet --data imagefolder:val
+    """
+    from trainer import evaluate as measure
+
+    found = measure(
+        run,
+        data,
+        student=student,
+        normalize=normalize,
+        store=store,
+        snapshot=snapshot,
+        token=read_token(token_file),
+        batch_size=batch_size,
+        device=device,
+    )
+    emit(as_json, found, [f"{key:18} {_figure(value)}" for key, value in found.items()])
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the demo keeps its files.")
+    ] = Path("demo"),
+    seeds: Annotated[int, typer.Option(help="Students for each line of the table.")] = 5,
+) -> None:
+    """Show the whole way on bundled digits.
+
+    Teachers, a store, a server and students, with the commands above.
+
+    \b
+    logitstore demo
+    """
+    from logitstore.demo import run_demo
+
+    run_demo(lambda arguments: app(arguments, standalone_mode=False), out, seeds=seeds)
+
+
+def read_token(path: Path | None) -> str | None:
+    """The client's token: from a file, else from the environment."""
+    if path is None:
+        return os.environ.get("LOGITSTORE_TOKEN")
+    from logitstore.errors import InputError, NotFound
+
+    try:
+        words = path.read_text().split()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such token file") from None
+    except OSError as error:
+        raise InputError(f"{path}: the token file cannot be read: {error.strerror}") from None
+    if len(words) != 1:
+        raise InputError(f"{path}: expected exactly one token, found {len(words)} words")
+    return words[0]
+
+
+def _print_built(out: str, names: list[str], as_json: bool) -> None:
+    from logitstore.describe import describe_store
+    from logitstore.reader import open_store
+
+    found = describe_store(open_store(out), names)
+    lines = [
+        f"{out}: {entry['name']}: {entry['views'] * entry['samples']:,} rows, teacher top-1 "
+        f"{percent(entry['top1'])}, {entry['bytes_per_row']:.1f} bytes per row, root "
+        f"{entry['root']}"
+        for entry in found["snapshots"]
+    ]
+    for entry in found["snapshots"]:
+        if entry["top1"] is not None and entry["top1"] < 2 / entry["classes"]:
+            lines.append(
+                f"note: {entry['name']} is near chance on these labels: is --normalize right, and "
+                f"do "
+                "the classes come in the teacher's order?"
+            )
+    emit(as_json, found, lines)
+
+
+def _recompute(
+    report: Any,
+    location: str,
+    snapshots: list[str] | None,
+    teacher: str,
+    arch: str | None,
+    data: str | None,
+    sample: int,
+    device: str | None,
+    token: str | None,
+    progress: Any,
+) -> None:
+    from logitstore.errors import InputError
+    from logitstore.precompute.verify import verify_teacher
+    from logitstore.reader import chosen_snapshot, open_store
+
+    if data is None:
+        raise InputError("--teacher needs --data, the dataset that the store was built from")
+    store = open_store(location, token)
+    verify_teacher(
+        store,
+        chosen_snapshot(store, snapshots[0] if snapshots else None),
+        report,
+        teacher=teacher,
+        data=data,
+        arch=arch,
+        sample=sample,
+        device=device,
+        progress=progress,
+    )
+
+
+def _train_config(values: dict[str, Any]) -> Any:
+    """The flags that were given, over the file's settings, as a TrainConfig."""
+    from logitstore.errors import InputError
+    from trainer import TrainConfig
+
+    file = values.pop("config")
+    for name in ("token_file", "as_json"):
+        values.pop(name)
+    values["size"] = values.pop("size_")
+    for name in ("milestones", "snapshots"):
+        if values[name] is not None and values[name] != "every-epoch":
+            values[name] = _whole_numbers(name, values[name])
+    given = {key: value for key, value in values.items() if value is not None}
+    if file is not None:
+        return TrainConfig.from_toml(file, given)
+    for key in ("data", "student", "out"):
+        if key not in given:
+            raise InputError(f"--{key} is missing: give it, or a --config FILE that has it")
+    return TrainConfig(**given)
+
+
+def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    from logitstore.errors import InputError
+
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"--{name} {text!r}: expected whole numbers such as 1,5,60")
+    return tuple(int(part) for part in parts)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

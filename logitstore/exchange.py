@@ -1,0 +1,199 @@
+"""Logits in and out of a store without a teacher: ``logitstore import`` and ``export``."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from logitstore.encodings import encoding
+from logitstore.errors import InputError, MismatchError, NotFound, Unfinished
+from logitstore.progress import Progress, Silent
+from logitstore.reader import LogitStore, Snapshot
+from logitstore.resume import check_target, open_writer
+from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta, check_name
+from logitstore.shards import shard_rows
+from logitstore.specs import Spec, file_sha256
+from logitstore.storage import open_storage
+from logitstore.writer import Samples
+
+FORMATS = (".npy", ".npz", ".safetensors")
+
+
+def import_logits(
+    file: str,
+    labels: str,
+    out: str,
+    snapshot: str,
+    *,
+    encoding_name: str = "float16",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write logits computed elsewhere as a snapshot and return its root.
+
+    ``file`` holds (N, C) or (V, N, C) numbers, ``labels`` N integers (-1 where unknown); both are
+    .npy, .npz or .safetensors, with ``?key=NAME`` to choose an array.  Nothing binds such a
+    snapshot to images, so training on it wants ``--allow-unbound``.  Raises InputError, NotFound,
+    NonFinite.
+    """
+    progress = progress or Silent()
+    check_name("snapshot", snapshot)
+    values, path = _read_array(file)
+    known, labels_path = _read_array(labels)
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.dtype.kind not in "fiu" or 0 in values.shape:
+        raise InputError(
+            f"{path}: {values.dtype} {values.shape}, expected numbers (N, C) or (V, N, C)"
+        )
+    if known.ndim != 1 or known.dtype.kind not in "iu":
+        raise InputError(f"{labels_path}: {known.dtype} {known.shape}, expected integers (N,)")
+    views, count, classes = values.shape
+    if len(known) != count:
+        raise InputError(f"{labels_path}: {len(known)} labels for the {count} samples of {path}")
+    outside = np.flatnonzero((known < -1) | (known >= classes))
+    if len(outside):
+        raise InputError(
+            f"{labels_path}: sample {outside[0]} has label {known[outside[0]]}, expected -1 or "
+            f"0..{classes - 1}"
+        )
+    if classes > 1 and _looks_like_probabilities(values):
+        raise InputError(
+            f"{path}: these rows are probabilities (not negative, each sums to 1); give the "
+            f"logits, "
+            "or their logarithm: log-probabilities are logits"
+        )
+    layout = encoding(encoding_name).layout(classes)
+    widest = max(np.dtype(kind).itemsize * width for kind, width in layout.values())
+    samples = Samples("imported", known.astype(np.int32))
+    storage = open_storage(out)
+    meta = StoreMeta(classes=classes, dataset=samples.card())
+    plan = SnapshotPlan(
+        name=snapshot,
+        views=views,
+        samples=count,
+        classes=classes,
+        rows_per_shard=shard_rows(widest),
+        imported=ImportCard(file=path.name, sha256=file_sha256(path)),
+        encoding=EncodingCard(name=encoding_name),
+        packages={name: version(name) for name in ("logitstore", "numcodecs", "numpy", "zarr")},
+    )
+    check_target(storage, meta, plan, fresh=fresh)
+    _check_finite(values, path)
+    writer = open_writer(storage, meta, samples, plan, fresh=fresh)
+    missing = writer.missing()
+    progress.start("import", sum(shard.stop - shard.start for shard in missing), "rows")
+    for shard in missing:
+        rows = np.asarray(values[shard.view, shard.start : shard.stop], np.float32)
+        writer.write(shard, rows, samples.labels[shard.start : shard.stop])
+        progress.advance(len(rows))
+    return writer.commit()
+
+
+def export_logits(
+    store: LogitStore, snapshot: Snapshot, out: str, progress: Progress | None = None
+) -> tuple[int, ...]:
+    """Write decoded logits, float32 (N, C) or (V, N, C) if V > 1; returns that shape.
+
+    ``.npz`` and ``.safetensors`` also hold the labels.  The file is complete or absent.
+    """
+    progress = progress or Silent()
+    path = Path(out)
+    if path.suffix not in FORMATS:
+        raise InputError(f"{out}: expected a name that ends in {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise NotFound(f"{path.parent}: there is no such folder")
+    meta = snapshot.meta
+    shape = (meta.views, meta.samples, meta.classes)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # .npy goes to disk shard by shard; the other two formats are written from memory.
+        target: NDArray[Any] = (
+            np.lib.format.open_memmap(temporary, mode="w+", dtype="<f4", shape=_flat(shape))
+            if path.suffix == ".npy"
+            else np.empty(_flat(shape), "<f4")
+        )
+        rows = target.reshape(shape)
+        progress.start("export", meta.views * meta.samples, "rows")
+        for view, start, stop in snapshot.shards():
+            rows[view, start:stop] = snapshot.logits(np.arange(start, stop), view)
+            progress.advance(stop - start)
+        if isinstance(target, np.memmap):
+            target.flush()
+        elif path.suffix == ".npz":
+            with temporary.open("wb") as file:
+                np.savez(file, logits=target, labels=store.labels)
+        else:
+            save_file({"logits": target, "labels": store.labels}, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Unfinished(f"{out}: could not be written: {error.strerror or error}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+    return _flat(shape)
+
+
+def _flat(shape: tuple[int, int, int]) -> tuple[int, ...]:
+    return shape[1:] if shape[0] == 1 else shape
+
+
+def _read_array(text: str) -> tuple[NDArray[Any], Path]:
+    """The array that ``FILE[?key=NAME]`` names."""
+    spec = Spec.parse(text)
+    spec.only("key")
+    path, key = Path(spec.head), spec.options.get("key")
+    if not path.is_file():
+        raise NotFound(f"{path}: there is no such file")
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False), path
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return archive[_chosen(path, key, archive.files)], path
+        with safe_open(path, framework="numpy") as archive:
+            return archive.get_tensor(_chosen(path, key, list(archive.keys()))), path
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not readable as plain numbers ({error})") from None
+
+
+def _chosen(path: Path, key: str | None, names: list[str]) -> str:
+    if key is None and len(names) == 1:
+        return names[0]
+    if key not in names:
+        said = f"no array {key!r}" if key else f"{len(names)} arrays"
+        raise InputError(
+            f"{path}: {said}; choose one with ?key=NAME: {', '.join(sorted(names)[:15])}"
+        )
+    return key
+
+
+def _looks_like_probabilities(values: NDArray[Any]) -> bool:
+    head = np.asarray(values[0, :1000], np.float64)
+    return bool((head >= 0).all() and np.allclose(head.sum(axis=1), 1, atol=1e-3))
+
+
+def _check_finite(values: NDArray[Any], path: Path) -> None:
+    for view in range(len(values)):
+        for start in range(0, values.shape[1], 16_384):
+            block = np.asarray(values[view, start : start + 16_384], np.float32)
+            broken = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            if len(broken):
+                raise MismatchError(
+                    f"{path}: view {view}, sample {start + broken[0]} is NaN or infinite (as "
+                    f"float32); "
+                    "logits must be finite"
+                )

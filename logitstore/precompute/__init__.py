@@ -1,0 +1,1 @@
+"""Datasets, views, teachers and builds: the rooms where torch lives."""

@@ -1,0 +1,313 @@
+"""Open a dataset from its spec: images by index, labels, and what a store must know of them.
+
+    npz:FILE?x=x_train&y=y_train      uint8 images (N,H,W[,C]) and integer labels in one .npz
+    torchvision:NAME?root=R&train=true   any torchvision.datasets class with (image, label) items
+    imagefolder:PATH                  PATH/<class>/<image>, classes in sorted order
+    digits?train=true                 scikit-learn's 1,797 digits, 1,200 to train and 597 to test
+    package.module:factory            a callable that returns a map-style dataset of (image, label)
+    path/to/file.py:factory           the same from a file
+
+``samples=START:STOP`` after any of them takes a slice.  Nothing here augments or normalises.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from logitstore.errors import InputError, NotFound, UnknownName
+from logitstore.specs import Spec, is_factory, load_factory, value_of
+from logitstore.writer import Samples
+
+_COMMON = "samples"  # the one option that every kind of dataset has
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Images by index with their labels int32 (N,), -1 where unknown.
+
+    ``classes`` is None when nothing but the labels tells how many there are; ``keys`` are stable
+    names such as relative paths; ``in_memory`` says that loading an image costs next to nothing.
+    """
+
+    name: str
+    labels: NDArray[np.int32]
+    load: Callable[[int], Any]
+    classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    keys: Sequence[str] | None = None
+    in_memory: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """The image, mode RGB or L; InputError if the item is no image."""
+        return as_image(self.load(index), f"{self.name}: sample {index}")
+
+    def samples(self) -> Samples:
+        """What a store records of this dataset."""
+        return Samples(self.name, self.labels, self.keys)
+
+
+def open_dataset(text: str) -> ImageDataset:
+    """Open the dataset that a spec names.
+
+    Raises UnknownName for a scheme, NotFound for a path, InputError for an empty dataset or labels
+    that are not integers in range.
+    """
+    spec = Spec.parse(text)
+    scheme, _, rest = spec.head.partition(":")
+    if scheme in SCHEMES:
+        dataset = SCHEMES[scheme](spec, rest)
+    elif is_factory(spec.head):
+        dataset = _factory(spec)
+    else:
+        raise UnknownName.among("kind of dataset", scheme, [*SCHEMES, "module:factory"])
+    if _COMMON in spec.options:
+        dataset = _slice(dataset, spec)
+    _check(dataset, text)
+    return dataset
+
+
+def as_image(item: Any, where: str) -> Image.Image:
+    """A PIL image (RGB or L) from one, a uint8 array (H,W[,C]) or a uint8 tensor (C,H,W)."""
+    if isinstance(item, Image.Image):
+        if item.mode in ("RGB", "L"):
+            return item
+        return item.convert("L" if item.mode in ("1", "LA") else "RGB")
+    if hasattr(item, "detach"):
+        item = item.detach().cpu().numpy()
+        if item.ndim == 3:
+            item = item.transpose(1, 2, 0)
+    if isinstance(item, np.ndarray) and item.dtype == np.uint8:
+        if item.ndim == 3 and item.shape[2] == 1:
+            item = item[:, :, 0]
+        if item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3):
+            return Image.fromarray(np.ascontiguousarray(item))
+    kind = f"{item.dtype} array of shape {item.shape}" if hasattr(item, "dtype") else type(item)
+    raise InputError(
+        f"{where} is a {kind}, not an image: give PIL images or uint8 arrays (H,W) or (H,W,3), "
+        "before any conversion to float"
+    )
+
+
+def _npz(spec: Spec, rest: str) -> ImageDataset:
+    spec.only("x", "y", "classes", _COMMON)
+    path = Path(rest)
+    arrays = _read_npz(path)
+    names = (spec.options.get("x", "x"), spec.options.get("y", "y"))
+    for name in names:
+        if name not in arrays:
+            raise InputError(f"{path}: no array {name!r}; it has {', '.join(sorted(arrays))}")
+    x, y = arrays[names[0]], arrays[names[1]]
+    if x.dtype != np.uint8 or x.ndim not in (3, 4):
+        raise InputError(f"{path}: {names[0]} is {x.dtype} {x.shape}, expected uint8 (N,H,W[,C])")
+    if len(x) != len(y):
+        raise InputError(f"{path}: {len(x)} images in {names[0]} but {len(y)} labels in {names[1]}")
+    return ImageDataset(
+        name=spec.portable(f"npz:{path.name}"),
+        labels=_as_labels(y, str(path)),
+        load=x.__getitem__,
+        classes=_integer(spec, "classes"),
+        in_memory=True,
+    )
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such file") from None
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: not a readable .npz file of plain arrays ({error})") from None
+
+
+def _torchvision(spec: Spec, rest: str) -> ImageDataset:
+    import torchvision
+
+    known = {name for name in torchvision.datasets.__all__ if name[0].isupper()}
+    if rest not in known:
+        raise UnknownName.among("torchvision dataset", rest, known)
+    options = {key: value_of(value) for key, value in spec.options.items() if key != _COMMON}
+    options.setdefault("root", ".")
+    try:
+        dataset = getattr(torchvision.datasets, rest)(**options)
+    except (RuntimeError, TypeError, ValueError, OSError) as error:
+        raise InputError(f"{spec.text!r}: torchvision cannot open it: {error}") from error
+    return _map_style(dataset, spec.portable(f"torchvision:{rest}"), spec.text)
+
+
+def _imagefolder(spec: Spec, rest: str) -> ImageDataset:
+    from torchvision.datasets import ImageFolder
+
+    spec.only(_COMMON)
+    root = Path(rest)
+    if not root.is_dir():
+        raise NotFound(f"{root}: there is no such folder")
+    try:
+        folder = ImageFolder(str(root))
+    except FileNotFoundError as error:
+        raise InputError(f"{root}: expected {root}/CLASS/IMAGE files: {error}") from None
+    return ImageDataset(
+        name=spec.portable(f"imagefolder:{root.resolve().name}"),
+        labels=np.array(folder.targets, np.int32),
+        load=partial(_first, folder),
+        classes=len(folder.classes),
+        class_names=tuple(folder.classes),
+        keys=[Path(path).relative_to(root).as_posix() for path, _ in folder.samples],
+    )
+
+
+def _digits(spec: Spec, rest: str) -> ImageDataset:
+    from sklearn.datasets import load_digits
+
+    spec.only("train", _COMMON)
+    train = value_of(spec.options.get("train", "true"))
+    if rest or not isinstance(train, bool):
+        raise InputError(f"{spec.text!r}: expected digits?train=true or digits?train=false")
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    chosen = order[:1200] if train else order[1200:]
+    images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
+    return ImageDataset(
+        name=f"digits?train={str(train).lower()}",
+        labels=bunch.target[chosen].astype(np.int32),
+        load=images.__getitem__,
+        classes=10,
+        class_names=tuple("0123456789"),
+        in_memory=True,
+    )
+
+
+def _factory(spec: Spec) -> ImageDataset:
+    factory, path = load_factory(spec.head)
+    spec.only(_COMMON)
+    head = f"{path.name}:{spec.head.rpartition(':')[2]}" if path else spec.head
+    try:
+        dataset = factory()
+    except Exception as error:
+        raise InputError(
+            f"{spec.text!r}: the factory failed: {type(error).__name__}: {error}"
+        ) from error
+    return _map_style(dataset, spec.portable(head), spec.text)
+
+
+def _map_style(dataset: Any, name: str, text: str) -> ImageDataset:
+    """Wrap anything with ``len`` and ``[i] -> (image, label)``."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise InputError(f"{text!r}: expected a map-style dataset, not {type(dataset).__name__}")
+    classes = getattr(dataset, "classes", None)
+    names = tuple(str(entry) for entry in classes) if isinstance(classes, list | tuple) else None
+    keys = getattr(dataset, "keys", None)
+    return ImageDataset(
+        name=name,
+        labels=_labels_of(dataset, text),
+        load=partial(_first, dataset),
+        classes=len(names) if names else None,
+        class_names=names,
+        keys=list(keys) if isinstance(keys, list | tuple) else None,
+    )
+
+
+def _labels_of(dataset: Any, text: str) -> NDArray[np.int32]:
+    """All labels: from ``targets`` where a few items agree with it, else by reading every item."""
+    size = len(dataset)
+    if size == 0:
+        raise InputError(f"{text!r}: the dataset is empty")
+    targets = getattr(dataset, "targets", None)
+    if targets is not None and len(targets) == size:
+        labels = _as_labels(np.asarray(targets), text)
+        probes = np.unique(np.linspace(0, size - 1, 8).astype(int))
+        if all(int(_item(dataset, int(i), text)[1]) == labels[i] for i in probes):
+            return labels
+    return _as_labels(np.array([_item(dataset, i, text)[1] for i in range(size)]), text)
+
+
+def _item(dataset: Any, index: int, text: str) -> tuple[Any, Any]:
+    item = dataset[index]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise InputError(f"{text!r}: sample {index} is a {type(item).__name__}, not (image, label)")
+    return item[0], item[1]
+
+
+def _as_labels(values: NDArray[Any], where: str) -> NDArray[np.int32]:
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise InputError(
+            f"{where}: labels are {values.dtype} of shape {values.shape}, expected integers (N,)"
+        )
+    outside = np.flatnonzero((values < -1) | (values >= 2**31))
+    if len(outside):
+        raise InputError(f"{where}: sample {outside[0]} has label {values[outside[0]]}")
+    return values.astype(np.int32)
+
+
+def _integer(spec: Spec, key: str) -> int | None:
+    if key not in spec.options:
+        return None
+    if not spec.options[key].isdigit():
+        raise InputError(f"{spec.text!r}: {key} must be a whole number")
+    return int(spec.options[key])
+
+
+def _first(dataset: Any, index: int) -> Any:
+    return dataset[index][0]
+
+
+def _shifted(load: Callable[[int], Any], start: int, index: int) -> Any:
+    return load(start + index)
+
+
+def _slice(dataset: ImageDataset, spec: Spec) -> ImageDataset:
+    start, colon, stop = spec.options[_COMMON].partition(":")
+    if not colon or not (start or "0").isdigit() or not (stop or "0").isdigit():
+        raise InputError(f"{spec.text!r}: expected samples=START:STOP")
+    span = range(len(dataset))[int(start or 0) : int(stop) if stop else None]
+    if len(span) == 0:
+        raise InputError(f"{spec.text!r}: no samples are left of {len(dataset)}")
+    part = slice(span.start, span.stop)
+    joint = "&" if "?" in dataset.name else "?"
+    return replace(
+        dataset,
+        name=f"{dataset.name}{joint}{_COMMON}={span.start}:{span.stop}",
+        labels=dataset.labels[part],
+        keys=None if dataset.keys is None else dataset.keys[part],
+        load=partial(_shifted, dataset.load, span.start),
+    )
+
+
+def _check(dataset: ImageDataset, text: str) -> None:
+    if len(dataset) == 0:
+        raise InputError(f"{text!r}: the dataset is empty")
+    if dataset.keys is not None and len(set(dataset.keys)) != len(dataset):
+        raise InputError(f"{text!r}: its keys are not one for each sample, or not unique")
+    if dataset.classes is not None:
+        check_labels(dataset, dataset.classes)
+
+
+def check_labels(dataset: ImageDataset, classes: int) -> None:
+    """Refuse labels outside -1..C-1, naming the first sample."""
+    outside = np.flatnonzero(dataset.labels >= classes)
+    if len(outside):
+        raise InputError(
+            f"{dataset.name}: sample {outside[0]} has label {dataset.labels[outside[0]]}, but "
+            f"there "
+            f"are {classes} classes (0..{classes - 1}); {len(outside)} labels are out of range"
+        )
+
+
+SCHEMES: dict[str, Callable[[Spec, str], ImageDataset]] = {
+    "npz": _npz,
+    "torchvision": _torchvision,
+    "imagefolder": _imagefolder,
+    "digits": _digits,
+}

@@ -1,0 +1,91 @@
+"""The images of a build, in order: batches cut at shard boundaries, read ahead by worker processes.
+
+A batch never spans two shards, so a resumed build forwards the same batches and gets the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from logitstore.errors import InputError, LogitstoreError
+from logitstore.precompute.datasets import ImageDataset
+from logitstore.precompute.views import Views
+from logitstore.writer import Shard
+
+
+class ViewItems(Dataset[Any]):
+    """Item (view, sample) -> uint8 (C, H, W), or the error that kept it from being made.
+
+    Errors travel as values: re-raised by a DataLoader they would arrive as a foreign traceback.
+    """
+
+    def __init__(self, dataset: ImageDataset, views: Views) -> None:
+        self.dataset, self.views = dataset, views
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int, int]) -> Tensor | LogitstoreError:
+        view, sample = item
+        try:
+            return self.views(self.dataset.image(sample), sample=sample, view=view)
+        except LogitstoreError as error:
+            return error
+        except Exception as error:  # whatever a user's dataset or an image decoder raises
+            return InputError(
+                f"{self.dataset.name}: sample {sample} (view {view}) cannot be read: "
+                f"{type(error).__name__}: {error}"
+            )
+
+
+def stack_views(items: Sequence[Tensor | LogitstoreError]) -> Tensor | LogitstoreError:
+    """uint8 (N, C, H, W) of equal views, or the first error."""
+    for item in items:
+        if isinstance(item, LogitstoreError):
+            return item
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    shapes = {tuple(item.shape) for item in tensors}
+    if len(shapes) > 1:
+        return InputError(
+            f"the images of one batch differ in shape ({', '.join(map(str, sorted(shapes)))}): "
+            f"give "
+            "--size, or a --view-spec that crops or resizes"
+        )
+    return torch.stack(tensors)
+
+
+def default_workers(dataset: ImageDataset) -> int:
+    """Worker processes for reading images: none when they are in memory already."""
+    return 0 if dataset.in_memory else min(8, os.cpu_count() or 1)
+
+
+def cut(shards: Sequence[Shard], batch_size: int) -> list[Shard]:
+    """The batches of some shards: spans of at most ``batch_size`` rows that stay inside a shard."""
+    return [
+        Shard(shard.view, start, min(start + batch_size, shard.stop))
+        for shard in shards
+        for start in range(shard.start, shard.stop, batch_size)
+    ]
+
+
+def feed(
+    dataset: ImageDataset, views: Views, batches: Sequence[Shard], *, workers: int, pin: bool
+) -> Iterator[Tensor]:
+    """Yield each batch's views, uint8 (rows, C, H, W); raises why an image cannot be read."""
+    loader = DataLoader(
+        ViewItems(dataset, views),
+        batch_sampler=[[(b.view, sample) for sample in range(b.start, b.stop)] for b in batches],
+        num_workers=workers,
+        collate_fn=stack_views,
+        pin_memory=pin,
+    )
+    for images in loader:
+        if isinstance(images, LogitstoreError):
+            raise images
+        yield images

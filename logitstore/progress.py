@@ -1,0 +1,104 @@
+"""How long work reports itself: a bar with rate and ETA on a terminal, plain lines elsewhere.
+
+Libraries take a ``Progress``; only the command line makes a visible one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol, TextIO
+
+
+class Progress(Protocol):
+    """What a long piece of work tells."""
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        """A piece of work of ``total`` units begins."""
+
+    def advance(self, count: int) -> None:
+        """``count`` more units are done."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        pass
+
+    def advance(self, count: int) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+
+class Lines:
+    """Plain lines on a stream, at most one every ``every`` seconds."""
+
+    def __init__(self, stream: TextIO = sys.stderr, every: float = 5.0) -> None:
+        self._stream, self._every = stream, every
+        self._task, self._total, self._unit = "", 0, ""
+        self._done, self._begun, self._said = 0, 0.0, 0.0
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        self._task, self._total, self._unit = task, total, unit
+        self._done, self._begun = 0, time.monotonic()
+        self._said = self._begun
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._said < self._every and self._done < self._total:
+            return
+        self._said = now
+        rate = self._done / max(now - self._begun, 1e-9)
+        left = (self._total - self._done) / rate if rate else 0.0
+        self.message(
+            f"{self._task}: {self._done:,} of {self._total:,} {self._unit}, "
+            f"{rate:,.0f} {self._unit}/s, ETA {left:.0f} s"
+        )
+
+    def message(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class Bar:
+    """A rich progress bar; use as a context manager."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._rich = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}, {task.fields[rate]}/s, ETA"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task: Any = None
+        self._begun = 0.0
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        if self._task is not None:
+            self._rich.remove_task(self._task)
+        self._begun = time.monotonic()
+        self._task = self._rich.add_task(task, total=total, unit=unit, rate="-")
+        self._rich.start()
+
+    def advance(self, count: int) -> None:
+        task = self._rich.tasks[-1]
+        rate = (task.completed + count) / max(time.monotonic() - self._begun, 1e-9)
+        self._rich.update(self._task, advance=count, rate=f"{rate:,.0f}")
+
+    def message(self, text: str) -> None:
+        self._rich.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._rich.stop()

@@ -1,0 +1,159 @@
+"""May this build begin or go on here?  Refuses before anything is written, and discards.
+
+A store grows snapshot by snapshot under one dataset card; an unfinished build goes on only with an
+equal plan; a committed snapshot is never changed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from logitstore import shards
+from logitstore.errors import Damaged, InputError, MismatchError, NotFound
+from logitstore.schema import (
+    ATTRIBUTE,
+    Commit,
+    Document,
+    ObjectEntry,
+    SnapshotMeta,
+    SnapshotPlan,
+    StoreMeta,
+    build_folder,
+    first_difference,
+    group_attributes,
+    group_document,
+    root_of,
+    snapshot_folder,
+)
+from logitstore.storage import Storage
+from logitstore.writer import Samples, SnapshotWriter
+from logitstore.zarr_store import WriterStore, create_array
+
+
+def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh: bool) -> None:
+    """Refuse, before anything is written, what this build could not lawfully continue.
+
+    MismatchError names the field and both values when the store holds another dataset, or a
+    finished or unfinished snapshot of that name was built from something else.
+    """
+    where = storage.url
+    if storage.size("zarr.json") is None:
+        other = next(storage.keys(), None)
+        if other is not None:
+            raise InputError(
+                f"{where}: not a logit store, but not empty either ({other}); use another --out"
+            )
+        return
+    found = StoreMeta.parse(
+        f"{where}/zarr.json", group_attributes(f"{where}/zarr.json", storage.get("zarr.json"))
+    )
+    _refuse_difference(found, meta, f"{where} holds another dataset", "use another --out")
+    try:
+        data = storage.get(f"{snapshot_folder(plan.name)}/zarr.json")
+        commit = storage.get(f"{snapshot_folder(plan.name)}/commit.json")
+    except NotFound:
+        commit = None
+    if commit is not None:
+        Commit.open(f"{where}/{snapshot_folder(plan.name)}/commit.json", commit, plan.name)
+        done = SnapshotMeta.parse(plan.name, group_attributes(plan.name, data))
+        built = SnapshotPlan(**done.model_dump(exclude={"fidelity", "top1"}))
+        _refuse_difference(
+            built,
+            plan,
+            f"{where}: snapshot {plan.name!r} is committed and was built differently",
+            "a committed snapshot is never changed: use another --snapshot name",
+        )
+    elif not fresh:
+        unfinished = _unfinished_plan(storage, plan.name)
+        if unfinished is not None:
+            _refuse_difference(
+                unfinished,
+                plan,
+                f"{where}: an unfinished build of {plan.name!r} was begun differently",
+                "give the same arguments, start over with --fresh, or use another --snapshot name",
+            )
+
+
+def _unfinished_plan(storage: Storage, name: str) -> SnapshotPlan | None:
+    try:
+        return SnapshotPlan.parse(name, storage.get(f"{build_folder(name)}/plan.json"))
+    except NotFound:
+        return None
+
+
+def _refuse_difference(old: Document, new: Document, what: str, remedy: str) -> None:
+    difference = first_difference(old, new)
+    if difference:
+        field, before, now = difference
+        raise MismatchError(f"{what}: {field} is {before!r} there and {now!r} here; {remedy}")
+
+
+def open_writer(
+    storage: Storage, meta: StoreMeta, samples: Samples, plan: SnapshotPlan, *, fresh: bool = False
+) -> SnapshotWriter:
+    """Create or resume a snapshot in a new or existing store.
+
+    The same plan goes on where it stopped; ``fresh`` forgets an unfinished build first.  Raises
+    what ``check_target`` raises, before anything is written.
+    """
+    check_target(storage, meta, plan, fresh=fresh)
+    folder = snapshot_folder(plan.name)
+    if storage.size(f"{folder}/commit.json") is not None:
+        commit = storage.get(f"{folder}/commit.json")
+        writer = SnapshotWriter(storage, plan, {})
+        writer.root = root_of(commit)
+        return writer
+    if fresh:
+        discard(storage, plan.name)
+    document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
+    if not storage.create("zarr.json", document) and storage.get("zarr.json") != document:
+        raise MismatchError(f"{storage.url}: another build has just begun a different store here")
+    writer = SnapshotWriter(storage, plan, _store_entries(storage, document, samples))
+    writer.start()
+    return writer
+
+
+def _store_entries(storage: Storage, document: bytes, samples: Samples) -> dict[str, ObjectEntry]:
+    """Entries of the store-level objects: from a commit if there is one, else written now."""
+    for name in storage.names("snapshots/"):
+        try:
+            commit = Commit.open(name, storage.get(f"{snapshot_folder(name)}/commit.json"), name)
+        except NotFound:
+            continue
+        entries = {
+            key: entry
+            for key, entry in commit.objects.items()
+            if not key.startswith(f"{snapshot_folder(name)}/")
+        }
+        for key, entry in entries.items():
+            if ObjectEntry.of(storage.get(key)) != entry:
+                raise Damaged(f"{storage.url}: {key} is not what the commit of {name!r} lists")
+        return entries
+    store = WriterStore(storage)
+    rows = (shards.FLAT_SHARD_ROWS, shards.FLAT_CHUNK_ROWS)
+    shape = (len(samples.labels),)
+    create_array(store, "labels", "<i4", shape, rows)[:] = samples.labels
+    if samples.keys is not None:
+        create_array(store, "keys", None, shape, rows)[:] = np.array(samples.keys, dtype="T")
+    group = group_document({})
+    storage.put("snapshots/zarr.json", group)
+    return {
+        "zarr.json": ObjectEntry.of(document),
+        "snapshots/zarr.json": ObjectEntry.of(group),
+        **store.entries,
+    }
+
+
+def discard(storage: Storage, name: str) -> None:
+    """Delete an unfinished build; a committed snapshot is refused.
+
+    The store itself goes too if nothing else is in it.
+    """
+    if storage.size(f"{snapshot_folder(name)}/commit.json") is not None:
+        raise InputError(
+            f"{storage.url}: snapshot {name!r} is committed; only unfinished builds are discarded"
+        )
+    for prefix in (f"{snapshot_folder(name)}/", f"{build_folder(name)}/"):
+        for key in list(storage.keys(prefix)):
+            storage.delete(key)
+        storage.sweep(prefix)

@@ -1,0 +1,127 @@
+"""Spec strings: ``scheme:rest?key=value&…`` for data and ``name?key=value`` for networks.
+
+Parsing only; what the parts mean is decided by the tables in ``precompute``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import parse_qsl
+
+from logitstore.errors import InputError, NotFound
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed spec; ``head`` is what stands before the ``?``."""
+
+    text: str
+    head: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        head, _, query = text.partition("?")
+        try:
+            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        except ValueError:
+            raise InputError(
+                f"{text!r}: after '?' expected key=value pairs joined by '&'"
+            ) from None
+        return cls(text, head, dict(pairs))
+
+    def portable(self, head: str) -> str:
+        """This spec with another head and without folders or slice: the same on every machine."""
+        kept = "&".join(
+            f"{key}={value}"
+            for key, value in self.options.items()
+            if key not in ("root", "download", "samples")
+        )
+        return f"{head}?{kept}" if kept else head
+
+    def only(self, *known: str) -> None:
+        """Refuse options that this spec does not have."""
+        for key in self.options:
+            if key not in known:
+                allowed = ", ".join(known) or "none"
+                raise InputError(f"{self.text!r}: unknown option {key!r}; known: {allowed}")
+
+
+def value_of(text: str) -> bool | int | float | str:
+    """An option's value: true/false, an integer, a number, or the text itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def is_factory(head: str) -> bool:
+    """Whether this is ``package.module:factory`` or ``path/to/file.py:factory``."""
+    place, colon, name = head.rpartition(":")
+    return bool(colon and place and name.isidentifier())
+
+
+def load_factory(head: str) -> tuple[Callable[[], Any], Path | None]:
+    """Import a factory; the second value is the file when it was given as ``file.py:factory``."""
+    place, _, name = head.rpartition(":")
+    path = Path(place) if place.endswith(".py") else None
+    module = _import_file(path) if path else _import_module(place, head)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        offered = sorted(
+            key
+            for key in vars(module)
+            if not key.startswith("_") and callable(getattr(module, key))
+        )
+        raise InputError(
+            f"{head!r}: {place} has no callable {name!r}; it has "
+            f"{', '.join(offered[:15]) or 'none'}"
+        )
+    return factory, path
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, as hex."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _import_module(name: str, head: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{head!r}: module {name!r} cannot be imported: {error}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise NotFound(f"{path}: there is no such file")
+    name = f"_logitstore_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # DataLoader workers and pickle look classes up by module name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"{path}: running it failed: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,212 @@
+"""The only place that touches a store's bytes: durable, atomic and write-once puts by key.
+
+A key is a relative posix path.  ``put`` replaces an object whole or not at all, also through a
+power cut; ``create`` writes it only if there is none (the commit's guarantee).  Nothing here knows
+zarr, encodings or what a key means.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from logitstore.errors import Damaged, Denied, InputError, NotFound, Unfinished
+
+_TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
+_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OUT_OF_LUCK = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE}
+
+
+class Storage(Protocol):
+    """Objects by key under one root; ``url`` names the root in messages."""
+
+    url: str
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; NotFound if there is none."""
+
+    def size(self, key: str) -> int | None:
+        """The object's length in bytes, or None if there is none."""
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Write or replace the object, atomically and durably."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write the object only if there is none; False if there is one already."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object if it is there."""
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Keys of all objects whose key starts with the folder ``prefix`` ("" or "a/b/")."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of the folders directly under the folder ``prefix``, sorted."""
+
+    def sweep(self, prefix: str = "") -> None:
+        """Remove what dead writers left under ``prefix``: temporary files and empty folders."""
+
+
+def open_storage(location: str | Path) -> Storage:
+    """Bind a local path; an address with a scheme that is not served here is refused."""
+    text = str(location)
+    scheme = re.match(r"^([a-z][a-z0-9+.-]*)://", text)
+    if scheme:
+        raise InputError(
+            f"{text}: stores are written to and read from local paths here, not {scheme[1]}://"
+        )
+    return LocalStorage(Path(text))
+
+
+class LocalStorage:
+    """Objects as files; every change is fsynced, with its folder, before it counts."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.abspath(root))
+        self.url = str(root)
+
+    def get(self, key: str) -> bytes:
+        try:
+            with open(self.path(key), "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFound(f"{self.url}: there is no object {key}") from None
+        except PermissionError as error:
+            raise Denied(f"{self.url}: {key} may not be read: {error.strerror}") from None
+
+    def size(self, key: str) -> int | None:
+        try:
+            return os.stat(self.path(key)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        with self._temporary(key, data) as (temporary, path):
+            os.replace(temporary, path)
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._temporary(key, data) as (temporary, path):
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+        return True
+
+    def delete(self, key: str) -> None:
+        path = self.path(key)
+        with suppress(FileNotFoundError), _explained(self.url, key):
+            path.unlink()
+            _sync_folder(path.parent)
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        top = self.root / prefix
+        for folder, _, files in os.walk(top):
+            for name in files:
+                yield (Path(folder) / name).relative_to(self.root).as_posix()
+
+    def names(self, prefix: str) -> list[str]:
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def sweep(self, prefix: str = "") -> None:
+        for folder, _, files in os.walk(self.root / prefix, topdown=False):
+            for name in files:
+                left = _TEMPORARY.match(name)
+                if left and not _alive_elsewhere(int(left[1])):
+                    with suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, name))
+            with suppress(OSError):  # not empty, or another writer's
+                os.rmdir(folder)
+
+    def path(self, key: str) -> Path:
+        """Where an object lies; a key that a link leads elsewhere is refused."""
+        path = self.root / key
+        if os.path.realpath(path) != os.path.join(os.path.realpath(self.root), *key.split("/")):
+            raise Damaged(f"{self.url}: {key} is or passes through a link; stores hold plain files")
+        return path
+
+    @contextmanager
+    def _temporary(self, key: str, data: bytes | memoryview) -> Iterator[tuple[Path, Path]]:
+        """A synced sibling file holding ``data``; gone afterwards, its folder synced."""
+        path = self.path(key)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with _explained(self.url, key):
+            _make_folder(path.parent)
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary, path
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            _sync_folder(path.parent)
+
+
+@contextmanager
+def _explained(url: str, key: str) -> Iterator[None]:
+    """Turn what the operating system refuses into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OUT_OF_SPACE:
+            raise Unfinished(
+                f"{url}: no space left while writing {key}; what is finished is kept: free some "
+                "space and run the same command again"
+            ) from error
+        if error.errno in _OUT_OF_LUCK:
+            raise Unfinished(
+                f"{url}: {key} could not be written ({error.strerror}); what is finished is kept: "
+                "run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise Denied(f"{url}: {key} may not be written: {error.strerror}") from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            raise InputError(f"{url}: a file is in the way of {key}") from error
+        raise
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and its parents so that they outlast a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder))
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _alive_elsewhere(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def is_temporary(key: str) -> bool:
+    """Whether a key names a writer's temporary file."""
+    return _TEMPORARY.match(key.rsplit("/", 1)[-1]) is not None

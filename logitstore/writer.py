@@ -1,0 +1,208 @@
+"""Create or resume a store, write whole shards, commit a snapshot.
+
+Order of writes: data object, mark in ``.build/NAME/``, …, the snapshot's ``zarr.json``,
+``commit.json`` by create-if-absent.  A mark is written after its data, so a shard with a mark is
+finished; everything else is written again.  The tree that results does not depend on interruptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore import shards
+from logitstore.encodings import Logits, encoding
+from logitstore.errors import Damaged, InputError, MismatchError, NonFinite, NotFound
+from logitstore.fidelity import compare, summarise
+from logitstore.schema import (
+    ATTRIBUTE,
+    Commit,
+    DatasetCard,
+    ObjectEntry,
+    ShardMark,
+    SnapshotMeta,
+    SnapshotPlan,
+    build_folder,
+    group_document,
+    root_of,
+    snapshot_folder,
+)
+from logitstore.storage import Storage
+from logitstore.zarr_store import WriterStore, create_array
+
+
+class Shard(NamedTuple):
+    """One view's samples ``start .. stop-1``: the unit of work, of resume and of verification."""
+
+    view: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a store says of its dataset: labels int32 (N,), -1 where unknown, and optional keys."""
+
+    name: str
+    labels: NDArray[np.int32]
+    keys: Sequence[str] | None = None
+
+    def card(self) -> DatasetCard:
+        """Name, length and the digest over labels and keys."""
+        digest = sha256(np.ascontiguousarray(self.labels, "<i4").tobytes())
+        if self.keys is not None:
+            digest.update(b"\0".join(key.encode() for key in self.keys))
+        return DatasetCard(name=self.name, length=len(self.labels), sha256=digest.hexdigest())
+
+
+class SnapshotWriter:
+    """Writes one snapshot, shard by shard, in any order; ``commit`` makes it visible.
+
+    Made by ``open_writer``.  ``root`` is set if the snapshot was committed before.
+    """
+
+    def __init__(self, storage: Storage, plan: SnapshotPlan, store_entries: dict[str, ObjectEntry]):
+        self.storage, self.plan = storage, plan
+        self.root: str | None = None
+        self._encoding = encoding(plan.encoding.name)
+        self._store_entries = store_entries
+        self._folder = snapshot_folder(plan.name)
+        self._zarr = WriterStore(storage)
+        self._arrays: dict[str, Any] = {}
+        self._marks: dict[Shard, ShardMark] = {}
+
+    def start(self) -> None:
+        """Write the plan and the arrays' metadata, and find out which shards are finished."""
+        self.storage.put(f"{build_folder(self.plan.name)}/plan.json", self.plan.to_bytes())
+        widest = max(
+            np.dtype(dtype).itemsize * width
+            for dtype, width in self._encoding.layout(self.plan.classes).values()
+        )
+        rows = (self.plan.rows_per_shard, shards.chunk_rows(self.plan.rows_per_shard, widest))
+        for name, (dtype, width) in self._encoding.layout(self.plan.classes).items():
+            shape = (self.plan.views, self.plan.samples, width)
+            self._arrays[name] = create_array(
+                self._zarr, f"{self._folder}/{name}", dtype, shape, rows
+            )
+        for shard in self.shards():
+            mark = self._read_mark(shard)
+            if mark is not None:
+                self._marks[shard] = mark
+
+    def shards(self) -> list[Shard]:
+        """All shards of the snapshot, in order."""
+        step, samples = self.plan.rows_per_shard, self.plan.samples
+        return [
+            Shard(view, start, min(start + step, samples))
+            for view in range(self.plan.views)
+            for start in range(0, samples, step)
+        ]
+
+    def missing(self) -> list[Shard]:
+        """The shards that are still to be written, in order."""
+        return [] if self.root else [shard for shard in self.shards() if shard not in self._marks]
+
+    def write(self, shard: Shard, logits: Logits, labels: NDArray[np.int32]) -> None:
+        """Encode and write one shard: float32 (rows, C), with its labels (rows,).
+
+        NonFinite names the samples whose logits are not finite; nothing is written then.
+        """
+        broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(broken):
+            raise NonFinite(
+                f"{self.plan.name}: the logits of {len(broken)} samples are NaN or infinite: "
+                f"samples "
+                f"{_listed(broken + shard.start)} (view {shard.view}); check the checkpoint, "
+                "--normalize and --precision"
+            )
+        arrays = self._encoding.encode(logits)
+        objects: dict[str, ObjectEntry] = {}
+        for name, array in self._arrays.items():
+            array[shard.view, shard.start : shard.stop] = arrays[name]
+            key = f"{self._folder}/{name}/{self._shard_key(shard)}"
+            objects[key] = self._zarr.entries[key]
+        kl, agrees = compare(logits, self._encoding.decode(arrays))
+        known = labels >= 0
+        mark = ShardMark(
+            view=shard.view,
+            start=shard.start,
+            stop=shard.stop,
+            objects=objects,
+            kl_sum=tuple(kl.sum(axis=0).tolist()),
+            kl_max=tuple(kl.max(axis=0).tolist()),
+            agreeing=int(agrees.sum()),
+            labelled=int(known.sum()),
+            correct=int((logits.argmax(axis=1) == labels)[known].sum()),
+        )
+        self.storage.put(self._mark_key(shard), mark.to_bytes())
+        self._marks[shard] = mark
+
+    def commit(self) -> str:
+        """Make the snapshot visible and return its root; doing it again changes nothing."""
+        if self.root is None:
+            missing = self.missing()
+            if missing:
+                raise InputError(f"{self.plan.name}: {len(missing)} shards are not written yet")
+            self.root = self._commit()
+        for key in list(self.storage.keys(f"{build_folder(self.plan.name)}/")):
+            self.storage.delete(key)
+        for prefix in (".build/", "labels/", "keys/", f"{self._folder}/"):
+            self.storage.sweep(prefix)
+        return self.root
+
+    def _commit(self) -> str:
+        marks = [self._marks[shard] for shard in self.shards()]
+        fidelity, top1 = summarise(marks)
+        meta = SnapshotMeta(**self.plan.model_dump(), fidelity=fidelity, top1=top1)
+        document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
+        self.storage.put(f"{self._folder}/zarr.json", document)
+        objects = dict(self._store_entries)
+        objects[f"{self._folder}/zarr.json"] = ObjectEntry.of(document)
+        for name in self._arrays:
+            key = f"{self._folder}/{name}/zarr.json"
+            objects[key] = self._zarr.entries[key]
+        for mark in marks:
+            objects.update(mark.objects)
+        commit = Commit.seal(self.plan.name, objects).to_bytes()
+        key = f"{self._folder}/commit.json"
+        if not self.storage.create(key, commit):
+            existing = self.storage.get(key)
+            if existing != commit:
+                raise MismatchError(
+                    f"{self.storage.url}: snapshot {self.plan.name!r} was committed by another "
+                    f"build "
+                    f"meanwhile: its root is {root_of(existing)}, this one's {root_of(commit)}; "
+                    f"use "
+                    "another --snapshot name"
+                )
+        return root_of(commit)
+
+    def _shard_key(self, shard: Shard) -> str:
+        return f"c/{shard.view}/{shard.start // self.plan.rows_per_shard}/0"
+
+    def _mark_key(self, shard: Shard) -> str:
+        number = shard.start // self.plan.rows_per_shard
+        return f"{build_folder(self.plan.name)}/{shard.view}-{number}.json"
+
+    def _read_mark(self, shard: Shard) -> ShardMark | None:
+        key = self._mark_key(shard)
+        try:
+            mark = ShardMark.parse(key, self.storage.get(key))
+        except (NotFound, Damaged):
+            return None
+        expected = {f"{self._folder}/{name}/{self._shard_key(shard)}" for name in self._arrays}
+        same = (mark.view, mark.start, mark.stop) == shard and mark.objects.keys() == expected
+        whole = same and all(
+            self.storage.size(name) == entry.length for name, entry in mark.objects.items()
+        )
+        return mark if whole else None
+
+
+def _listed(numbers: NDArray[Any], most: int = 5) -> str:
+    shown = ", ".join(str(number) for number in numbers[:most])
+    return shown + (f", … ({len(numbers)} in all)" if len(numbers) > most else "")
