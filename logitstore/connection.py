@@ -1,8 +1,8 @@
 """One server: keep-alive connections, a token, and patience while it is away.
 
 A request is repeated until it has a whole, undamaged answer: a server that is restarted in the
-middle of an epoch is only a pause.  Repeating is safe because nothing that is asked here changes anything.
-What an answer means is the business of ``remote``.
+middle of an epoch is only a pause.  Repeating is safe because nothing that is asked here changes
+anything.  What an answer means is the business of ``remote``.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ class Connection:
     ) -> Answer:
         """Send until there is an answer of status 200 that ``check`` finds nothing wrong with.
 
-        ``check`` returns what is damaged, or None.  Raises Unreachable if the server never answered,
-        PatienceExhausted if it stayed away too long, Denied, UnknownName, MismatchError (it serves
-        another build), InputError, or Damaged (it says so, or every answer arrived damaged).
+        ``check`` returns what is damaged, or None.  Raises Unreachable if the server never
+        answered, PatienceExhausted if it stayed away too long, Denied, UnknownName, MismatchError
+        (it serves another build), InputError, or Damaged (it says so, or each answer came damaged).
         """
         trouble: _Trouble | None = None
         while True:
@@ -168,16 +168,16 @@ class Connection:
         trouble.damaged = trouble.damaged + 1 if damaged else 0
         if trouble.damaged >= DAMAGED_TRIES:
             raise Damaged(
-                f"{self.base}: the answer came damaged {trouble.damaged} times in a row ({reason}); "
-                "`logitstore verify` on the server tells whether the store is damaged there"
+                f"{self.base}: the answer came damaged {trouble.damaged} times in a row "
+                f"({reason}); `logitstore verify` on the server tells whether it is damaged there"
             )
         limit = self.patience if self._met else min(self.patience, FIRST_CONTACT_SECONDS)
         left = trouble.began + limit - time.monotonic()
         if left <= 0:
             if self._met:
                 raise PatienceExhausted(
-                    f"{self.base}: the server stayed away for {limit:.0f} s ({reason}); what is done "
-                    "is kept: run the same command again when it is back"
+                    f"{self.base}: the server stayed away for {limit:.0f} s ({reason}); what is "
+                    "done is kept: run the same command again when it is back"
                 )
             raise Unreachable(
                 f"{self.base}: no logitstore server answers ({reason}); is `logitstore serve` "

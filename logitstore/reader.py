@@ -54,6 +54,7 @@ class Snapshot:
         self._source = source
         where = f"{source.url}: {snapshot_folder(name)}"
         self.commit = Commit.open(f"{where}/commit.json", commit, name)
+        self.object("snapshots/zarr.json")  # no read of ours needs it, but other zarr clients do
         document = self.object(f"{snapshot_folder(name)}/zarr.json")
         self.meta = SnapshotMeta.parse(f"{where}/zarr.json", group_attributes(where, document))
         if self.meta.name != name:

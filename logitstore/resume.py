@@ -25,7 +25,7 @@ from logitstore.schema import (
     root_of,
     snapshot_folder,
 )
-from logitstore.storage import Storage
+from logitstore.storage import Storage, is_temporary
 from logitstore.writer import Samples, SnapshotWriter
 from logitstore.zarr_store import WriterStore, create_array
 
@@ -38,7 +38,7 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
     """
     where = storage.url
     if storage.size("zarr.json") is None:
-        other = next(storage.keys(), None)
+        other = next((key for key in storage.keys() if not is_temporary(key)), None)
         if other is not None:
             raise InputError(
                 f"{where}: not a logit store, but not empty either ({other}); use another --out"
@@ -145,15 +145,19 @@ def _store_entries(storage: Storage, document: bytes, samples: Samples) -> dict[
 
 
 def discard(storage: Storage, name: str) -> None:
-    """Delete an unfinished build; a committed snapshot is refused.
+    """Delete an unfinished build; a committed snapshot is refused with InputError.
 
-    The store itself goes too if nothing else is in it.
+    The store goes too if nothing else is in it.
     """
     if storage.size(f"{snapshot_folder(name)}/commit.json") is not None:
         raise InputError(
             f"{storage.url}: snapshot {name!r} is committed; only unfinished builds are discarded"
         )
-    for prefix in (f"{snapshot_folder(name)}/", f"{build_folder(name)}/"):
-        for key in list(storage.keys(prefix)):
-            storage.delete(key)
-        storage.sweep(prefix)
+    doomed = list(storage.keys(f"{snapshot_folder(name)}/"))
+    doomed += storage.keys(f"{build_folder(name)}/")
+    if {*storage.names("snapshots/"), *storage.names(".build/")} <= {name}:
+        doomed += [*storage.keys("labels/"), *storage.keys("keys/")]
+        doomed += ["snapshots/zarr.json", "zarr.json"]
+    for key in doomed:
+        storage.delete(key)
+    storage.sweep()

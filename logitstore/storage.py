@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from logitstore.errors import Damaged, Denied, InputError, NotFound, Unfinished
 
@@ -48,8 +48,8 @@ class Storage(Protocol):
     def names(self, prefix: str) -> list[str]:
         """Names of the folders directly under the folder ``prefix``, sorted."""
 
-    def sweep(self, prefix: str = "") -> None:
-        """Remove what dead writers left under ``prefix``: temporary files and empty folders."""
+    def sweep(self) -> None:
+        """Remove what dead writers left: temporary files and empty folders."""
 
 
 def open_storage(location: str | Path) -> Storage:
@@ -116,8 +116,8 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def sweep(self, prefix: str = "") -> None:
-        for folder, _, files in os.walk(self.root / prefix, topdown=False):
+    def sweep(self) -> None:
+        for folder, _, files in os.walk(self.root, topdown=False):
             for name in files:
                 left = _TEMPORARY.match(name)
                 if left and not _alive_elsewhere(int(left[1])):
@@ -139,9 +139,8 @@ class LocalStorage:
         path = self.path(key)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with _explained(self.url, key):
-            _make_folder(path.parent)
             try:
-                with open(temporary, "wb") as file:
+                with _opened(temporary) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -150,6 +149,14 @@ class LocalStorage:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
             _sync_folder(path.parent)
+
+
+def _opened(temporary: Path) -> BinaryIO:
+    """Open a new file in a folder that another writer's sweep may remove while it is empty."""
+    while True:
+        _make_folder(temporary.parent)
+        with suppress(FileNotFoundError):
+            return open(temporary, "wb")
 
 
 @contextmanager

@@ -52,10 +52,11 @@ def verify_store(
     except Damaged as error:
         report.breaches.append(str(error))
         return report
-    names = list(snapshots) or list(store.snapshots)
+    committed = list(store.snapshots)
+    names = list(snapshots) or committed
     for name in names:
-        if name not in store.snapshots:
-            raise UnknownName.among(f"snapshot in {location}", name, store.snapshots)
+        if name not in committed:
+            raise UnknownName.among(f"snapshot in {location}", name, committed)
     if not names:
         raise InputError(f"{location}: no committed snapshot to verify")
     known: set[str] = set()

@@ -151,8 +151,7 @@ class SnapshotWriter:
             self.root = self._commit()
         for key in list(self.storage.keys(f"{build_folder(self.plan.name)}/")):
             self.storage.delete(key)
-        for prefix in (".build/", "labels/", "keys/", f"{self._folder}/"):
-            self.storage.sweep(prefix)
+        self.storage.sweep()
         return self.root
 
     def _commit(self) -> str:
