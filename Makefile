@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 $(READY): pyproject.toml
 	python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[all]' --group dev
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[all]' --group dev
 	touch $@
 
 demo: $(READY)  ## the whole way: teachers, store, server, students, one table

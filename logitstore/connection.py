@@ -30,7 +30,7 @@ from logitstore.errors import (
     UnknownName,
     Unreachable,
 )
-from logitstore.wire import DAMAGED, PROBLEM, PROBLEM_TYPE, Problem
+from logitstore.wire import CRC_HEADER, DAMAGED, PROBLEM, PROBLEM_TYPE, Problem, crc32c
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ FIRST_CONTACT_SECONDS = 5.0
 CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
 SLOWEST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_AFTER_SECONDS = 30.0
-DAMAGED_TRIES = 6
+DAMAGED_TRIES = 5
 """Answers damaged this often in a row are damaged at their source."""
 _AWAY = {408, 429, 502, 503, 504}
 _jitter = random.SystemRandom()  # the global generator belongs to the training run
@@ -99,7 +99,13 @@ class Connection:
 
     def json(self, path: str, kind: TypeAdapter[Kind]) -> Kind:
         """GET a JSON document; Unreachable if it is not one of a logitstore server."""
-        answer = self.request("GET", path)
+
+        def check(answer: Answer) -> str | None:
+            if CRC_HEADER not in answer.headers and not self._met:
+                raise self._stranger(f"its answer to {path} has no {CRC_HEADER} header")
+            return same_checksum(answer)
+
+        answer = self.request("GET", path, check=check)
         try:
             return kind.validate_json(answer.body)
         except ValidationError:
@@ -185,7 +191,7 @@ class Connection:
             )
         if trouble.tries == 1 and self._met:
             log.warning("%s: %s; trying again for up to %.0f s", self.base, reason, limit)
-        backoff = min(SLOWEST_RETRY_SECONDS, 0.05 * 2.0 ** min(trouble.tries, 16))
+        backoff = min(SLOWEST_RETRY_SECONDS, 0.025 * 2.0 ** min(trouble.tries, 16))
         time.sleep(min(left, max(wait, backoff * _jitter.uniform(0.5, 1.0))))
 
     def _refused(self, answer: Answer, problem: Problem | None) -> NoReturn:
@@ -212,6 +218,11 @@ class Connection:
             f"{self.base}: something answers, but it is no logitstore server ({what}); the address "
             "is that of `logitstore serve`, then / and a store's name"
         )
+
+
+def same_checksum(answer: Answer) -> str | None:
+    """What is damaged about an answer that says its CRC-32C, or None."""
+    return None if answer.headers.get(CRC_HEADER) == crc32c(answer.body) else "crc32c differs"
 
 
 def _reason(error: HTTPError) -> str:

@@ -149,7 +149,7 @@ def _list_remote(location: str, token: str | None) -> list[dict[str, Any]]:
     return [
         row
         for entry in list_stores(location, token)
-        for row in _list_store(f"{base}/{entry['name']}", token)
+        for row in _list_store(f"{base}/{entry.name}", token)
     ]
 
 

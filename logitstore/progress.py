@@ -39,8 +39,8 @@ class Silent:
 class Lines:
     """Plain lines on a stream, at most one every ``every`` seconds."""
 
-    def __init__(self, stream: TextIO = sys.stderr, every: float = 5.0) -> None:
-        self._stream, self._every = stream, every
+    def __init__(self, stream: TextIO | None = None, every: float = 5.0) -> None:
+        self._stream, self._every = stream or sys.stderr, every
         self._task, self._total, self._unit = "", 0, ""
         self._done, self._begun, self._said = 0, 0.0, 0.0
 
@@ -58,12 +58,17 @@ class Lines:
         rate = self._done / max(now - self._begun, 1e-9)
         left = (self._total - self._done) / rate if rate else 0.0
         self.message(
-            f"{self._task}: {self._done:,} of {self._total:,} {self._unit}, "
-            f"{rate:,.0f} {self._unit}/s, ETA {left:.0f} s"
+            f"{self._task}: {_amount(self._done, self._unit)} of "
+            f"{_amount(self._total, self._unit)} {self._unit}, "
+            f"{_amount(rate, self._unit)} {self._unit}/s, ETA {left:.0f} s"
         )
 
     def message(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+
+def _amount(count: float, unit: str) -> str:
+    return f"{count / 1e6:,.1f} M" if unit == "bytes" else f"{count:,.0f}"
 
 
 class Bar:
@@ -71,31 +76,35 @@ class Bar:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         self._rich = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}, {task.fields[rate]}/s, ETA"),
+            TextColumn("{task.fields[shown]}, ETA"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
         self._task: Any = None
-        self._begun = 0.0
+        self._begun, self._unit = 0.0, ""
 
     def start(self, task: str, total: int, unit: str) -> None:
         if self._task is not None:
             self._rich.remove_task(self._task)
-        self._begun = time.monotonic()
-        self._task = self._rich.add_task(task, total=total, unit=unit, rate="-")
+        self._begun, self._unit = time.monotonic(), unit
+        self._task = self._rich.add_task(task, total=total, shown="")
         self._rich.start()
 
     def advance(self, count: int) -> None:
         task = self._rich.tasks[-1]
-        rate = (task.completed + count) / max(time.monotonic() - self._begun, 1e-9)
-        self._rich.update(self._task, advance=count, rate=f"{rate:,.0f}")
+        done = task.completed + count
+        rate = done / max(time.monotonic() - self._begun, 1e-9)
+        shown = (
+            f"{_amount(done, self._unit)}/{_amount(task.total or 0, self._unit)} {self._unit}, "
+            f"{_amount(rate, self._unit)}/s"
+        )
+        self._rich.update(self._task, advance=count, shown=shown)
 
     def message(self, text: str) -> None:
         self._rich.console.print(text, markup=False, highlight=False)

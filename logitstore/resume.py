@@ -38,7 +38,7 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
     """
     where = storage.url
     if storage.size("zarr.json") is None:
-        other = next((key for key in storage.keys() if not is_temporary(key)), None)
+        other = next(filter(lambda key: not is_temporary(key), storage.keys()), None)
         if other is not None:
             raise InputError(
                 f"{where}: not a logit store, but not empty either ({other}); use another --out"

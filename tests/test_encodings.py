@@ -12,7 +12,9 @@ from logitstore.errors import UnknownName
 from logitstore.fidelity import compare, kl_divergence
 
 finite = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
-some_logits = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 12)), elements=finite)
+some_logits = hnp.arrays(
+    np.float32, st.tuples(st.integers(1, 5), st.integers(1, 12)), elements=finite
+)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

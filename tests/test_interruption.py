@@ -1,4 +1,4 @@
-"""A build that dies anywhere leaves nothing that the same command does not finish, byte for byte."""
+"""A build that dies anywhere is finished by the same command, byte for byte."""
 
 import os
 import resource

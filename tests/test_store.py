@@ -214,8 +214,10 @@ def test_discarding_spares_the_other_snapshots(tiny_store: Build, tmp_path: Path
     before = tree(path)
     samples = Samples("tiny", LABELS)
     meta = StoreMeta(classes=10, dataset=samples.card())
-    plan = logitstore.open_store(path).snapshots["teacher"].meta.model_dump(
-        exclude={"fidelity", "top1", "name"}
+    plan = (
+        logitstore.open_store(path)
+        .snapshots["teacher"]
+        .meta.model_dump(exclude={"fidelity", "top1", "name"})
     )
     storage = open_storage(path)
     fill(open_writer(storage, meta, samples, SnapshotPlan(name="b", **plan)), drawn())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitstore.errors import NonFinite
-from logitstore.precompute.feed import cut, default_workers, feed
+from logitstore.precompute.feed import cut, feed
 from logitstore.precompute.inference import forward
 from logitstore.precompute.prepare import BuildConfig, Prepared, prepare
 from logitstore.progress import Progress, Silent
@@ -77,12 +77,11 @@ def _run(
     """Forward every batch that some teacher lacks; finished shards go to the writing thread."""
     shards = [s for s in (writers[0].shards() if writers else []) if any(s in m for m in missing)]
     batches = cut(shards, prepared.config.batch_size)
-    workers = prepared.config.workers
     images = feed(
         prepared.dataset,
         prepared.views,
         batches,
-        workers=default_workers(prepared.dataset) if workers is None else workers,
+        workers=prepared.config.workers,
         pin=prepared.device.type == "cuda",
     )
     labels = prepared.dataset.labels

@@ -6,7 +6,7 @@ A batch never spans two shards, so a resumed build forwards the same batches and
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,18 +74,40 @@ def cut(shards: Sequence[Shard], batch_size: int) -> list[Shard]:
     ]
 
 
-def feed(
-    dataset: ImageDataset, views: Views, batches: Sequence[Shard], *, workers: int, pin: bool
+def image_batches(
+    dataset: ImageDataset,
+    views: Views,
+    items: Iterable[list[tuple[int, int]]],
+    *,
+    workers: int | None,
+    pin: bool = False,
 ) -> Iterator[Tensor]:
-    """Yield each batch's views, uint8 (rows, C, H, W); raises why an image cannot be read."""
-    loader = DataLoader(
+    """Yield uint8 (N, C, H, W) for each list of (view, sample); raises what spoilt an image.
+
+    ``items`` is iterated lazily: a long run's plan is never held in memory.
+    """
+    loader: DataLoader[Any] = DataLoader(
         ViewItems(dataset, views),
-        batch_sampler=[[(b.view, sample) for sample in range(b.start, b.stop)] for b in batches],
-        num_workers=workers,
+        batch_sampler=items,
+        num_workers=default_workers(dataset) if workers is None else workers,
         collate_fn=stack_views,
         pin_memory=pin,
+        generator=torch.Generator(),  # else it draws from the global one, which dropout uses
     )
     for images in loader:
         if isinstance(images, LogitstoreError):
             raise images
         yield images
+
+
+def feed(
+    dataset: ImageDataset,
+    views: Views,
+    batches: Iterable[Shard],
+    *,
+    workers: int | None,
+    pin: bool = False,
+) -> Iterator[Tensor]:
+    """Yield the views of each span of samples, uint8 (rows, C, H, W)."""
+    items = ([(b.view, sample) for sample in range(b.start, b.stop)] for b in batches)
+    return image_batches(dataset, views, items, workers=workers, pin=pin)

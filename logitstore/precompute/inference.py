@@ -20,9 +20,12 @@ def forward(
     """Logits float32 (N, C), on the CPU, of uint8 images (N, C, H, W) on the model's device."""
     device = images.device.type
     narrow = torch.autocast(device, _AUTOCAST[precision]) if precision != "fp32" else nullcontext()
-    # TF32 keeps 10 bits of a convolution's inputs: "fp32" would not be what it says.
-    exact = torch.backends.cudnn.flags(allow_tf32=False) if device == "cuda" else nullcontext()
-    with torch.inference_mode(), narrow, exact:
+    # TF32 keeps 10 bits of a convolution's inputs: "fp32" would not be what it says.  Fixed
+    # algorithms make a resumed build give the same bits.
+    cudnn = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    with torch.inference_mode(), narrow, cudnn:
         inputs = to_input(images, normalize).contiguous(memory_format=torch.channels_last)
         output: Tensor = model(inputs)
         return output.float().cpu()

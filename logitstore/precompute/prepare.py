@@ -134,9 +134,7 @@ def prepare(config: BuildConfig) -> Prepared:
     views = Views(parse_view_spec(config.view_spec), config.size, config.seed)
     storage = open_storage(config.out)
     probes = canary_samples(len(dataset))
-    images = next(
-        feed(dataset, views, [Shard(0, i, i + 1) for i in probes[:1]], workers=0, pin=False)
-    )
+    images = next(feed(dataset, views, [Shard(0, i, i + 1) for i in probes[:1]], workers=0))
     shape = (images.shape[1], images.shape[2], images.shape[3])
     card = make_view_card(dataset, views, config.views)
     teachers: list[Teacher] = []
@@ -245,7 +243,7 @@ def _probe(
     views = Views(card.spec, card.size, card.seed)
     probes = sorted({canary.sample for canary in card.canaries})
     batches = [Shard(0, sample, sample + 1) for sample in probes]
-    images = torch.cat(list(feed(dataset, views, batches, workers=0, pin=False)))
+    images = torch.cat(list(feed(dataset, views, batches, workers=0)))
     try:
         output = forward(model, images.to(device), normalize, config.precision)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:

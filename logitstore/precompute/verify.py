@@ -82,7 +82,7 @@ def verify_teacher(
         for view in sorted({view for view, _ in pairs}):
             indices = np.array([index for v, index in pairs if v == view])
             singles = [Shard(view, int(index), int(index) + 1) for index in indices]
-            images = torch.cat(list(feed(dataset, views, singles, workers=0, pin=False)))
+            images = torch.cat(list(feed(dataset, views, singles, workers=0)))
             live = forward(model, images.to(place), card.normalize, card.precision).numpy()
             report.breaches += _differences(snapshot, live, indices, view)
         report.rows_recomputed += len(pairs)

@@ -1,0 +1,59 @@
+"""What a server is told: contradictions are refused when the settings are made, not at the bind."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from api.auth import read_tokens
+from api.limits import Limits
+from api.registry import find_stores
+from logitstore.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """``root`` is a store or a folder of stores; ``token_file`` is explained in ``auth``.
+
+    InputError if the address is reachable by others and nothing keeps them out, if the token file
+    is unusable, or if there is no store under ``root``.
+    """
+
+    root: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    token_file: Path | None = None
+    insecure_no_auth: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"port {self.port} is outside 0..65535")
+        if self.workers < 1:
+            raise InputError(f"{self.workers} workers cannot serve; at least 1")
+        if self.token_file is not None and self.insecure_no_auth:
+            raise InputError("--token-file and --insecure-no-auth contradict each other: drop one")
+        if not self.loopback and self.token_file is None and not self.insecure_no_auth:
+            raise InputError(
+                f"{self.host} can be reached from other machines and no tokens are set: give "
+                "--token-file FILE, or --insecure-no-auth to let everybody read the stores"
+            )
+        if self.token_file is not None:
+            read_tokens(self.token_file)
+        if not find_stores(self.root):
+            raise InputError(
+                f"{self.root} is neither a logit store nor a folder with one; `logitstore build` "
+                "makes one"
+            )
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

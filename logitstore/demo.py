@@ -1,0 +1,238 @@
+"""``logitstore demo``: the whole way on scikit-learn's digits, by the commands that a user types.
+
+A teacher is trained and three of its epochs are kept, one store of the three is built and served on
+loopback, and small students learn over HTTP from 100 images: with cross-entropy alone, and with the
+logits of each teacher.  This file only composes commands and averages what their runs report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from logitstore.console import size, table
+from logitstore.errors import InputError, Unreachable
+
+Run = Callable[[list[str]], Any]
+
+TEACHER_EPOCHS = (1, 5, 60)
+FEW, FIRST_SEED = 100, 1000
+DATA, TEST = "digits?train=true", "digits?train=false"
+_STARTS_WITHIN_SECONDS = 60
+
+
+def run_demo(run: Run, out: Path, *, seeds: int) -> None:
+    """Run the demo's commands with ``run`` (arguments -> None) in the folder ``out``.
+
+    ``seeds`` students for each line of the table.  What is finished in ``out`` is not done again.
+    Raises what the commands raise.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds must be at least 1, not {seeds}")
+    # Networks of 3,000 weights gain nothing from threads, and spinning ones lose a busy machine.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    begun = time.monotonic()
+    say = _Narrator(run)
+    store, teacher = out / "digits.zarr", out / "teacher"
+    say("A teacher (MLP 2x256) on 1,200 digits; epochs 1, 5 and 60 are kept.")
+    say.does(
+        [
+            *("train", "--data", DATA, "--student", "mlp?hidden=256,256", "--method", "ce"),
+            *("--epochs", str(TEACHER_EPOCHS[-1])),
+            *("--snapshots", ",".join(map(str, TEACHER_EPOCHS)), "--val", TEST),
+            *("--out", str(teacher)),
+        ]
+    )
+    say("One store of the three teachers' logits; the images are read once.")
+    say.does(["build", "--teacher", str(teacher), "--data", DATA, "--out", str(store)])
+    say.does(["verify", str(store)])
+    say("The store is served on loopback; students see neither teacher nor checkpoint.")
+    with _served(store) as url:
+        _students(say, out, url, seeds)
+    say(*_results(out, seeds))
+    say(
+        f"\nTook {time.monotonic() - begun:.0f} s. Try next:",
+        f"  logitstore inspect {store}",
+        f"  logitstore verify {store} --teacher {teacher}/snapshots/epoch-0005.safetensors "
+        f"--data '{DATA}' --snapshot epoch-0005",
+        f"  logitstore serve {out}",
+        f"  logitstore train --data '{DATA}' --student 'mlp?hidden=64' --store {store} "
+        f"--snapshot epoch-0005 --method kd --temperature 8 --val '{TEST}' --out {out}/mine",
+        f"  tensorboard --logdir {out}",
+    )
+
+
+def _lines(seeds: int) -> Iterator[tuple[str, int, int | None, int | None]]:
+    """(method, seed, teacher's epoch, images or None for all) of every student."""
+    for images in (FEW, None):
+        for number in range(seeds):
+            yield "ce", FIRST_SEED + number, None, images
+            for epoch in TEACHER_EPOCHS:
+                yield "kd", FIRST_SEED + number, epoch, images
+
+
+def _folder(out: Path, method: str, seed: int, epoch: int | None, images: int | None) -> Path:
+    taught = f"-epoch{epoch}" if epoch else ""
+    return out / "students" / f"{method}{taught}-{images or 'all'}-seed{seed}"
+
+
+def _students(say: _Narrator, out: Path, url: str, seeds: int) -> None:
+    for method, seed, epoch, images in _lines(seeds):
+        command = ["train", "--data", DATA, "--student", "mlp?hidden=32", "--method", method]
+        if epoch:
+            command += ["--store", url, "--snapshot", f"epoch-{epoch:04d}", "--temperature", "4"]
+        if images:
+            command += ["--limit", str(images), "--limit-seed", str(seed)]
+        command += ["--epochs", "100" if images else "30", "--batch-size", "32"]
+        command += ["--seed", str(seed), "--val", TEST]
+        say.does([*command, "--out", str(_folder(out, method, seed, epoch, images))], quiet=True)
+
+
+def _results(out: Path, seeds: int) -> list[str]:
+    """The table: test accuracy (mean and standard deviation), paired gain over ce, cost."""
+    snapshots = _json(
+        [sys.executable, "-m", "logitstore", "inspect", str(out / "digits.zarr"), "--json"]
+    )
+    stored = {entry["name"]: entry for entry in snapshots["snapshots"]}
+    history = [
+        json.loads(line) for line in (out / "teacher/metrics.jsonl").read_text().splitlines()
+    ]
+    header = ("student", "images", "test accuracy", "gain over ce", "teacher's", "bytes", "seconds")
+    rows: list[Sequence[str]] = []
+    findings: list[str] = []
+    for images in (FEW, None):
+        plain = _accuracies(out, "ce", None, images, seeds)
+        rows.append(
+            (
+                "ce",
+                str(images or 1200),
+                _spread(plain),
+                "",
+                "",
+                "",
+                _seconds(out, "ce", None, images, seeds),
+            )
+        )
+        best = (-1.0, 0)
+        for epoch in TEACHER_EPOCHS:
+            taught = _accuracies(out, "kd", epoch, images, seeds)
+            gains = [after - before for after, before in zip(taught, plain, strict=True)]
+            best = max(best, (mean(gains), epoch))
+            rows.append(
+                (
+                    f"kd from epoch {epoch}",
+                    str(images or 1200),
+                    _spread(taught),
+                    _spread(gains, sign="+"),
+                    f"{100 * history[epoch - 1]['val_accuracy']:.1f}",
+                    size(stored[f"epoch-{epoch:04d}"]["bytes"]),
+                    _seconds(out, "kd", epoch, images, seeds),
+                )
+            )
+        findings.append(
+            f"With {images or 'all 1200'} images the teacher of epoch {best[1]} helps most: "
+            f"{100 * best[0]:+.1f} points."
+        )
+    return [
+        f"\nTest accuracy in % on 597 digits, mean ± standard deviation of {seeds} seeds "
+        "(gain: paired by seed):\n",
+        *table(header, rows),
+        "",
+        *findings,
+    ]
+
+
+def _accuracies(
+    out: Path, method: str, epoch: int | None, images: int | None, seeds: int
+) -> list[float]:
+    return [
+        _result(out, method, FIRST_SEED + n, epoch, images)["val_accuracy"] for n in range(seeds)
+    ]
+
+
+def _seconds(out: Path, method: str, epoch: int | None, images: int | None, seeds: int) -> str:
+    spent = [_result(out, method, FIRST_SEED + n, epoch, images)["seconds"] for n in range(seeds)]
+    return f"{mean(spent):.1f}"
+
+
+def _result(
+    out: Path, method: str, seed: int, epoch: int | None, images: int | None
+) -> dict[str, Any]:
+    folder = _folder(out, method, seed, epoch, images)
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return {**found, **found.get("metrics", {})}
+
+
+def _spread(shares: Sequence[float], sign: str = "") -> str:
+    spread = f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{100 * mean(shares):{sign}.1f}{spread}"
+
+
+class _Narrator:
+    """Says what happens and runs the commands, each shown as a user would type it."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __call__(self, *lines: str) -> None:
+        for line in lines:
+            print(line, flush=True)
+
+    def does(self, arguments: list[str], *, quiet: bool = False) -> None:
+        self(f"$ logitstore {shlex.join(arguments)}")
+        if not quiet:
+            self._finished(arguments)
+            self("")
+            return
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            self._finished(arguments)
+
+    def _finished(self, arguments: list[str]) -> None:
+        code = self._run(arguments)
+        if code:
+            raise InputError(
+                f"the demo stops: `logitstore {shlex.join(arguments)}` ended with {code}"
+            )
+
+
+@contextmanager
+def _served(store: Path) -> Iterator[str]:
+    """``logitstore serve`` on a free loopback port until the block ends; yields the store's URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["serve", str(store), "--port", str(port)]
+    print(f"$ logitstore {shlex.join(command)} &", flush=True)
+    with subprocess.Popen(
+        [sys.executable, "-m", "logitstore", *command], stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            _wait(server, port)
+            yield f"http://127.0.0.1:{port}/{store.stem}"
+        finally:
+            server.terminate()
+
+
+def _wait(server: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + _STARTS_WITHIN_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise Unreachable(f"the demo's server did not start on port {port}")
+
+
+def _json(command: list[str]) -> Any:
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

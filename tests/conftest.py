@@ -1,0 +1,237 @@
+"""Two factories that many tests share: a small committed store, and the real server.
+
+Both live for the whole session, so that a module may build one store and one server for all its
+tests; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from logitstore.encodings import encoding
+from logitstore.resume import open_writer
+from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
+from logitstore.shards import shard_rows
+from logitstore.storage import open_storage
+from logitstore.writer import Samples
+
+SERVER = """
+import logging, sys
+from pathlib import Path
+from api.app import serve
+from api.limits import Limits
+from api.settings import Settings
+logging.basicConfig(level="INFO")
+serve(Settings({settings}))
+print("torch" in sys.modules, flush=True)
+"""
+
+
+def logits_of(seed: int, samples: int, classes: int, views: int = 1) -> NDArray[np.float32]:
+    """The logits that ``tiny_store`` writes: float32 (V, N, C), normal times 3."""
+    drawn = np.random.default_rng(seed).standard_normal((views, samples, classes)) * 3
+    return drawn.astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_store() -> Callable[..., Path]:
+    """``tiny_store(path, snapshots=("teacher",), samples=100, classes=10, views=1, …) -> path``.
+
+    Builds a real, committed store with the library's own writer.  Snapshot i holds the logits
+    ``logits_of(seed + i, samples, classes, views)``; labels are sample % classes.  Shards hold
+    ``rows_per_shard`` rows (32 unless told), so that even a tiny store has several.  Calling it
+    again with another snapshot name and the same path lets the store grow.
+    """
+
+    def build(
+        path: Path,
+        snapshots: tuple[str, ...] = ("teacher",),
+        *,
+        samples: int = 100,
+        classes: int = 10,
+        views: int = 1,
+        seed: int = 0,
+        form: str = "float16",
+        rows_per_shard: int | None = 32,
+        keys: bool = False,
+    ) -> Path:
+        labels = np.arange(samples, dtype=np.int32) % classes
+        named = [f"img/{i:05d}.png" for i in range(samples)] if keys else None
+        described = Samples(name="tiny", labels=labels, keys=named)
+        meta = StoreMeta(classes=classes, class_names=None, dataset=described.card())
+        rows = rows_per_shard or shard_rows(encoding(form).bytes_per_row(classes))
+        for number, name in enumerate(snapshots):
+            plan = SnapshotPlan(
+                name=name,
+                views=views,
+                samples=samples,
+                classes=classes,
+                rows_per_shard=rows,
+                imported=ImportCard(file="tiny.npy", sha256="0" * 64),
+                encoding=EncodingCard(name=form),
+                packages={},
+            )
+            logits = logits_of(seed + number, samples, classes, views)
+            writer = open_writer(open_storage(path), meta, described, plan)
+            for shard in writer.missing():
+                part = slice(shard.start, shard.stop)
+                writer.write(shard, logits[shard.view, part], labels[part])
+            writer.commit()
+        return path
+
+    return build
+
+
+class Server:
+    """``logitstore serve`` as a process of its own on a free loopback port.
+
+    ``url``, ``port`` and ``process``; ``get(path)`` is one plain request; ``kill`` is kill -9;
+    ``restart`` starts it again on the same port (with another root if given); ``stop`` is SIGTERM
+    and returns the exit status.
+    """
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.root, self.settings = root, settings
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (``close`` closes it)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.restart()
+
+    def restart(self, root: Path | None = None) -> None:
+        self.root = root or self.root
+        given = {"root": self.root, "port": self.port, **self.settings}
+        arguments = ", ".join(
+            f"{name}={f'Path({str(value)!r})' if isinstance(value, Path) else repr(value)}"
+            for name, value in given.items()
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", SERVER.format(settings=arguments)],
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                if self.get("/readyz")[0] == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.02)
+        self.process.kill()
+        self.process.wait()
+        raise AssertionError(f"the server did not start: {self.log()}")
+
+    def get(
+        self,
+        path: str,
+        headers: dict[str, str] | None = None,
+        method: str = "GET",
+        body: Any = None,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """(status, headers with lower-case names, body) of one request on a new connection.
+
+        ``path`` is sent as it stands: nothing is quoted or normalised.
+        """
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.putrequest(method, path, skip_accept_encoding=True)
+            for name, value in (headers or {}).items():
+                connection.putheader(name, value)
+            if body is not None:
+                connection.putheader("content-length", str(len(body)))
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, names, answer.read()
+        finally:
+            connection.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+    def close(self) -> None:
+        self._log.close()
+
+    def log(self) -> str:
+        """All that the server and its predecessors on this port wrote."""
+        self._log.seek(0)
+        return self._log.read().decode()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[..., Server]]:
+    """``serve(root, **settings) -> Server``: the real server, answering; killed at the end."""
+    started: list[Server] = []
+
+    def start(root: Path, **settings: Any) -> Server:
+        server = Server(root, **settings)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.kill()
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def bound_store() -> Callable[..., Path]:
+    """``bound_store(path, data, logits, name="teacher") -> path``: a store bound to its images.
+
+    ``data`` is a dataset spec, ``logits`` float32 (V, N, C), kept exactly.  Unlike ``tiny_store``
+    it records the views' fingerprints, so that students may learn from it.  Needs torch.
+    """
+    from logitstore.precompute.datasets import open_dataset
+    from logitstore.precompute.views import Views, make_view_card
+
+    def build(path: Path, data: str, logits: NDArray[np.float32], name: str = "teacher") -> Path:
+        dataset = open_dataset(data)
+        views, samples, classes = logits.shape
+        plan = SnapshotPlan(
+            name=name,
+            views=views,
+            samples=samples,
+            classes=classes,
+            rows_per_shard=256,
+            imported=ImportCard(file="logits.npy", sha256="0" * 64),
+            view=make_view_card(dataset, Views(()), views),
+            encoding=EncodingCard(name="float32"),
+            packages={},
+        )
+        meta = StoreMeta(
+            classes=classes, class_names=dataset.class_names, dataset=dataset.samples().card()
+        )
+        writer = open_writer(open_storage(path), meta, dataset.samples(), plan)
+        for shard in writer.missing():
+            part = slice(shard.start, shard.stop)
+            writer.write(shard, logits[shard.view, part], dataset.labels[part])
+        writer.commit()
+        return path
+
+    return build

@@ -1,0 +1,113 @@
+"""The wire format: rows survive a round trip, its bytes are pinned, damage never becomes rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from logitstore.encodings import ENCODINGS, Rows
+from logitstore.errors import Damaged, InputError
+from logitstore.wire import (
+    MAX_INDICES,
+    MAX_ROWS_BYTES,
+    crc32c,
+    pack,
+    pack_indices,
+    rows_per_request,
+    unpack,
+    unpack_indices,
+)
+
+
+def some_rows(form: str, count: int, classes: int = 7) -> Rows:
+    logits = np.random.default_rng(0).standard_normal((count, classes)).astype(np.float32)
+    return Rows(ENCODINGS[form], ENCODINGS[form].encode(logits))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("form", sorted(ENCODINGS))
+def test_rows_survive_the_wire_bit_for_bit(form: str, count: int) -> None:
+    rows = some_rows(form, count)
+    received = unpack(pack(rows), form, classes=7, count=count)
+    assert received.encoding is rows.encoding
+    assert received.arrays.keys() == rows.arrays.keys()
+    for name, array in rows.arrays.items():
+        assert received.arrays[name].tobytes() == array.tobytes()
+
+
+def test_the_bytes_on_the_wire_are_these() -> None:
+    """Two float16 rows of two classes: safetensors sorts its arrays by falling item size."""
+    rows = Rows(
+        ENCODINGS["float16"],
+        {
+            "codes": np.array([[0, -1], [-2, 0]], "<f2"),
+            "scalars": np.array([[3, 1], [0.5, 2]], "<f4"),
+        },
+    )
+    header = (
+        b'{"scalars":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},'
+        b'"codes":{"dtype":"F16","shape":[2,2],"data_offsets":[16,24]}}'
+    )
+    header += b" " * (-len(header) % 8)
+    scalars = bytes.fromhex("00004040 0000803f 0000003f 00000040")
+    codes = bytes.fromhex("0000 00bc 00c0 0000")
+    assert pack(rows) == len(header).to_bytes(8, "little") + header + scalars + codes
+
+
+def test_indices_are_little_endian_uint32() -> None:
+    indices = np.array([1, 256, 2**32 - 1])
+    data = bytes.fromhex("01000000 00010000 ffffffff")
+    assert pack_indices(indices) == data
+    assert unpack_indices(data).tolist() == indices.tolist()
+    with pytest.raises(InputError, match="uint32"):
+        pack_indices(np.array([2**32]))
+    with pytest.raises(InputError, match="whole number"):
+        unpack_indices(data[:-1])
+
+
+def test_the_checksum_is_the_castagnoli_crc() -> None:
+    assert crc32c(b"123456789") == "e3069283"  # RFC 3720's check value
+
+
+@pytest.mark.parametrize("form", sorted(ENCODINGS))
+def test_other_rows_than_those_expected_are_damage(form: str) -> None:
+    data = pack(some_rows(form, 3))
+    for wrong in ({"classes": 8, "count": 3}, {"classes": 7, "count": 2}):
+        with pytest.raises(Damaged, match="expected"):
+            unpack(data, form, **wrong)
+    other = next(name for name in ENCODINGS if name != form)
+    with pytest.raises(Damaged):
+        unpack(data, other, classes=7, count=3)
+
+
+def test_bytes_cut_anywhere_are_damage() -> None:
+    data = pack(some_rows("float16", 3))
+    for length in range(len(data)):
+        with pytest.raises(Damaged):
+            unpack(data[:length], "float16", classes=7, count=3)
+
+
+def test_a_flipped_bit_in_the_header_never_changes_what_an_array_is() -> None:
+    """Either it is refused, or it is harmless; the body's bits are the checksum's business."""
+    rows = some_rows("float16", 3)
+    data = pack(rows)
+    header = 8 + int.from_bytes(data[:8], "little")
+    for bit in range(8 * header):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert crc32c(bytes(flipped)) != crc32c(data)
+        try:
+            received = unpack(bytes(flipped), "float16", classes=7, count=3)
+        except Damaged:
+            continue
+        assert {n: a.shape for n, a in received.arrays.items()} == {
+            n: a.shape for n, a in rows.arrays.items()
+        }
+
+
+def test_a_request_never_asks_for_more_than_its_two_limits() -> None:
+    form = ENCODINGS["float16"]
+    for classes in (2, 1000, 21_843, 1 << 24):
+        most = rows_per_request(form, classes)
+        assert 1 <= most <= MAX_INDICES
+        assert most == 1 or most * form.bytes_per_row(classes) <= MAX_ROWS_BYTES

@@ -1,0 +1,218 @@
+"""A run's folder: is the run new, interrupted or finished; may it go on; its files, all atomic.
+
+config.toml                 the resolved TrainConfig
+inputs.json                 what its specs turned out to be: digests, root, classes, device
+metrics.jsonl               one line per finished epoch; the same scalars as TensorBoard events
+checkpoints/last.safetensors
+snapshots/epoch-0005.safetensors, model.safetensors, result.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from logitstore.errors import Damaged, Denied, InputError, MismatchError, NotFound, Unfinished
+from logitstore.schema import DatasetCard, Document, first_difference
+from logitstore.storage import is_temporary, open_storage
+from trainer.config import EXECUTION, TrainConfig
+
+CONFIG, INPUTS, METRICS, RESULT = "config.toml", "inputs.json", "metrics.jsonl", "result.json"
+LAST, MODEL, LOCK = "checkpoints/last.safetensors", "model.safetensors", ".lock"
+_ONE_RUN_EACH = "use another --out, or give the same arguments"
+
+Line = dict[str, Any]
+
+
+class Inputs(Document):
+    """What a run's specs turned out to be; a resumed run must find the same."""
+
+    format_version: int = 1
+    data: DatasetCard
+    val: DatasetCard | None
+    root: str | None
+    classes: int
+    input_shape: tuple[int, int, int]
+    view_spec: tuple[dict[str, Any], ...]
+    size: int | None
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run.  ``metrics`` are the last epoch's; epochs count from 1; bytes and seconds.
+
+    ``best_epoch`` is the first one with the highest validation accuracy, None without validation.
+    ``peak_memory`` is the GPU's if one was used, else the process's.
+    """
+
+    run: Path
+    epochs: int
+    metrics: dict[str, float]
+    best_epoch: int | None
+    peak_memory: int
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as one flat dict that JSON can hold."""
+        document = asdict(self)
+        return {**document.pop("metrics"), **document, "run": str(self.run)}
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, out: str) -> None:
+        self.path = Path(out)
+        self._storage = open_storage(out)
+
+    def finished(self, config: TrainConfig) -> Result | None:
+        """The result if this very run is finished; reads only.
+
+        MismatchError if another run is here, InputError if something else is.
+        """
+        if not (self.path / CONFIG).is_file():
+            found = self._storage.keys()
+            other = next((key for key in found if key != LOCK and not is_temporary(key)), None)
+            if other is not None:
+                raise InputError(
+                    f"{self.path}: not empty and not a training run (there is {other}, and no "
+                    f"{CONFIG}): use another --out"
+                )
+            return None
+        self._refuse_other(config)
+        try:
+            document = json.loads(self._storage.get(RESULT))
+        except NotFound:
+            return None
+        return Result(run=self.path, **document)
+
+    def store(self) -> str | None:
+        """The store that the run here was begun with; elsewhere, another root may lie."""
+        return TrainConfig.from_toml(self.path / CONFIG).store
+
+    def begin(self, config: TrainConfig, inputs: Inputs) -> None:
+        """Write down what the run is, or check that it is the one here."""
+        if self.finished(config) is None and not (self.path / CONFIG).is_file():
+            self.put(CONFIG, config.to_toml().encode())
+        try:
+            found = Inputs.parse(f"{self.path}/{INPUTS}", self._storage.get(INPUTS))
+        except NotFound:
+            self.put(INPUTS, inputs.to_bytes())
+            return
+        difference = first_difference(found, inputs)
+        if difference:
+            field, before, now = difference
+            raise MismatchError(
+                f"{self.path} was begun with {field} {before!r}, which is {now!r} now: "
+                "bring the former back, or use another --out"
+            )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of this run; the lock ends with its process, however it ends."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / LOCK, "w")  # noqa: SIM115  # closed below
+        except PermissionError as error:
+            raise Denied(f"{self.path}: may not be written: {error.strerror}") from None
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"{self.path}: a file is in the way: use another --out") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path}: another process is training in this folder: wait for it, or use "
+                    "another --out"
+                ) from None
+            self._storage.sweep()
+            yield
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a file of the run, whole or not at all; Unfinished when the disk is full."""
+        self._storage.put(key, data)
+
+    def checkpoint(self) -> Path | None:
+        """Where the last checkpoint lies, None if there is none yet."""
+        return self.path / LAST if (self.path / LAST).is_file() else None
+
+    def history(self, epochs: int) -> list[Line]:
+        """The metrics of the first ``epochs`` epochs, one line each; later lines are dropped.
+
+        A line is written before its epoch's checkpoint, so an interruption may leave one too many.
+        """
+        if epochs == 0:
+            return []
+        lines = self._storage.get(METRICS).decode().splitlines()[:epochs]
+        if len(lines) < epochs:
+            raise Damaged(
+                f"{self.path}: {METRICS} has {len(lines)} lines, the checkpoint is after epoch "
+                f"{epochs}: bring the file back, or use another --out"
+            )
+        return [json.loads(line) for line in lines]
+
+    def put_history(self, lines: list[Line]) -> None:
+        """Write the metrics of all epochs so far."""
+        self.put(METRICS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def put_result(self, result: Result) -> None:
+        document = asdict(result)
+        del document["run"]
+        self.put(RESULT, (json.dumps(document, indent=2) + "\n").encode())
+
+    def _refuse_other(self, config: TrainConfig) -> None:
+        there = TrainConfig.from_toml(self.path / CONFIG)
+        for field in fields(TrainConfig):
+            before, now = getattr(there, field.name), getattr(config, field.name)
+            if field.name not in EXECUTION and before != now:
+                raise MismatchError(
+                    f"{self.path} is a run with {field.name} = {before!r}, asked for is {now!r}: "
+                    f"{_ONE_RUN_EACH}"
+                )
+        if (there.store is None) != (config.store is None):
+            raise MismatchError(
+                f"{self.path} is a run {'without' if there.store is None else 'with'} a store, "
+                f"asked for is one {'without' if config.store is None else 'with'}: {_ONE_RUN_EACH}"
+            )
+
+
+class Events:
+    """TensorBoard's view of the history; written anew at each start, so that it never repeats."""
+
+    def __init__(self, folder: Path, history: list[Line]) -> None:
+        self._folder = folder
+        with self._explained():
+            for stale in folder.glob("events.out.tfevents.*"):
+                stale.unlink()
+            self._writer = SummaryWriter(str(folder))
+        for line in history:
+            self.add(line)
+
+    def add(self, line: Line) -> None:
+        """Write one epoch's numbers."""
+        with self._explained():
+            for name, value in line.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, line["epoch"])
+            self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Unfinished(
+                f"{self._folder}: TensorBoard's file cannot be written ({error}); free "
+                "some space and run the same command again"
+            ) from error

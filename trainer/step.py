@@ -1,0 +1,134 @@
+"""One training step, and the sums that an epoch's figures come from.
+
+The sums stay on the device until the epoch ends: asking for a number at each step would make the
+device wait for the host.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from logitstore.errors import InputError, NonFinite
+from logitstore.precompute.images import to_input
+from logitstore.schema import Normalize
+from trainer.checkpoint import Learner
+from trainer.config import TrainConfig
+from trainer.data import Batch
+from trainer.methods import Method, Outputs, total
+
+CHECK_EVERY = 16
+_NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TAIL = ("correct", "labelled", "differing")
+
+
+def make_learner(config: TrainConfig, model: torch.nn.Module, device: torch.device) -> Learner:
+    """The model on its device with its optimiser and, for fp16, its gradient scaler."""
+    model.to(device).train()
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=config.base_lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+    else:
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.base_lr,
+            betas=(config.momentum, 0.999),
+            weight_decay=config.weight_decay,
+        )
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    return Learner(model, optimizer, scaler, device)
+
+
+def take_step(
+    learner: Learner,
+    method: Method,
+    batch: Batch,
+    *,
+    lr: float,
+    normalize: Normalize | None,
+    precision: str,
+) -> dict[str, Tensor]:
+    """Learn from one batch; sums over its samples: loss, each term, and counts (float64, 0-d)."""
+    model, optimizer, scaler, device = learner
+    images = to_input(batch.images.to(device, non_blocking=True), normalize)
+    labels = batch.labels.to(device, non_blocking=True)
+    teacher = None if batch.teacher is None else batch.teacher.tensor(device)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    narrow = torch.autocast(device.type, _NARROW[precision]) if precision in _NARROW else None
+    try:
+        with narrow or nullcontext():
+            student = model(images)
+        terms = method.terms(Outputs(student, labels, teacher), batch.request.epoch)
+        loss = total(terms)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss.mean()).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+    except (ValueError, torch.OutOfMemoryError) as error:  # BatchNorm refuses a last batch of one
+        raise InputError(
+            f"the student cannot learn from a batch of {len(labels)} images "
+            f"({str(error).splitlines()[0]}): choose another --batch-size"
+        ) from error
+    with torch.no_grad():
+        guess = student.argmax(1)
+        counts = {"correct": (guess == labels).sum(), "labelled": (labels >= 0).sum()}
+        if teacher is not None:
+            counts["differing"] = (guess != teacher.argmax(1)).sum()
+        summed = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
+        return {
+            **{name: values.double().sum() for name, values in summed.items()},
+            **{name: value.double() for name, value in counts.items()},
+        }
+
+
+def epoch_figures(names: list[str], sums: Tensor, samples: int) -> dict[str, float]:
+    """An epoch's means from its sums; without labels there is no accuracy."""
+    values = dict(zip(names, sums.tolist(), strict=True))
+    figures = {name: value / samples for name, value in values.items() if name not in _TAIL}
+    if values["labelled"]:
+        figures["train_accuracy"] = values["correct"] / values["labelled"]
+    if "differing" in values:
+        figures["train_kd_error"] = values["differing"] / samples
+    return figures
+
+
+class LossWatch:
+    """Finds the first step whose loss is not finite, looking only every few steps."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, int, Tensor]] = []
+
+    def add(self, epoch: int, step: int, loss: Tensor) -> None:
+        self._pending.append((epoch, step, loss))
+        if len(self._pending) >= CHECK_EVERY:
+            self.check()
+
+    def check(self) -> None:
+        """NonFinite names the epoch and the step, both counted from 1."""
+        pending, self._pending = self._pending, []
+        if not pending or torch.stack([loss for *_, loss in pending]).isfinite().all():
+            return
+        epoch, step, loss = next(entry for entry in pending if not entry[2].isfinite())
+        raise NonFinite(
+            f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: lower --lr, add "
+            "--warmup-epochs, or use --precision bf16 or fp32; no later checkpoint was written"
+        )
+
+
+def check_weights(model: torch.nn.Module, epoch: int, step: int) -> None:
+    """NonFinite if a weight is not finite, so that no checkpoint ever holds such weights."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise NonFinite(
+                f"weight {name} became NaN or infinite by epoch {epoch + 1}, step {step + 1}: "
+                "lower --lr, add --warmup-epochs, or use --precision bf16 or fp32"
+            )
