@@ -72,13 +72,10 @@ def run_demo(run: Run, out: Path, *, seeds: int) -> None:
     )
 
 
-def _lines(seeds: int) -> Iterator[tuple[str, int, int | None, int | None]]:
-    """(method, seed, teacher's epoch, images or None for all) of every student."""
-    for images in (FEW, None):
-        for number in range(seeds):
-            yield "ce", FIRST_SEED + number, None, images
-            for epoch in TEACHER_EPOCHS:
-                yield "kd", FIRST_SEED + number, epoch, images
+def _group(images: int | None) -> list[tuple[str, int | None]]:
+    """(method, teacher's epoch) of the students that learn from so many images, None for all."""
+    epochs = TEACHER_EPOCHS if images else TEACHER_EPOCHS[-1:]
+    return [("ce", None), *(("kd", epoch) for epoch in epochs)]
 
 
 def _folder(out: Path, method: str, seed: int, epoch: int | None, images: int | None) -> Path:
@@ -87,15 +84,26 @@ def _folder(out: Path, method: str, seed: int, epoch: int | None, images: int | 
 
 
 def _students(say: _Narrator, out: Path, url: str, seeds: int) -> None:
-    for method, seed, epoch, images in _lines(seeds):
-        command = ["train", "--data", DATA, "--student", "mlp?hidden=32", "--method", method]
-        if epoch:
-            command += ["--store", url, "--snapshot", f"epoch-{epoch:04d}", "--temperature", "4"]
-        if images:
-            command += ["--limit", str(images), "--limit-seed", str(seed)]
-        command += ["--epochs", "100" if images else "30", "--batch-size", "32"]
-        command += ["--seed", str(seed), "--val", TEST]
-        say.does([*command, "--out", str(_folder(out, method, seed, epoch, images))], quiet=True)
+    """Train them all; the first seed's commands are shown, the others differ in the seed only."""
+    for number in range(seeds):
+        seed, shown = FIRST_SEED + number, number == 0
+        for images in (FEW, None):
+            for method, epoch in _group(images):
+                command = _student(url, method, seed, epoch, images)
+                folder = _folder(out, method, seed, epoch, images)
+                say.does([*command, "--out", str(folder)], quiet=True, shown=shown)
+        said = f"seeds {FIRST_SEED} to {seed} done" if number else f"seed {seed} done"
+        say(f"  {said} ({number + 1} of {seeds})")
+
+
+def _student(url: str, method: str, seed: int, epoch: int | None, images: int | None) -> list[str]:
+    command = ["train", "--data", DATA, "--student", "mlp?hidden=32", "--method", method]
+    if epoch:
+        command += ["--store", url, "--snapshot", f"epoch-{epoch:04d}", "--temperature", "4"]
+    if images:
+        command += ["--limit", str(images), "--limit-seed", str(seed)]
+    command += ["--epochs", "100" if images else "30", "--batch-size", "32"]
+    return [*command, "--seed", str(seed), "--val", TEST]
 
 
 def _results(out: Path, seeds: int) -> list[str]:
@@ -111,37 +119,23 @@ def _results(out: Path, seeds: int) -> list[str]:
     rows: list[Sequence[str]] = []
     findings: list[str] = []
     for images in (FEW, None):
-        plain = _accuracies(out, "ce", None, images, seeds)
-        rows.append(
-            (
-                "ce",
-                str(images or 1200),
-                _spread(plain),
-                "",
-                "",
-                "",
-                _seconds(out, "ce", None, images, seeds),
-            )
-        )
-        best = (-1.0, 0)
-        for epoch in TEACHER_EPOCHS:
-            taught = _accuracies(out, "kd", epoch, images, seeds)
-            gains = [after - before for after, before in zip(taught, plain, strict=True)]
-            best = max(best, (mean(gains), epoch))
-            rows.append(
-                (
-                    f"kd from epoch {epoch}",
-                    str(images or 1200),
-                    _spread(taught),
-                    _spread(gains, sign="+"),
-                    f"{100 * history[epoch - 1]['val_accuracy']:.1f}",
-                    size(stored[f"epoch-{epoch:04d}"]["bytes"]),
-                    _seconds(out, "kd", epoch, images, seeds),
-                )
-            )
+        plain = _figures(out, "ce", None, images, seeds, "val_accuracy")
+        gained: dict[int, float] = {}
+        for method, epoch in _group(images):
+            reached = _figures(out, method, epoch, images, seeds, "val_accuracy")
+            row = [method, str(images or 1200), _spread(reached), "", "", ""]
+            if epoch:
+                gains = [after - before for after, before in zip(reached, plain, strict=True)]
+                gained[epoch] = mean(gains)
+                teacher = f"{100 * history[epoch - 1]['val_accuracy']:.1f}"
+                bytes_ = size(stored[f"epoch-{epoch:04d}"]["bytes"])
+                row = [f"kd from epoch {epoch}", *row[1:3], _spread(gains, "+"), teacher, bytes_]
+            seconds = mean(_figures(out, method, epoch, images, seeds, "seconds"))
+            rows.append([*row, f"{seconds:.1f}"])
+        best = max(gained, key=lambda epoch: gained[epoch])
         findings.append(
-            f"With {images or 'all 1200'} images the teacher of epoch {best[1]} helps most: "
-            f"{100 * best[0]:+.1f} points."
+            f"{images or 1200} images: the best teacher is that of epoch {best}, "
+            f"{100 * gained[best]:+.1f} points against ce."
         )
     return [
         f"\nTest accuracy in % on 597 digits, mean ± standard deviation of {seeds} seeds "
@@ -152,28 +146,20 @@ def _results(out: Path, seeds: int) -> list[str]:
     ]
 
 
-def _accuracies(
-    out: Path, method: str, epoch: int | None, images: int | None, seeds: int
+def _figures(
+    out: Path, method: str, epoch: int | None, images: int | None, seeds: int, name: str
 ) -> list[float]:
-    return [
-        _result(out, method, FIRST_SEED + n, epoch, images)["val_accuracy"] for n in range(seeds)
-    ]
-
-
-def _seconds(out: Path, method: str, epoch: int | None, images: int | None, seeds: int) -> str:
-    spent = [_result(out, method, FIRST_SEED + n, epoch, images)["seconds"] for n in range(seeds)]
-    return f"{mean(spent):.1f}"
-
-
-def _result(
-    out: Path, method: str, seed: int, epoch: int | None, images: int | None
-) -> dict[str, Any]:
-    folder = _folder(out, method, seed, epoch, images)
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return {**found, **found.get("metrics", {})}
+    """One figure of each seed's run."""
+    found = []
+    for number in range(seeds):
+        folder = _folder(out, method, FIRST_SEED + number, epoch, images)
+        result = json.loads((folder / "result.json").read_text())
+        found.append(float({**result, **result["metrics"]}[name]))
+    return found
 
 
 def _spread(shares: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation in percent."""
     spread = f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else ""
     return f"{100 * mean(shares):{sign}.1f}{spread}"
 
@@ -188,8 +174,9 @@ class _Narrator:
         for line in lines:
             print(line, flush=True)
 
-    def does(self, arguments: list[str], *, quiet: bool = False) -> None:
-        self(f"$ logitstore {shlex.join(arguments)}")
+    def does(self, arguments: list[str], *, quiet: bool = False, shown: bool = True) -> None:
+        if shown:
+            self(f"$ logitstore {shlex.join(arguments)}")
         if not quiet:
             self._finished(arguments)
             self("")

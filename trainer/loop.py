@@ -29,6 +29,7 @@ from trainer.run import LAST, MODEL, Events, Inputs, Line, Result, RunFolder
 from trainer.schedules import learning_rate
 from trainer.step import LossWatch, check_weights, epoch_figures, make_learner, take_step
 
+MEASURE_BATCH = 256
 _NOT_METRICS = ("epoch", "seconds", "images_per_second")
 
 
@@ -176,7 +177,7 @@ class _Job:
             self.val,
             self.normalize,
             learner.device,
-            batch_size=self.config.batch_size,
+            batch_size=max(self.config.batch_size, MEASURE_BATCH),
             workers=self.config.workers,
         )
         labels = self.val.dataset.labels

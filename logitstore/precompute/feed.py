@@ -34,9 +34,9 @@ class ViewItems(Dataset[Any]):
     def __getitem__(self, item: tuple[int, int]) -> Tensor | LogitstoreError:
         view, sample = item
         try:
-            return self.views(self.dataset.image(sample), sample=sample, view=view)
-        except LogitstoreError as error:
-            return error
+            return self.views(self.dataset.load(sample), sample=sample, view=view)
+        except InputError as error:
+            return InputError(f"{self.dataset.name}: {error}")
         except Exception as error:  # whatever a user's dataset or an image decoder raises
             return InputError(
                 f"{self.dataset.name}: sample {sample} (view {view}) cannot be read: "
