@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from logitstore.encodings import encoding
-from logitstore.errors import InputError, MismatchError, NotFound, Unfinished
+from logitstore.errors import InputError, LogitstoreError, MismatchError, NotFound, Unfinished
 from logitstore.progress import Progress, Silent
 from logitstore.reader import LogitStore, Snapshot
 from logitstore.resume import check_target, open_writer
@@ -135,6 +135,8 @@ def export_logits(
         else:
             save_file({"logits": target, "labels": store.labels}, temporary)
         os.replace(temporary, path)
+    except LogitstoreError:
+        raise
     except OSError as error:
         raise Unfinished(f"{out}: could not be written: {error.strerror or error}") from error
     finally:

@@ -68,9 +68,14 @@ def value_of(text: str) -> bool | int | float | str:
 
 
 def is_factory(head: str) -> bool:
-    """Whether this is ``package.module:factory`` or ``path/to/file.py:factory``."""
-    place, colon, name = head.rpartition(":")
-    return bool(colon and place and name.isidentifier())
+    """Whether this is ``package.module:factory`` or ``path/to/file.py:factory``.
+
+    A single word that is no module is not: it is a misspelt scheme.
+    """
+    place, _, name = head.rpartition(":")
+    if not name.isidentifier():
+        return False
+    return "." in place or (place.isidentifier() and importlib.util.find_spec(place) is not None)
 
 
 def load_factory(head: str) -> tuple[Callable[[], Any], Path | None]:

@@ -11,6 +11,7 @@ import glob
 import pickle
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,13 +192,16 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
-            raise InputError(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
+        wanted = re.search(r"GLOBAL (\S+) was not", str(error))
+        if wanted is None:
+            raise InputError(f"{path}: not a readable checkpoint (no pickle of tensors)") from None
         raise InputError(
-            f"{path}: this checkpoint needs pickle, which can run any code, and is not loaded "
-            f"({_needed(error)}); where you trust it, load it yourself and save model.state_dict()"
+            f"{path}: this checkpoint needs pickle, which can run any code, and is not loaded (it "
+            f"asks for {wanted[1]}); where you trust it, load it yourself and save "
+            "model.state_dict()"
         ) from None
     except PermissionError as error:
         raise InputError(f"{path}: may not be read ({error.strerror})") from None
@@ -206,12 +210,6 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path}: holds a {type(loaded).__name__}, expected a dict of tensors")
     return loaded
-
-
-def _needed(error: Exception) -> str:
-    """What the weights-only unpickler refused, from its message."""
-    found = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
-    return f"it asks for {found[1]}" if found else "weights_only load refused it"
 
 
 def _first_line(error: Exception) -> str:

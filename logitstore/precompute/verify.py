@@ -69,7 +69,8 @@ def verify_teacher(
         progress.message(warning)
     if source.arch is None:
         raise InputError(f"{source.path}: say which network this is with --arch")
-    model = build_model(source.arch, classes=snapshot.meta.classes, shape=card.input_shape)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(source.arch, classes=snapshot.meta.classes, shape=card.input_shape)
     load_into(model, load_weights(source.path, card.weights_key)[0], str(source.path))
     place = pick_device(device)
     model.eval().requires_grad_(False).to(place)
