@@ -17,9 +17,10 @@ from pathlib import Path
 from threading import Lock
 
 from logitstore.errors import Damaged, InputError, NotFound, UnknownName
-from logitstore.reader import LogitStore, Snapshot, open_stored
+from logitstore.reader import Snapshot
 from logitstore.schema import ATTRIBUTE, NAME_PATTERN, snapshot_folder
 from logitstore.storage import LocalStorage
+from logitstore.stores import LogitStore, open_stored
 from logitstore.wire import SnapshotEntry, StoreEntry, StoreReply
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "LogitStore": "logitstore.reader",
+    "LogitStore": "logitstore.stores",
     "Snapshot": "logitstore.reader",
-    "open_store": "logitstore.reader",
+    "open_store": "logitstore.opening",
     "Rows": "logitstore.encodings",
     "LogitstoreError": "logitstore.errors",
 }
@@ -27,7 +27,9 @@ __all__ = ["LogitStore", "LogitstoreError", "Rows", "Snapshot", "__version__", "
 if TYPE_CHECKING:
     from logitstore.encodings import Rows
     from logitstore.errors import LogitstoreError
-    from logitstore.reader import LogitStore, Snapshot, open_store
+    from logitstore.opening import open_store
+    from logitstore.reader import Snapshot
+    from logitstore.stores import LogitStore
 
 
 def __getattr__(name: str) -> Any:

@@ -206,7 +206,7 @@ def export(
     logitstore export c10.zarr --snapshot resnet56 --out logits.npy
     """
     from logitstore.exchange import export_logits
-    from logitstore.reader import chosen_snapshot, open_store
+    from logitstore.opening import chosen_snapshot, open_store
 
     opened = open_store(store, read_token(token_file))
     with shown_progress() as progress:
@@ -252,8 +252,8 @@ def inspect(
     logitstore inspect c10.zarr
     """
     from logitstore.describe import describe_store, store_lines
-    from logitstore.reader import chosen_snapshot, open_store
-    from logitstore.reader import expect_root as check_root
+    from logitstore.opening import chosen_snapshot, open_store
+    from logitstore.opening import expect_root as check_root
 
     opened = open_store(store, read_token(token_file))
     if expect_root:
@@ -502,7 +502,7 @@ def read_token(path: Path | None) -> str | None:
 
 def _print_built(out: str, names: list[str], as_json: bool) -> None:
     from logitstore.describe import describe_store
-    from logitstore.reader import open_store
+    from logitstore.opening import open_store
 
     found = describe_store(open_store(out), names)
     lines = [
@@ -515,8 +515,7 @@ def _print_built(out: str, names: list[str], as_json: bool) -> None:
         if entry["top1"] is not None and entry["top1"] < 2 / entry["classes"]:
             lines.append(
                 f"note: {entry['name']} is near chance on these labels: is --normalize right, and "
-                f"do "
-                "the classes come in the teacher's order?"
+                "do the classes come in the teacher's order?"
             )
     emit(as_json, found, lines)
 
@@ -534,8 +533,8 @@ def _recompute(
     progress: Any,
 ) -> None:
     from logitstore.errors import InputError
+    from logitstore.opening import chosen_snapshot, open_store
     from logitstore.precompute.verify import verify_teacher
-    from logitstore.reader import chosen_snapshot, open_store
 
     if data is None:
         raise InputError("--teacher needs --data, the dataset that the store was built from")

@@ -7,7 +7,9 @@ from typing import Any
 
 from logitstore.console import percent, size, table
 from logitstore.errors import InputError, LogitstoreError, NotFound
-from logitstore.reader import LogitStore, Snapshot, open_store
+from logitstore.opening import open_store
+from logitstore.reader import Snapshot
+from logitstore.stores import LogitStore
 
 
 def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:

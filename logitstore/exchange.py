@@ -17,12 +17,13 @@ from safetensors.numpy import save_file
 from logitstore.encodings import encoding
 from logitstore.errors import InputError, LogitstoreError, MismatchError, NotFound, Unfinished
 from logitstore.progress import Progress, Silent
-from logitstore.reader import LogitStore, Snapshot
+from logitstore.reader import Snapshot
 from logitstore.resume import check_target, open_writer
 from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta, check_name
 from logitstore.shards import shard_rows
 from logitstore.specs import Spec, file_sha256
 from logitstore.storage import open_storage
+from logitstore.stores import LogitStore
 from logitstore.writer import Samples
 
 FORMATS = (".npy", ".npz", ".safetensors")
@@ -69,8 +70,7 @@ def import_logits(
     if classes > 1 and _looks_like_probabilities(values):
         raise InputError(
             f"{path}: these rows are probabilities (not negative, each sums to 1); give the "
-            f"logits, "
-            "or their logarithm: log-probabilities are logits"
+            "logits, or their logarithm: log-probabilities are logits"
         )
     layout = encoding(encoding_name).layout(classes)
     widest = max(np.dtype(kind).itemsize * width for kind, width in layout.values())
@@ -196,6 +196,5 @@ def _check_finite(values: NDArray[Any], path: Path) -> None:
             if len(broken):
                 raise MismatchError(
                     f"{path}: view {view}, sample {start + broken[0]} is NaN or infinite (as "
-                    f"float32); "
-                    "logits must be finite"
+                    "float32); logits must be finite"
                 )

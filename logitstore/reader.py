@@ -8,9 +8,7 @@ for writing.  ``remote`` has the same nouns over HTTP.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterator
 from threading import Lock
 from typing import Any, Protocol
 
@@ -18,18 +16,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from logitstore.encodings import Logits, Rows, encoding
-from logitstore.errors import Damaged, InputError, MismatchError, NotFound, UnknownName
+from logitstore.errors import Damaged, InputError, NotFound
 from logitstore.schema import (
     Commit,
     ObjectEntry,
     SnapshotMeta,
-    StoreMeta,
     group_attributes,
     root_of,
     snapshot_folder,
 )
 from logitstore.shards import ArrayLayout, decode_shard
-from logitstore.storage import Storage, is_temporary, open_storage
 
 DECODED_CACHE_BYTES = 512 << 20
 
@@ -188,147 +184,3 @@ class Snapshot:
         start = int(parts[3]) * self.meta.rows_per_shard
         stop = min(start + self.meta.rows_per_shard, self.meta.samples)
         return f" (view {parts[2]}, samples {start}..{stop - 1})"
-
-
-class LogitStore:
-    """One dataset's snapshots: ``meta``, ``labels`` int32 (N,), ``keys``, ``snapshots`` by name."""
-
-    def __init__(self, url: str, meta: StoreMeta, snapshots: Mapping[str, Snapshot]) -> None:
-        self.url, self.meta, self.snapshots = url, meta, snapshots
-
-    def __repr__(self) -> str:
-        return f"<LogitStore {self.url}: {self.meta.dataset.name}, {len(self)} samples>"
-
-    def __len__(self) -> int:
-        return self.meta.dataset.length
-
-    @cached_property
-    def labels(self) -> NDArray[np.int32]:
-        """Ground truth as the builder saw it, int32 (N,); -1 where there is none."""
-        labels: NDArray[np.int32] | None = self._flat("labels")
-        if labels is None:
-            raise Damaged(f"{self.url}: the store has no labels")
-        return labels
-
-    @cached_property
-    def keys(self) -> NDArray[Any] | None:
-        """Stable sample keys, str (N,), or None."""
-        return self._flat("keys")
-
-    def _flat(self, array: str) -> NDArray[Any] | None:
-        name = next(iter(self.snapshots), None)
-        if name is None:
-            raise NotFound(f"{self.url}: the store has no committed snapshot yet")
-        snapshot = self.snapshots[name]
-        if f"{array}/zarr.json" not in snapshot.commit.objects:
-            return None
-        where = f"{self.url}: {array}"
-        layout = ArrayLayout.parse(where, snapshot.object(f"{array}/zarr.json"))
-        if layout.shape != (len(self),):
-            raise Damaged(f"{where}: {layout.shape} values for {len(self)} samples")
-        parts = []
-        for start in range(0, len(self), layout.rows_per_shard):
-            key = f"{array}/{layout.shard_key(0, start)}"
-            rows = min(layout.rows_per_shard, len(self) - start)
-            parts.append(decode_shard(f"{self.url}: {key}", layout, snapshot.object(key), rows))
-        return np.concatenate(parts)
-
-
-class _LocalSnapshots(Mapping[str, Snapshot]):
-    """Committed snapshots under a store's root, opened when first asked for."""
-
-    def __init__(self, storage: Any, meta: bytes) -> None:
-        self._storage, self._meta = storage, meta
-        self._open: dict[str, Snapshot] = {}
-
-    def _names(self) -> list[str]:
-        return [
-            name
-            for name in self._storage.names("snapshots/")
-            if self._storage.size(f"{snapshot_folder(name)}/commit.json") is not None
-        ]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
-
-    def __len__(self) -> int:
-        return len(self._names())
-
-    def __getitem__(self, name: str) -> Snapshot:
-        if name not in self._open:
-            if name not in self._names():
-                raise UnknownName.among(f"snapshot in {self._storage.url}", name, self)
-            commit = self._storage.get(f"{snapshot_folder(name)}/commit.json")
-            snapshot = Snapshot(self._storage, name, commit)
-            self._check_surroundings(snapshot)
-            self._open[name] = snapshot
-        return self._open[name]
-
-    def _check_surroundings(self, snapshot: Snapshot) -> None:
-        """Refuse a snapshot whose store-level metadata is another, or that has foreign objects."""
-        if ObjectEntry.of(self._meta) != snapshot.commit.objects.get("zarr.json"):
-            raise Damaged(
-                f"{self._storage.url}: zarr.json is not what the commit of {snapshot.name!r} lists"
-            )
-        for prefix in (f"{snapshot_folder(snapshot.name)}/", "labels/", "keys/"):
-            for key in self._storage.keys(prefix):
-                known = key in snapshot.commit.objects or key == f"{prefix}commit.json"
-                if not known and not is_temporary(key):
-                    raise Damaged(
-                        f"{self._storage.url}: {key} was added: the commit of {snapshot.name!r} "
-                        "does not list it; remove it"
-                    )
-
-
-def open_store(
-    location: str | Path, token: str | None = None, *, patience: float = 600.0
-) -> LogitStore:
-    """Open a store: a path, or ``http(s)://host:port/name`` of ``logitstore serve``.
-
-    ``token`` is the server's bearer token (default: the environment's LOGITSTORE_TOKEN).
-    ``patience`` is how many seconds a server that answered once may stay away.  Raises NotFound,
-    Damaged, Unreachable or Denied.
-    """
-    if str(location).startswith(("http://", "https://")):
-        from logitstore.remote import open_remote
-
-        return open_remote(str(location), token=token, patience=patience)
-    return open_stored(open_storage(location))
-
-
-def open_stored(storage: Storage) -> LogitStore:
-    """Open the store whose objects ``storage`` holds; raises NotFound or Damaged."""
-    try:
-        document = storage.get("zarr.json")
-    except NotFound:
-        raise NotFound(
-            f"{storage.url}: no logit store is here (no zarr.json); `logitstore ls FOLDER` lists "
-            "the stores under a folder"
-        ) from None
-    where = f"{storage.url}: zarr.json"
-    meta = StoreMeta.parse(where, group_attributes(where, document))
-    return LogitStore(storage.url, meta, _LocalSnapshots(storage, document))
-
-
-def expect_root(snapshot: Snapshot, root: str) -> None:
-    """Refuse a snapshot that is not the one meant: ``root`` in hex, with or without "sha256:"."""
-    if root.removeprefix("sha256:").lower() != snapshot.root:
-        raise MismatchError(
-            f"snapshot {snapshot.name!r} has root {snapshot.root}, expected {root}: this is "
-            f"another "
-            "build; check the store's location or the expected root"
-        )
-
-
-def chosen_snapshot(store: LogitStore, name: str | None) -> Snapshot:
-    """The named snapshot, or the only one there is."""
-    names: Sequence[str] = list(store.snapshots)
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name is None:
-        raise InputError(
-            f"{store.url} has {len(names)} snapshots "
-            f"({', '.join(names[:10]) or 'none committed'}): "
-            "say which with --snapshot"
-        )
-    return store.snapshots[name]

@@ -19,8 +19,9 @@ from pydantic import TypeAdapter
 from logitstore.connection import FIRST_CONTACT_SECONDS, Answer, Connection, same_checksum
 from logitstore.encodings import Rows
 from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
-from logitstore.reader import LogitStore, Snapshot
+from logitstore.reader import Snapshot
 from logitstore.schema import NAME_PATTERN, StoreMeta, group_attributes, root_of, snapshot_folder
+from logitstore.stores import LogitStore
 from logitstore.wire import (
     INDICES_TYPE,
     ROOT_HEADER,

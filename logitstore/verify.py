@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from logitstore.errors import Damaged, InputError, UnknownName
+from logitstore.opening import open_store
 from logitstore.progress import Progress, Silent
-from logitstore.reader import LogitStore, Snapshot, open_store
+from logitstore.reader import Snapshot
 from logitstore.schema import build_folder, snapshot_folder
 from logitstore.storage import Storage, is_temporary, open_storage
+from logitstore.stores import LogitStore
 
 
 @dataclass
@@ -105,8 +107,7 @@ def _check_decoding(store: LogitStore, snapshot: Snapshot, report: Report) -> No
             if len(broken):
                 report.breaches.append(
                     f"{snapshot.name}: view {view}, sample {start + broken[0]}: logits are not "
-                    f"finite "
-                    f"({len(broken)} rows of this shard)"
+                    f"finite ({len(broken)} rows of this shard)"
                 )
     except Damaged as error:
         report.breaches.append(str(error))

@@ -116,8 +116,8 @@ class SnapshotWriter:
         if len(broken):
             raise NonFinite(
                 f"{self.plan.name}: the logits of {len(broken)} samples are NaN or infinite: "
-                f"samples "
-                f"{_listed(broken + shard.start)} (view {shard.view}); check the checkpoint, "
+                f"samples {_listed(broken + shard.start)} (view {shard.view}); check the "
+                "checkpoint, "
                 "--normalize and --precision"
             )
         arrays = self._encoding.encode(logits)
@@ -174,10 +174,9 @@ class SnapshotWriter:
             if existing != commit:
                 raise MismatchError(
                     f"{self.storage.url}: snapshot {self.plan.name!r} was committed by another "
-                    f"build "
-                    f"meanwhile: its root is {root_of(existing)}, this one's {root_of(commit)}; "
-                    f"use "
-                    "another --snapshot name"
+                    f"build meanwhile: its root is {root_of(existing)}, this one's "
+                    f"{root_of(commit)}; "
+                    "use another --snapshot name"
                 )
         return root_of(commit)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from logitstore.errors import MismatchError
+from logitstore.opening import open_store
 from logitstore.precompute.datasets import open_dataset
-from logitstore.reader import open_store
 from trainer import TrainConfig, train
 
 

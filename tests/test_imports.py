@@ -85,7 +85,7 @@ def test_only_the_command_line_imports_the_trainer_and_the_service_inside_bodies
     [
         ("logitstore", ("torch", "numpy", "zarr", "pydantic", "typer")),
         ("logitstore.cli", ("torch", "numpy", "zarr", "pydantic", "rich", "asyncio")),
-        ("logitstore.reader", ("torch", "zarr", "typer")),
+        ("logitstore.opening", ("torch", "zarr", "typer", "urllib3")),
         ("api.app", ("torch", "logitstore.precompute", "trainer")),
     ],
 )

@@ -11,7 +11,7 @@ import zarr
 
 import logitstore
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound, UnknownName
-from logitstore.reader import expect_root
+from logitstore.opening import expect_root
 from logitstore.resume import discard, open_writer
 from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta, canonical
 from logitstore.shards import ArrayLayout, chunk_rows, shard_rows

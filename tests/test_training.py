@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from logitstore.errors import InputError, MismatchError, NonFinite
+from logitstore.opening import open_store
 from logitstore.precompute.datasets import open_dataset
 from logitstore.precompute.models import build_model
 from logitstore.precompute.teachers import find_teachers
 from logitstore.precompute.views import Views
-from logitstore.reader import open_store
 from trainer import TrainConfig, evaluate, train
 from trainer.ahead import read_ahead
 from trainer.binding import bind

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.errors import InputError, MismatchError
+from logitstore.opening import chosen_snapshot, expect_root, open_store
 from logitstore.precompute.datasets import ImageDataset, check_labels, open_dataset
 from logitstore.precompute.views import Views, check_canaries, parse_view_spec, views_of
-from logitstore.reader import LogitStore, Snapshot, chosen_snapshot, expect_root, open_store
+from logitstore.reader import Snapshot
+from logitstore.stores import LogitStore
 from logitstore.writer import Samples
 from trainer.config import TrainConfig
 from trainer.data import Source

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from logitstore.errors import InputError, MismatchError, NotFound
+from logitstore.opening import chosen_snapshot, open_store
 from logitstore.precompute.datasets import check_labels, open_dataset
 from logitstore.precompute.feed import image_batches
 from logitstore.precompute.images import parse_normalize, to_input
 from logitstore.precompute.models import build_model
 from logitstore.precompute.teachers import find_teachers, load_into, load_weights
 from logitstore.precompute.views import Views, parse_view_spec
-from logitstore.reader import chosen_snapshot, open_store
 from logitstore.schema import Normalize
 from trainer import metrics
 from trainer.binding import bind

@@ -300,8 +300,8 @@ def check_labels(dataset: ImageDataset, classes: int) -> None:
     if len(outside):
         raise InputError(
             f"{dataset.name}: sample {outside[0]} has label {dataset.labels[outside[0]]}, but "
-            f"there "
-            f"are {classes} classes (0..{classes - 1}); {len(outside)} labels are out of range"
+            f"there are {classes} classes (0..{classes - 1}); {len(outside)} labels are out of "
+            "range"
         )
 
 

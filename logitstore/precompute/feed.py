@@ -54,8 +54,7 @@ def stack_views(items: Sequence[Tensor | LogitstoreError]) -> Tensor | Logitstor
     if len(shapes) > 1:
         return InputError(
             f"the images of one batch differ in shape ({', '.join(map(str, sorted(shapes)))}): "
-            f"give "
-            "--size, or a --view-spec that crops or resizes"
+            "give --size, or a --view-spec that crops or resizes"
         )
     return torch.stack(tensors)
 

@@ -83,8 +83,7 @@ class BuildConfig:
         if self.views > 1:
             raise InputError(
                 f"{self.views} views of {self.view_spec!r} would all be the same: it draws "
-                f"nothing at "
-                "random; use 1 view"
+                "nothing at random; use 1 view"
             )
 
 
@@ -269,7 +268,6 @@ def _probe(
         named = ", ".join(str(probes[i]) for i in broken[:5])
         raise NonFinite(
             f"{source.path}: NaN or infinite logits for {len(broken)} of {len(probes)} samples "
-            f"tried "
-            f"(samples {named}): check the checkpoint, --normalize and --precision"
+            f"tried (samples {named}): check the checkpoint, --normalize and --precision"
         )
     return classes

@@ -93,7 +93,7 @@ def _renamed(found: list[TeacherSource], names: Sequence[str]) -> list[TeacherSo
         raise InputError(
             f"{len(names)} --snapshot names for {len(found)} checkpoints "
             f"({', '.join(source.name for source in found[:10])}): give one for each, or their "
-            f"own names"
+            "own names"
         )
     return [replace(source, name=name) for source, name in zip(found, names, strict=True)]
 

@@ -14,8 +14,9 @@ from logitstore.precompute.models import build_model
 from logitstore.precompute.teachers import find_teachers, load_into, load_weights
 from logitstore.precompute.views import check_canaries, views_of
 from logitstore.progress import Progress, Silent
-from logitstore.reader import LogitStore, Snapshot
+from logitstore.reader import Snapshot
 from logitstore.specs import file_sha256
+from logitstore.stores import LogitStore
 from logitstore.verify import Report
 from logitstore.writer import Shard
 

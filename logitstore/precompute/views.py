@@ -150,8 +150,7 @@ def check_canaries(card: ViewCard, dataset: ImageDataset, views: Views) -> list[
         if found.shape != canary.shape:
             raise MismatchError(
                 f"{where} is {found.shape} here and was {canary.shape} (channels, height, width) "
-                f"for "
-                "the teacher: use the dataset and view settings of the store"
+                "for the teacher: use the dataset and view settings of the store"
             )
         there, here = (np.frombuffer(bytes.fromhex(c.thumbnail), np.uint8) for c in (canary, found))
         distance = int(np.abs(there.astype(int) - here.astype(int)).max())

@@ -23,6 +23,7 @@ import torch
 from logitstore.console import table
 from logitstore.encodings import FLOAT16, Rows
 from logitstore.errors import LogitstoreError
+from logitstore.opening import open_store
 from logitstore.precompute.build import build
 from logitstore.precompute.datasets import open_dataset
 from logitstore.precompute.feed import cut, feed
@@ -30,7 +31,7 @@ from logitstore.precompute.inference import forward
 from logitstore.precompute.models import build_model
 from logitstore.precompute.prepare import BuildConfig
 from logitstore.precompute.views import Views
-from logitstore.reader import LogitStore, open_store
+from logitstore.stores import LogitStore
 from logitstore.writer import Shard
 from tests.bench.harness import Ratio, compare
 from trainer.binding import bind
