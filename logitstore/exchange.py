@@ -22,8 +22,8 @@ from logitstore.resume import check_target, open_writer
 from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta, check_name
 from logitstore.shards import shard_rows
 from logitstore.specs import Spec, file_sha256
-from logitstore.storage import open_storage
-from logitstore.stores import LogitStore
+from logitstore.storage import Storage, open_storage
+from logitstore.stores import LogitStore, open_stored
 from logitstore.writer import Samples
 
 FORMATS = (".npy", ".npz", ".safetensors")
@@ -74,9 +74,8 @@ def import_logits(
         )
     layout = encoding(encoding_name).layout(classes)
     widest = max(np.dtype(kind).itemsize * width for kind, width in layout.values())
-    samples = Samples("imported", known.astype(np.int32))
     storage = open_storage(out)
-    meta = StoreMeta(classes=classes, dataset=samples.card())
+    samples, meta = _described(storage, known.astype(np.int32), classes)
     plan = SnapshotPlan(
         name=snapshot,
         views=views,
@@ -97,6 +96,20 @@ def import_logits(
         writer.write(shard, rows, samples.labels[shard.start : shard.stop])
         progress.advance(len(rows))
     return writer.commit()
+
+
+def _described(
+    storage: Storage, labels: NDArray[np.int32], classes: int
+) -> tuple[Samples, StoreMeta]:
+    """The samples as the store that is there knows them, if the labels are its own."""
+    if storage.size("zarr.json") is not None:
+        store = open_stored(storage)
+        if list(store.snapshots) and np.array_equal(store.labels, labels):
+            keys = None if store.keys is None else [str(key) for key in store.keys]
+            meta = store.meta.model_copy(update={"classes": classes})
+            return Samples(store.meta.dataset.name, store.labels, keys), meta
+    samples = Samples("imported", labels)
+    return samples, StoreMeta(classes=classes, dataset=samples.card())
 
 
 def export_logits(

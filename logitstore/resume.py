@@ -10,12 +10,12 @@ import numpy as np
 
 from logitstore import shards
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound
+from logitstore.reader import Snapshot
 from logitstore.schema import (
     ATTRIBUTE,
     Commit,
     Document,
     ObjectEntry,
-    SnapshotMeta,
     SnapshotPlan,
     StoreMeta,
     build_folder,
@@ -34,7 +34,8 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
     """Refuse, before anything is written, what this build could not lawfully continue.
 
     MismatchError names the field and both values when the store holds another dataset, or a
-    finished or unfinished snapshot of that name was built from something else.
+    finished or unfinished snapshot of that name was built from something else.  Where a dataset
+    lies, its name, may differ.
     """
     where = storage.url
     if storage.size("zarr.json") is None:
@@ -44,18 +45,18 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
                 f"{where}: not a logit store, but not empty either ({other}); use another --out"
             )
         return
-    found = StoreMeta.parse(
-        f"{where}/zarr.json", group_attributes(f"{where}/zarr.json", storage.get("zarr.json"))
-    )
-    _refuse_difference(found, meta, f"{where} holds another dataset", "use another --out")
-    try:
-        data = storage.get(f"{snapshot_folder(plan.name)}/zarr.json")
-        commit = storage.get(f"{snapshot_folder(plan.name)}/commit.json")
-    except NotFound:
-        commit = None
+    only_this = {*storage.names("snapshots/"), *storage.names(".build/")} <= {plan.name}
+    commit = _commit_of(storage, plan.name)
+    if not (fresh and only_this and commit is None):
+        renamed = meta.dataset.model_copy(update={"name": _stored_meta(storage).dataset.name})
+        _refuse_difference(
+            _stored_meta(storage),
+            meta.model_copy(update={"dataset": renamed}),
+            f"{where} holds another dataset",
+            "use another --out",
+        )
     if commit is not None:
-        Commit.open(f"{where}/{snapshot_folder(plan.name)}/commit.json", commit, plan.name)
-        done = SnapshotMeta.parse(plan.name, group_attributes(plan.name, data))
+        done = Snapshot(storage, plan.name, commit).meta
         built = SnapshotPlan(**done.model_dump(exclude={"fidelity", "top1"}))
         _refuse_difference(
             built,
@@ -72,6 +73,18 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
                 f"{where}: an unfinished build of {plan.name!r} was begun differently",
                 "give the same arguments, start over with --fresh, or use another --snapshot name",
             )
+
+
+def _stored_meta(storage: Storage) -> StoreMeta:
+    where = f"{storage.url}/zarr.json"
+    return StoreMeta.parse(where, group_attributes(where, storage.get("zarr.json")))
+
+
+def _commit_of(storage: Storage, name: str) -> bytes | None:
+    try:
+        return storage.get(f"{snapshot_folder(name)}/commit.json")
+    except NotFound:
+        return None
 
 
 def _unfinished_plan(storage: Storage, name: str) -> SnapshotPlan | None:
@@ -97,17 +110,18 @@ def open_writer(
     what ``check_target`` raises, before anything is written.
     """
     check_target(storage, meta, plan, fresh=fresh)
-    folder = snapshot_folder(plan.name)
-    if storage.size(f"{folder}/commit.json") is not None:
-        commit = storage.get(f"{folder}/commit.json")
+    commit = _commit_of(storage, plan.name)
+    if commit is not None:
         writer = SnapshotWriter(storage, plan, {})
         writer.root = root_of(commit)
         return writer
     if fresh:
         discard(storage, plan.name)
     document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
-    if not storage.create("zarr.json", document) and storage.get("zarr.json") != document:
-        raise MismatchError(f"{storage.url}: another build has just begun a different store here")
+    if not storage.create("zarr.json", document):
+        # The dataset may have been found in a folder of another name: the first one stands.
+        check_target(storage, meta, plan, fresh=False)
+        document = storage.get("zarr.json")
     writer = SnapshotWriter(storage, plan, _store_entries(storage, document, samples))
     writer.start()
     return writer
@@ -116,10 +130,10 @@ def open_writer(
 def _store_entries(storage: Storage, document: bytes, samples: Samples) -> dict[str, ObjectEntry]:
     """Entries of the store-level objects: from a commit if there is one, else written now."""
     for name in storage.names("snapshots/"):
-        try:
-            commit = Commit.open(name, storage.get(f"{snapshot_folder(name)}/commit.json"), name)
-        except NotFound:
+        data = _commit_of(storage, name)
+        if data is None:
             continue
+        commit = Commit.open(name, data, name)
         entries = {
             key: entry
             for key, entry in commit.objects.items()

@@ -339,6 +339,29 @@ def test_labels_beyond_the_teachers_classes_are_refused(tmp_path: Path) -> None:
         build(config(tmp_path, data=f"npz:{tmp_path}/d.npz"))
 
 
+def test_a_dataset_may_lie_in_another_folder_the_next_time(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for place in ("here", "there"):
+        for index in range(12):
+            folder = tmp_path / place / f"class{index % 10}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), index).convert("RGB").save(folder / f"{index}.png")
+    torch.manual_seed(0)
+    model = build_model(ARCH, classes=10, shape=(3, 8, 8))
+    for name, place in (("one", "here"), ("two", "there")):
+        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
+        build(
+            config(
+                tmp_path,
+                teachers=[str(tmp_path / f"{name}.pth")],
+                data=f"imagefolder:{tmp_path / place}",
+                normalize=None,
+            )
+        )
+    assert list(logitstore.open_store(tmp_path / "s.zarr").snapshots) == ["one", "two"]
+
+
 def test_another_teacher_under_the_same_name_is_refused(tmp_path: Path) -> None:
     build(config(tmp_path))
     before = tree(tmp_path / "s.zarr")

@@ -133,6 +133,31 @@ def test_imported_logits_come_back_and_want_a_word_before_training(tmp_path: Pat
     assert "--allow-unbound" in message
 
 
+def test_logits_from_elsewhere_join_a_store_with_the_same_labels(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "s.zarr"
+    build(checkpoint, out)
+    np.save(tmp_path / "l.npy", np.eye(10, dtype=np.float32)[open_dataset(DATA).labels])
+    np.save(tmp_path / "y.npy", open_dataset(DATA).labels)
+    done = run(
+        *("import", tmp_path / "l.npy", "--labels", tmp_path / "y.npy"),
+        *("--out", out, "--snapshot", "truth"),
+    )
+    # One-hot rows are probabilities: the labels themselves are no logits.
+    assert done.exit_code == 2
+    np.save(tmp_path / "l.npy", 5 * np.eye(10, dtype=np.float32)[open_dataset(DATA).labels])
+    done = run(
+        *("import", tmp_path / "l.npy", "--labels", tmp_path / "y.npy"),
+        *("--out", out, "--snapshot", "truth"),
+    )
+    assert done.exit_code == 0, done.output
+    store = logitstore.open_store(out)
+    assert list(store.snapshots) == ["teacher", "truth"]
+    assert store.snapshots["truth"].meta.top1 == 1.0
+    assert run("verify", out).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [

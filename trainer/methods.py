@@ -7,6 +7,7 @@ knows no method by name.  Adding one touches ``losses.py``, this file, a test an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import reduce
@@ -31,14 +32,14 @@ class Outputs(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(ABC):
     """Base of the methods: hyper-parameters as fields, ``terms`` to be defined."""
 
     needs_teacher: ClassVar[bool] = False
 
+    @abstractmethod
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
         """The weighted terms by name, each (N,) in nats; ``epoch`` counts from 0."""
-        raise NotImplementedError
 
     def loss(self, batch: Outputs, epoch: int) -> Tensor:
         """The sum of the terms: (N,) in nats."""
