@@ -21,6 +21,7 @@ from logitstore.schema import (
     Commit,
     ObjectEntry,
     SnapshotMeta,
+    StoreMeta,
     group_attributes,
     root_of,
     snapshot_folder,
@@ -50,11 +51,19 @@ class Snapshot:
         self._source = source
         where = f"{source.url}: {snapshot_folder(name)}"
         self.commit = Commit.open(f"{where}/commit.json", commit, name)
+        above = f"{source.url}: zarr.json"
+        self.store_meta = StoreMeta.parse(above, group_attributes(above, self.object("zarr.json")))
         self.object("snapshots/zarr.json")  # no read of ours needs it, but other zarr clients do
         document = self.object(f"{snapshot_folder(name)}/zarr.json")
         self.meta = SnapshotMeta.parse(f"{where}/zarr.json", group_attributes(where, document))
         if self.meta.name != name:
             raise Damaged(f"{where}: its metadata is that of {self.meta.name!r}")
+        store = (self.store_meta.dataset.length, self.store_meta.classes)
+        if store != (self.meta.samples, self.meta.classes):
+            raise Damaged(
+                f"{where}: {self.meta.samples} samples of {self.meta.classes} classes, in a store "
+                f"for {store[0]} of {store[1]}"
+            )
         self.encoding = encoding(self.meta.encoding.name)
         self._layouts = {array: self._layout(array) for array in self.encoding.layout(1)}
         self._decoded: OrderedDict[tuple[int, int], dict[str, NDArray[Any]]] = OrderedDict()

@@ -174,4 +174,4 @@ def discard(storage: Storage, name: str) -> None:
         doomed += ["snapshots/zarr.json", "zarr.json"]
     for key in doomed:
         storage.delete(key)
-    storage.sweep()
+    storage.sweep(emptied="")

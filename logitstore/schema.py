@@ -85,6 +85,12 @@ class StoreMeta(Document):
     class_names: tuple[str, ...] | None = None
     dataset: DatasetCard
 
+    @model_validator(mode="after")
+    def _name_each_class(self) -> Self:
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"{len(self.class_names)} class_names for {self.classes} classes")
+        return self
+
 
 class Normalize(Document):
     """Per-channel mean and standard deviation of pixels in [0, 1]."""

@@ -108,7 +108,14 @@ class ArrayLayout:
                 and list(inner) == layout._extent(layout.rows_per_chunk)
                 and _codecs_match(sharding["codecs"], strings=strings)
             )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise Damaged(f"{where}: not the metadata of a format v1 array ({error!r})") from None
         if not same:
             raise Damaged(f"{where}: the array's layout or codecs are not those of format v1")
@@ -165,7 +172,7 @@ def decode_shard(where: str, layout: ArrayLayout, data: bytes, rows: int) -> NDA
             raise Damaged(f"{where}: its index points outside the shard or leaves a chunk out")
         frames.append(view[int(offset) : int(offset) + int(length) - 4])
     if layout.dtype is None:
-        return _decode_strings(where, frames, rows)
+        return _decode_strings(where, layout, frames, rows)
     return _decode_numbers(where, layout, frames, rows)
 
 
@@ -182,7 +189,9 @@ def _decode_numbers(
     return padded[:rows] if len(layout.shape) == 3 else padded[:rows, 0]
 
 
-def _decode_strings(where: str, frames: list[memoryview], rows: int) -> NDArray[Any]:
+def _decode_strings(
+    where: str, layout: ArrayLayout, frames: list[memoryview], rows: int
+) -> NDArray[Any]:
     parts: list[NDArray[Any]] = []
     for number, frame in enumerate(frames):
         size = _declared_size(frame)
@@ -190,6 +199,9 @@ def _decode_strings(where: str, frames: list[memoryview], rows: int) -> NDArray[
             raise Damaged(f"{where}: chunk {number} declares {size} bytes of text")
         text = np.empty(size, np.uint8)
         _decompress(where, frame, text)
+        # The text begins with how many strings follow, which the decoder allocates unasked.
+        if int.from_bytes(text[:4].tobytes(), "little") != layout.rows_per_chunk:
+            raise Damaged(f"{where}: chunk {number} does not hold {layout.rows_per_chunk} strings")
         try:
             parts.append(VLenUTF8().decode(text.tobytes()))
         except (ValueError, UnicodeDecodeError) as error:

@@ -10,16 +10,23 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol, TypeVar
 
 from logitstore.errors import Damaged, Denied, InputError, NotFound, Unfinished
 
 _TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
+_TOKEN = secrets.token_hex(4)
+"""In containers every process may be number 1: the number alone would not keep writers apart."""
+_ATTEMPTS = 100
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _OUT_OF_LUCK = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE}
+
+
+T = TypeVar("T")
 
 
 class Storage(Protocol):
@@ -48,8 +55,8 @@ class Storage(Protocol):
     def names(self, prefix: str) -> list[str]:
         """Names of the folders directly under the folder ``prefix``, sorted."""
 
-    def sweep(self) -> None:
-        """Remove what dead writers left: temporary files and empty folders."""
+    def sweep(self, emptied: str) -> None:
+        """Remove dead writers' temporary files, and empty folders under the folder ``emptied``."""
 
 
 def open_storage(location: str | Path) -> Storage:
@@ -86,16 +93,29 @@ class LocalStorage:
             return None
 
     def put(self, key: str, data: bytes | memoryview) -> None:
+        self._retried(lambda: self._put(key, data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        return self._retried(lambda: self._create(key, data))
+
+    def _put(self, key: str, data: bytes | memoryview) -> None:
         with self._temporary(key, data) as (temporary, path):
             os.replace(temporary, path)
 
-    def create(self, key: str, data: bytes) -> bool:
+    def _create(self, key: str, data: bytes) -> bool:
         with self._temporary(key, data) as (temporary, path):
             try:
                 os.link(temporary, path)
             except FileExistsError:
                 return False
         return True
+
+    def _retried(self, change: Callable[[], T]) -> T:
+        """Do it again if another writer's sweep took the temporary file or the empty folder."""
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(FileNotFoundError):
+                return change()
+        return change()
 
     def delete(self, key: str) -> None:
         path = self.path(key)
@@ -116,15 +136,17 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def sweep(self) -> None:
+    def sweep(self, emptied: str) -> None:
+        top = os.path.normpath(self.root / emptied)
         for folder, _, files in os.walk(self.root, topdown=False):
             for name in files:
                 left = _TEMPORARY.match(name)
                 if left and not _alive_elsewhere(int(left[1])):
                     with suppress(FileNotFoundError):
                         os.unlink(os.path.join(folder, name))
-            with suppress(OSError):  # not empty, or another writer's
-                os.rmdir(folder)
+            if folder == top or folder.startswith(top + os.sep):
+                with suppress(OSError):  # not empty
+                    os.rmdir(folder)
 
     def path(self, key: str) -> Path:
         """Where an object lies; a key that a link leads elsewhere is refused."""
@@ -137,10 +159,11 @@ class LocalStorage:
     def _temporary(self, key: str, data: bytes | memoryview) -> Iterator[tuple[Path, Path]]:
         """A synced sibling file holding ``data``; gone afterwards, its folder synced."""
         path = self.path(key)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{_TOKEN}.{os.getpid()}.tmp")
         with _explained(self.url, key):
             try:
-                with _opened(temporary) as file:
+                _make_folder(path.parent)
+                with open(temporary, "wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -149,14 +172,6 @@ class LocalStorage:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
             _sync_folder(path.parent)
-
-
-def _opened(temporary: Path) -> BinaryIO:
-    """Open a new file in a folder that another writer's sweep may remove while it is empty."""
-    while True:
-        _make_folder(temporary.parent)
-        with suppress(FileNotFoundError):
-            return open(temporary, "wb")
 
 
 @contextmanager

@@ -32,8 +32,8 @@ class LogitStore:
     def labels(self) -> NDArray[np.int32]:
         """Ground truth as the builder saw it, int32 (N,); -1 where there is none."""
         labels: NDArray[np.int32] | None = self._flat("labels")
-        if labels is None:
-            raise Damaged(f"{self.url}: the store has no labels")
+        if labels is None or labels.dtype != np.int32:
+            raise Damaged(f"{self.url}: the store has no int32 labels")
         return labels
 
     @cached_property

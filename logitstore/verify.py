@@ -17,6 +17,7 @@ from logitstore.reader import Snapshot
 from logitstore.schema import build_folder, snapshot_folder
 from logitstore.storage import Storage, is_temporary, open_storage
 from logitstore.stores import LogitStore
+from logitstore.writer import Samples
 
 
 @dataclass
@@ -100,7 +101,10 @@ def _check_decoding(store: LogitStore, snapshot: Snapshot, report: Report) -> No
     if report.breaches:
         return
     try:
-        _ = store.labels, store.keys
+        keys = None if store.keys is None else [str(key) for key in store.keys]
+        card = store.meta.dataset
+        if Samples(card.name, store.labels, keys).card() != card:
+            report.breaches.append(f"{store.url}: labels and keys are not the dataset card's")
         for view, start, stop in snapshot.shards():
             logits = snapshot.logits(np.arange(start, stop), view)
             broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from logitstore import shards
 from logitstore.encodings import Logits, encoding
-from logitstore.errors import Damaged, InputError, MismatchError, NonFinite, NotFound
+from logitstore.errors import Damaged, InputError, MismatchError, NonFinite, NotFound, Unfinished
 from logitstore.fidelity import compare, summarise
 from logitstore.schema import (
     ATTRIBUTE,
@@ -78,7 +78,8 @@ class SnapshotWriter:
 
     def start(self) -> None:
         """Write the plan and the arrays' metadata, and find out which shards are finished."""
-        self.storage.put(f"{build_folder(self.plan.name)}/plan.json", self.plan.to_bytes())
+        if not self.storage.create(self._plan_key, self.plan.to_bytes()):
+            self._check_plan()
         widest = max(
             np.dtype(dtype).itemsize * width
             for dtype, width in self._encoding.layout(self.plan.classes).values()
@@ -110,16 +111,19 @@ class SnapshotWriter:
     def write(self, shard: Shard, logits: Logits, labels: NDArray[np.int32]) -> None:
         """Encode and write one shard: float32 (rows, C), with its labels (rows,).
 
-        NonFinite names the samples whose logits are not finite; nothing is written then.
+        NonFinite names the samples whose logits are not finite; nothing is written then.  Nothing
+        is written either once an equal build beside this one has committed the snapshot.
         """
         broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(broken):
             raise NonFinite(
                 f"{self.plan.name}: the logits of {len(broken)} samples are NaN or infinite: "
                 f"samples {_listed(broken + shard.start)} (view {shard.view}); check the "
-                "checkpoint, "
-                "--normalize and --precision"
+                "checkpoint, --normalize and --precision"
             )
+        self._check_plan()
+        if self.root is not None:
+            return
         arrays = self._encoding.encode(logits)
         objects: dict[str, ObjectEntry] = {}
         for name, array in self._arrays.items():
@@ -151,7 +155,7 @@ class SnapshotWriter:
             self.root = self._commit()
         for key in list(self.storage.keys(f"{build_folder(self.plan.name)}/")):
             self.storage.delete(key)
-        self.storage.sweep()
+        self.storage.sweep(emptied=".build/")
         return self.root
 
     def _commit(self) -> str:
@@ -159,7 +163,6 @@ class SnapshotWriter:
         fidelity, top1 = summarise(marks)
         meta = SnapshotMeta(**self.plan.model_dump(), fidelity=fidelity, top1=top1)
         document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
-        self.storage.put(f"{self._folder}/zarr.json", document)
         objects = dict(self._store_entries)
         objects[f"{self._folder}/zarr.json"] = ObjectEntry.of(document)
         for name in self._arrays:
@@ -168,17 +171,69 @@ class SnapshotWriter:
         for mark in marks:
             objects.update(mark.objects)
         commit = Commit.seal(self.plan.name, objects).to_bytes()
-        key = f"{self._folder}/commit.json"
-        if not self.storage.create(key, commit):
-            existing = self.storage.get(key)
-            if existing != commit:
-                raise MismatchError(
-                    f"{self.storage.url}: snapshot {self.plan.name!r} was committed by another "
-                    f"build meanwhile: its root is {root_of(existing)}, this one's "
-                    f"{root_of(commit)}; "
-                    "use another --snapshot name"
-                )
+        self._refuse_other(commit)
+        self.storage.put(f"{self._folder}/zarr.json", document)
+        self._check_objects(objects)
+        if not self.storage.create(f"{self._folder}/commit.json", commit):
+            self._refuse_other(commit)
         return root_of(commit)
+
+    def _refuse_other(self, commit: bytes) -> None:
+        """MismatchError with both roots if another build committed other bytes meanwhile."""
+        try:
+            existing = self.storage.get(f"{self._folder}/commit.json")
+        except NotFound:
+            return
+        if existing != commit:
+            raise MismatchError(
+                f"{self.storage.url}: snapshot {self.plan.name!r} was committed by another build "
+                f"meanwhile: its root is {root_of(existing)}, this one's {root_of(commit)}; use "
+                "another --snapshot name"
+            )
+
+    def _check_objects(self, objects: dict[str, ObjectEntry]) -> None:
+        """Read everything once more: a commit must never promise what is not there.
+
+        Another build may have written here, and a disk may have lost what an earlier run wrote.
+        """
+        spoilt = set()
+        for key, entry in objects.items():
+            try:
+                whole = ObjectEntry.of(self.storage.get(key)) == entry
+            except NotFound:
+                whole = False
+            if not whole:
+                spoilt.add(key)
+        if not spoilt:
+            return
+        for shard, mark in self._marks.items():
+            if spoilt & mark.objects.keys():
+                self.storage.delete(self._mark_key(shard))
+        raise Unfinished(
+            f"{self.storage.url}: {len(spoilt)} objects changed after they were written "
+            f"({min(spoilt)}, …): nothing is committed; run the same command again to redo them"
+        )
+
+    def _check_plan(self) -> None:
+        """Notice a build beside this one: an equal one that is finished, or another one."""
+        try:
+            found = self.storage.get(self._plan_key)
+        except NotFound:
+            found = None
+        if found == self.plan.to_bytes():
+            return
+        key = f"{self._folder}/commit.json"
+        if found is None and self.storage.size(key) is not None:
+            self.root = root_of(self.storage.get(key))
+            return
+        raise MismatchError(
+            f"{self.storage.url}: another build of {self.plan.name!r} has taken this one's place "
+            "(begun with --fresh, or at the same moment): wait for it, or use another --snapshot"
+        )
+
+    @property
+    def _plan_key(self) -> str:
+        return f"{build_folder(self.plan.name)}/plan.json"
 
     def _shard_key(self, shard: Shard) -> str:
         return f"c/{shard.view}/{shard.start // self.plan.rows_per_shard}/0"

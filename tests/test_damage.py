@@ -166,3 +166,19 @@ def test_a_frame_that_declares_more_than_its_chunk_is_refused_unopened(copy: Pat
     index = np.array([[0, len(bomb) + 4]], "<u8").tobytes()
     with pytest.raises(Damaged, match="does not declare its 640 bytes"):
         decode_shard("x", layout, bomb + bytes(4) + index + bytes(4), 32)
+
+
+def test_text_that_promises_more_strings_than_its_chunk_is_refused_undecoded(copy: Path) -> None:
+    """2^31 strings would be allocated before the decoder noticed that there are none."""
+    from numcodecs import zstd
+
+    from logitstore.errors import Damaged
+    from logitstore.shards import ArrayLayout, decode_shard
+
+    layout = ArrayLayout.parse("x", (copy / "keys/zarr.json").read_bytes())
+    chunk = zstd.compress((2**31 - 1).to_bytes(4, "little"), 1) + bytes(4)
+    chunks = layout.rows_per_shard // layout.rows_per_chunk
+    index = np.full((chunks, 2), 2**64 - 1, "<u8")
+    index[0] = 0, len(chunk)
+    with pytest.raises(Damaged, match="does not hold 16384 strings"):
+        decode_shard("x", layout, chunk + index.tobytes() + bytes(4), 100)

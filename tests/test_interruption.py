@@ -142,7 +142,7 @@ def test_sweeping_spares_the_temporary_files_of_living_writers(tmp_path: Path) -
     dead.wait()
     for pid in (living.pid, dead.pid, os.getpid()):
         (tmp_path / f"a/.b.{pid}.tmp").write_bytes(b"half")
-    storage.sweep()
+    storage.sweep(emptied="")
     left = sorted(p.name for p in (tmp_path / "a").iterdir())
     living.communicate(b"\n")
     assert left == [f".b.{living.pid}.tmp", "b"]

@@ -10,12 +10,13 @@ import pytest
 import zarr
 
 import logitstore
-from logitstore.errors import Damaged, InputError, MismatchError, NotFound, UnknownName
+from logitstore.errors import Damaged, InputError, MismatchError, NotFound, Unfinished, UnknownName
 from logitstore.opening import expect_root
 from logitstore.resume import discard, open_writer
 from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta, canonical
 from logitstore.shards import ArrayLayout, chunk_rows, shard_rows
 from logitstore.storage import open_storage
+from logitstore.verify import verify_store
 from logitstore.writer import Samples, SnapshotWriter
 
 Build = Callable[..., Path]
@@ -158,6 +159,50 @@ def test_two_builds_that_differ_cannot_both_commit(tmp_path: Path) -> None:
     root = first.commit()
     with pytest.raises(MismatchError, match=root):
         second.commit()
+
+
+def test_a_build_notices_that_a_fresh_one_took_its_place(tmp_path: Path) -> None:
+    """The first process still runs when --fresh begins another build under its name."""
+    first, samples = writer_for(tmp_path / "s"), Samples("tiny", LABELS)
+    shards = first.missing()
+    first.write(shards[0], drawn()[0, :32], LABELS[:32])
+    other = first.plan.model_copy(update={"packages": {"numpy": "9"}})
+    meta = StoreMeta(classes=10, dataset=samples.card())
+    second = open_writer(open_storage(tmp_path / "s"), meta, samples, other, fresh=True)
+    assert len(second.missing()) == len(shards)
+    with pytest.raises(MismatchError, match="has taken this one's place"):
+        first.write(shards[1], drawn()[0, 32:64], LABELS[32:64])
+    fill(second, drawn(1))
+    second.commit()
+    assert verify_store(str(tmp_path / "s")).ok
+
+
+def test_the_slower_of_two_equal_builds_stops_when_the_other_is_done(tmp_path: Path) -> None:
+    slow, fast = writer_for(tmp_path / "s"), writer_for(tmp_path / "s")
+    shards = slow.missing()
+    slow.write(shards[0], drawn()[0, :32], LABELS[:32])
+    fill(fast, drawn())
+    root = fast.commit()
+    slow.write(shards[1], drawn()[0, 32:64], LABELS[32:64])
+    assert slow.missing() == []
+    assert slow.commit() == root
+    assert verify_store(str(tmp_path / "s")).ok
+
+
+def test_what_changed_on_disk_is_never_committed(tmp_path: Path) -> None:
+    """Same length, other bytes: the mark of an earlier run does not notice, the commit does."""
+    writer = writer_for(tmp_path / "s")
+    fill(writer, drawn())
+    victim = tmp_path / "s/snapshots/a/codes/c/1/2/0"
+    victim.write_bytes(bytes(len(victim.read_bytes())))
+    with pytest.raises(Unfinished, match="run the same command again"):
+        writer_for(tmp_path / "s").commit()
+    again = writer_for(tmp_path / "s")
+    (shard,) = again.missing()
+    assert (shard.view, shard.start) == (1, 64)
+    fill(again, drawn())
+    again.commit()
+    assert verify_store(str(tmp_path / "s")).ok
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ class RunFolder:
                     f"{self.path}: another process is training in this folder: wait for it, or use "
                     "another --out"
                 ) from None
-            self._storage.sweep()
+            self._storage.sweep(emptied="checkpoints/")
             yield
 
     def put(self, key: str, data: bytes) -> None:
