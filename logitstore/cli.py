@@ -288,6 +288,8 @@ def verify(
     """
     from logitstore.verify import verify_store
 
+    if teacher is not None:
+        _check_recompute(data, sample)
     token = read_token(token_file)
     with shown_progress() as progress:
         report = verify_store(store, snapshots=snapshot or (), token=token, progress=progress)
@@ -512,12 +514,23 @@ def _print_built(out: str, names: list[str], as_json: bool) -> None:
         for entry in found["snapshots"]
     ]
     for entry in found["snapshots"]:
-        if entry["top1"] is not None and entry["top1"] < 2 / entry["classes"]:
-            lines.append(
+        near_chance = entry["top1"] is not None and entry["top1"] < 1.5 / entry["classes"]
+        if near_chance and entry["classes"] > 2:
+            typer.echo(
                 f"note: {entry['name']} is near chance on these labels: is --normalize right, and "
-                "do the classes come in the teacher's order?"
+                "do the classes come in the teacher's order?",
+                err=True,
             )
     emit(as_json, found, lines)
+
+
+def _check_recompute(data: str | None, sample: int) -> None:
+    from logitstore.errors import InputError
+
+    if data is None:
+        raise InputError("--teacher needs --data, the dataset that the store was built from")
+    if sample < 1:
+        raise InputError(f"--sample must be at least 1, not {sample}")
 
 
 def _recompute(
@@ -532,12 +545,10 @@ def _recompute(
     token: str | None,
     progress: Any,
 ) -> None:
-    from logitstore.errors import InputError
     from logitstore.opening import chosen_snapshot, open_store
     from logitstore.precompute.verify import verify_teacher
 
-    if data is None:
-        raise InputError("--teacher needs --data, the dataset that the store was built from")
+    assert data is not None  # _check_recompute
     store = open_store(location, token)
     verify_teacher(
         store,

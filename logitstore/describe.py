@@ -108,7 +108,9 @@ def list_location(location: str, token: str | None) -> list[dict[str, Any]]:
     path = Path(location)
     if not path.is_dir():
         raise NotFound(f"{location}: there is no such folder")
-    places = [path] if (path / "zarr.json").is_file() else sorted(path.iterdir())
+    if (path / "zarr.json").is_file():
+        return _rows_of(location, None)
+    places = sorted(path.iterdir())
     found: list[dict[str, Any]] = []
     for place in places:
         if (place / "zarr.json").is_file():
@@ -119,24 +121,28 @@ def list_location(location: str, token: str | None) -> list[dict[str, Any]]:
 
 
 def _list_store(location: str, token: str | None = None) -> list[dict[str, Any]]:
+    """One of several stores: what is wrong with it must not hide the others."""
     try:
-        store = open_store(location, token)
-        rows = [
-            {
-                "store": location,
-                "snapshot": name,
-                "views": snapshot.meta.views,
-                "samples": snapshot.meta.samples,
-                "classes": snapshot.meta.classes,
-                "encoding": snapshot.meta.encoding.name,
-                "top1": snapshot.meta.top1,
-                "bytes": snapshot.stored_bytes(),
-                "root": snapshot.root,
-            }
-            for name, snapshot in store.snapshots.items()
-        ]
+        return _rows_of(location, token)
     except LogitstoreError as error:
         return [{"store": location, "problem": str(error)}]
+
+
+def _rows_of(location: str, token: str | None) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "store": location,
+            "snapshot": name,
+            "views": snapshot.meta.views,
+            "samples": snapshot.meta.samples,
+            "classes": snapshot.meta.classes,
+            "encoding": snapshot.meta.encoding.name,
+            "top1": snapshot.meta.top1,
+            "bytes": snapshot.stored_bytes(),
+            "root": snapshot.root,
+        }
+        for name, snapshot in open_store(location, token).snapshots.items()
+    ]
     return rows or [{"store": location, "problem": "no committed snapshot yet"}]
 
 
@@ -146,7 +152,7 @@ def _list_remote(location: str, token: str | None) -> list[dict[str, Any]]:
     from logitstore.remote import list_stores
 
     if urlsplit(location).path.strip("/"):
-        return _list_store(location, token)
+        return _rows_of(location, token)
     base = location.rstrip("/")
     return [
         row

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from logitstore.encodings import encoding
-from logitstore.errors import InputError, LogitstoreError, MismatchError, NotFound, Unfinished
+from logitstore.encodings import Logits, encoding
+from logitstore.errors import InputError, MismatchError, NotFound
 from logitstore.progress import Progress, Silent
 from logitstore.reader import Snapshot
 from logitstore.resume import check_target, open_writer
 from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta, check_name
 from logitstore.shards import shard_rows
 from logitstore.specs import Spec, file_sha256
-from logitstore.storage import Storage, open_storage
+from logitstore.storage import Storage, explained, open_storage
 from logitstore.stores import LogitStore, open_stored
 from logitstore.writer import Samples
 
@@ -124,37 +125,46 @@ def export_logits(
         raise InputError(f"{out}: expected a name that ends in {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise NotFound(f"{path.parent}: there is no such folder")
+    if path.is_dir():
+        raise InputError(f"{out}: this is a folder; give a file's name")
     meta = snapshot.meta
-    shape = (meta.views, meta.samples, meta.classes)
+    shape = _flat((meta.views, meta.samples, meta.classes))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    progress.start("export", meta.views * meta.samples, "rows")
     try:
-        # .npy goes to disk shard by shard; the other two formats are written from memory.
-        target: NDArray[Any] = (
-            np.lib.format.open_memmap(temporary, mode="w+", dtype="<f4", shape=_flat(shape))
-            if path.suffix == ".npy"
-            else np.empty(_flat(shape), "<f4")
-        )
-        rows = target.reshape(shape)
-        progress.start("export", meta.views * meta.samples, "rows")
-        for view, start, stop in snapshot.shards():
-            rows[view, start:stop] = snapshot.logits(np.arange(start, stop), view)
-            progress.advance(stop - start)
-        if isinstance(target, np.memmap):
-            target.flush()
-        elif path.suffix == ".npz":
-            with temporary.open("wb") as file:
-                np.savez(file, logits=target, labels=store.labels)
-        else:
-            save_file({"logits": target, "labels": store.labels}, temporary)
-        os.replace(temporary, path)
-    except LogitstoreError:
-        raise
-    except OSError as error:
-        raise Unfinished(f"{out}: could not be written: {error.strerror or error}") from error
+        with explained(str(path.parent), path.name), temporary.open("wb") as file:
+            if path.suffix == ".npy":
+                _write_npy(file, snapshot, shape, progress)
+            else:
+                logits = np.concatenate(list(_decoded(snapshot, progress))).reshape(shape)
+                if path.suffix == ".npz":
+                    np.savez(file, logits=logits, labels=store.labels)
+                else:
+                    file.write(save({"logits": logits, "labels": store.labels}))
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
-    return _flat(shape)
+    return shape
+
+
+def _write_npy(
+    file: BinaryIO, snapshot: Snapshot, shape: tuple[int, ...], progress: Progress
+) -> None:
+    """Shard by shard: a memory map on a full disk would kill the process."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for rows in _decoded(snapshot, progress):
+        file.write(rows.astype("<f4").tobytes())
+
+
+def _decoded(snapshot: Snapshot, progress: Progress) -> Iterator[Logits]:
+    """All rows, view by view, float32 (rows, C) at a time."""
+    for view, start, stop in snapshot.shards():
+        yield snapshot.logits(np.arange(start, stop), view)
+        progress.advance(stop - start)
 
 
 def _flat(shape: tuple[int, int, int]) -> tuple[int, ...]:

@@ -55,6 +55,7 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
             f"{where} holds another dataset",
             "use another --out",
         )
+        _refuse_other_images(storage, plan)
     if commit is not None:
         done = Snapshot(storage, plan.name, commit).meta
         built = SnapshotPlan(**done.model_dump(exclude={"fidelity", "top1"}))
@@ -75,6 +76,25 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
             )
 
 
+def _refuse_other_images(storage: Storage, plan: SnapshotPlan) -> None:
+    """Labels may agree where images do not: committed snapshots of the same views tell."""
+    if plan.view is None:
+        return
+    for name in storage.names("snapshots/"):
+        commit = _commit_of(storage, name)
+        card = None if commit is None else Snapshot(storage, name, commit).meta.view
+        if card is None or (card.spec, card.size) != (plan.view.spec, plan.view.size):
+            continue
+        there = {(canary.view, canary.sample): canary for canary in card.canaries}
+        for canary in plan.view.canaries if card.seed == plan.view.seed else ():
+            other = there.get((canary.view, canary.sample))
+            if other is not None and not canary.resembles(other):
+                raise MismatchError(
+                    f"{storage.url}: sample {canary.sample} is another image than the one that "
+                    f"snapshot {name!r} was built from: use that dataset, or another --out"
+                )
+
+
 def _stored_meta(storage: Storage) -> StoreMeta:
     where = f"{storage.url}/zarr.json"
     return StoreMeta.parse(where, group_attributes(where, storage.get("zarr.json")))
@@ -89,7 +109,8 @@ def _commit_of(storage: Storage, name: str) -> bytes | None:
 
 def _unfinished_plan(storage: Storage, name: str) -> SnapshotPlan | None:
     try:
-        return SnapshotPlan.parse(name, storage.get(f"{build_folder(name)}/plan.json"))
+        key = f"{build_folder(name)}/plan.json"
+        return SnapshotPlan.parse(f"{storage.url}: {key} (--fresh forgets it)", storage.get(key))
     except NotFound:
         return None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,6 @@ from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import parse_qsl
 
 from logitstore.errors import InputError, NotFound
 
@@ -30,13 +30,11 @@ class Spec:
     @classmethod
     def parse(cls, text: str) -> Spec:
         head, _, query = text.partition("?")
-        try:
-            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-        except ValueError:
-            raise InputError(
-                f"{text!r}: after '?' expected key=value pairs joined by '&'"
-            ) from None
-        return cls(text, head, dict(pairs))
+        # As typed: a path may hold '+' and '%', which URL rules would change.
+        pairs = [part.partition("=") for part in query.split("&")] if query else []
+        if not all(key and equals for key, equals, _ in pairs):
+            raise InputError(f"{text!r}: after '?' expected key=value pairs joined by '&'")
+        return cls(text, head, {key: value for key, _, value in pairs})
 
     def portable(self, head: str) -> str:
         """This spec with another head and without folders or slice: the same on every machine."""
@@ -75,6 +73,8 @@ def is_factory(head: str) -> bool:
     place, _, name = head.rpartition(":")
     if not name.isidentifier():
         return False
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as `python -m` does; a console script does not
     return "." in place or (place.isidentifier() and importlib.util.find_spec(place) is not None)
 
 
@@ -109,8 +109,10 @@ def file_sha256(path: Path) -> str:
 def _import_module(name: str, head: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(f"{head!r}: module {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever a user's module raises
+        raise InputError(
+            f"{head!r}: module {name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -22,6 +22,8 @@ _TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
 _TOKEN = secrets.token_hex(4)
 """In containers every process may be number 1: the number alone would not keep writers apart."""
 _ATTEMPTS = 100
+MAX_OBJECT_BYTES = 512 << 20
+"""More than format v1's largest shard can have: what is longer is not read into memory."""
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _OUT_OF_LUCK = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 
@@ -79,16 +81,17 @@ class LocalStorage:
 
     def get(self, key: str) -> bytes:
         try:
-            with open(self.path(key), "rb") as file:
+            with explained(self.url, key), open(self.path(key), "rb") as file:
+                if os.fstat(file.fileno()).st_size > MAX_OBJECT_BYTES:
+                    raise Damaged(f"{self.url}: {key} is larger than any object of a store")
                 return file.read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"{self.url}: there is no object {key}") from None
-        except PermissionError as error:
-            raise Denied(f"{self.url}: {key} may not be read: {error.strerror}") from None
 
     def size(self, key: str) -> int | None:
         try:
-            return os.stat(self.path(key)).st_size
+            with explained(self.url, key):
+                return os.stat(self.path(key)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -119,7 +122,7 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         path = self.path(key)
-        with suppress(FileNotFoundError), _explained(self.url, key):
+        with suppress(FileNotFoundError), explained(self.url, key):
             path.unlink()
             _sync_folder(path.parent)
 
@@ -160,7 +163,7 @@ class LocalStorage:
         """A synced sibling file holding ``data``; gone afterwards, its folder synced."""
         path = self.path(key)
         temporary = path.with_name(f".{path.name}.{_TOKEN}.{os.getpid()}.tmp")
-        with _explained(self.url, key):
+        with explained(self.url, key):
             try:
                 _make_folder(path.parent)
                 with open(temporary, "wb") as file:
@@ -175,7 +178,7 @@ class LocalStorage:
 
 
 @contextmanager
-def _explained(url: str, key: str) -> Iterator[None]:
+def explained(url: str, key: str) -> Iterator[None]:
     """Turn what the operating system refuses into errors that say what to do."""
     try:
         yield
@@ -191,8 +194,10 @@ def _explained(url: str, key: str) -> Iterator[None]:
                 "run the same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise Denied(f"{url}: {key} may not be written: {error.strerror}") from error
-        if isinstance(error, FileExistsError | NotADirectoryError):
+            raise Denied(f"{url}: {key} may not be accessed: {error.strerror}") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{url[:200]}…: this path is too long for the file system") from error
+        if isinstance(error, FileExistsError):
             raise InputError(f"{url}: a file is in the way of {key}") from error
         raise
 
@@ -205,7 +210,7 @@ def _make_folder(folder: Path) -> None:
     with suppress(FileExistsError):
         folder.mkdir()
     if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder))
+        raise FileExistsError(errno.EEXIST, "not a folder", str(folder))
     _sync_folder(folder.parent)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from logitstore.errors import Damaged, InputError, UnknownName
+from logitstore.errors import Damaged, InputError, NotFound, UnknownName
 from logitstore.opening import open_store
 from logitstore.progress import Progress, Silent
 from logitstore.reader import Snapshot
@@ -55,12 +55,19 @@ def verify_store(
     except Damaged as error:
         report.breaches.append(str(error))
         return report
+    except NotFound as error:
+        if remote or not open_storage(location).names("snapshots/"):
+            raise
+        report.breaches.append(str(error))
+        return report
+    if not remote:
+        report.breaches += _lost_commits(open_storage(location))
     committed = list(store.snapshots)
     names = list(snapshots) or committed
     for name in names:
         if name not in committed:
             raise UnknownName.among(f"snapshot in {location}", name, committed)
-    if not names:
+    if not names and not report.breaches:
         raise InputError(f"{location}: no committed snapshot to verify")
     known: set[str] = set()
     for name in names:
@@ -117,6 +124,16 @@ def _check_decoding(store: LogitStore, snapshot: Snapshot, report: Report) -> No
         report.breaches.append(str(error))
 
 
+def _lost_commits(storage: Storage) -> list[str]:
+    """Snapshots that are neither committed nor being built."""
+    return [
+        f"{storage.url}: {snapshot_folder(name)}/commit.json is missing: the snapshot is lost"
+        for name in storage.names("snapshots/")
+        if storage.size(f"{snapshot_folder(name)}/commit.json") is None
+        and storage.size(f"{build_folder(name)}/plan.json") is None
+    ]
+
+
 def _find_foreign(storage: Storage, known: set[str], names: Sequence[str], report: Report) -> None:
     """Objects that no commit lists; those of an unfinished build are not foreign."""
     unfinished = [name for name in storage.names(".build/") if name not in names]
@@ -126,7 +143,7 @@ def _find_foreign(storage: Storage, known: set[str], names: Sequence[str], repor
     for key in sorted(storage.keys()):
         parts = key.split("/")
         own = len(parts) > 1 and parts[0] == "snapshots" and parts[1] in damaged
-        if key in known or key.startswith(allowed) or own or (unfinished and is_temporary(key)):
+        if key in known or key.startswith(allowed) or own or is_temporary(key):
             continue
         if damaged and len(damaged) == len(names):
             continue  # no commit could be read, so nothing tells which objects belong

@@ -382,3 +382,54 @@ def test_the_caller_s_random_state_is_left_alone(tmp_path: Path) -> None:
     assert os.path.exists(tmp_path / "s.zarr")
     # Building a network draws its first weights, which the checkpoint then replaces.
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_other_images_under_the_same_labels_are_refused(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8)).astype(np.uint8)
+    for place, images in (("a", pixels), ("b", np.roll(pixels, 1, axis=0))):
+        np.savez(tmp_path / f"{place}.npz", x=images, y=np.arange(40) % 10)
+    one = {"arch": [ARCH], "normalize": None}
+    config(tmp_path)
+    build(
+        config(tmp_path, teachers=[str(tmp_path / "one.pth")], data=f"npz:{tmp_path}/a.npz", **one)
+    )
+    with pytest.raises(MismatchError, match="is another image than the one that snapshot 'one'"):
+        build(
+            config(
+                tmp_path, teachers=[str(tmp_path / "two.pth")], data=f"npz:{tmp_path}/b.npz", **one
+            )
+        )
+
+
+def test_an_image_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "late.py"
+    file.write_text(
+        "import numpy as np\n"
+        "class Late:\n"
+        "    targets = [i % 10 for i in range(200)]\n"
+        "    bad = None\n"
+        "    def __len__(self): return 200\n"
+        "    def __getitem__(self, i):\n"
+        "        if i == self.bad: raise KeyError('gone')\n"
+        "        return np.zeros((8, 8), np.uint8), i % 10\n"
+        "class First(Late):\n"
+        "    bad = 13\n"
+        "class Middle(Late):\n"
+        "    bad = 20\n"
+    )
+    for name, sample in (("First", 13), ("Middle", 20)):
+        with pytest.raises(InputError, match=rf"sample {sample} cannot be read: KeyError: 'gone'"):
+            build(config(tmp_path, data=f"{file}:{name}", workers=0))
+        assert not (tmp_path / "s.zarr").exists()
+
+
+def test_fresh_replaces_an_abandoned_store_of_another_dataset(tmp_path: Path) -> None:
+    made = build(config(tmp_path, teachers=[str(tmp_path / "one.pth")]))
+    (tmp_path / "s.zarr/snapshots/one/commit.json").unlink()
+    (tmp_path / "s.zarr/.build/one").mkdir(parents=True)
+    changed = {"teachers": [str(tmp_path / "one.pth")], "data": "digits?samples=0:150"}
+    with pytest.raises(MismatchError, match=r"dataset.length"):
+        build(config(tmp_path, **changed))
+    (again,) = build(config(tmp_path, fresh=True, **changed))
+    assert again.root != made[0].root
+    assert len(logitstore.open_store(tmp_path / "s.zarr")) == 150

@@ -254,3 +254,59 @@ def test_tokens_come_from_a_file_or_the_environment(
     (tmp_path / "token").write_text("two words")
     with pytest.raises(logitstore.LogitstoreError, match="exactly one token"):
         read_token(tmp_path / "token")
+
+
+def test_a_full_disk_ends_an_export_with_three_and_leaves_no_file(
+    tiny_store: Build, tmp_path: Path
+) -> None:
+    import resource
+
+    store = tiny_store(tmp_path / "s.zarr", classes=40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for suffix in (".npy", ".npz", ".safetensors"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+        try:
+            result = run("export", store, "--out", tmp_path / f"x{suffix}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert result.exit_code == 3, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_listing_one_named_place_fails_where_it_fails(tiny_store: Build, tmp_path: Path) -> None:
+    tiny_store(tmp_path / "good.zarr")
+    bad = tiny_store(tmp_path / "bad.zarr")
+    (bad / "snapshots/teacher/zarr.json").write_text("{}")
+    listed = json.loads(run("ls", tmp_path, "--json").stdout)
+    assert ["problem" in row for row in listed] == [True, False]
+    refused("ls", bad, code=1)
+    refused("ls", "http://127.0.0.1:9/x")
+
+
+def test_modules_in_the_current_folder_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_own_data.py").write_text(
+        "import numpy as np\ndef pairs(): return [(np.zeros((8, 8), np.uint8), i) for i in "
+        "range(10)]\n"
+    )
+    console = Path(sys.executable).with_name("logitstore")
+    done = subprocess.run(
+        [
+            console,
+            "build",
+            "--teacher",
+            "nowhere.pth",
+            "--data",
+            "my_own_data:pairs",
+            "--out",
+            "s",
+            "--arch",
+            "mlp",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert "nowhere.pth: there is no such checkpoint" in done.stderr
+    assert len(open_dataset("my_own_data:pairs")) == 10

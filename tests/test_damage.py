@@ -81,7 +81,8 @@ def test_a_deleted_object_is_noticed_and_never_read_as_zeros(copy: Path) -> None
             assert not verify_store(str(copy)).ok
         elif path == copy / "zarr.json":
             with pytest.raises(LogitstoreError, match="no logit store is here"):
-                verify_store(str(copy))
+                logitstore.open_store(copy)
+            assert not verify_store(str(copy)).ok
         else:
             assert_noticed(copy, "is missing")
         path.write_bytes(before)
@@ -182,3 +183,33 @@ def test_text_that_promises_more_strings_than_its_chunk_is_refused_undecoded(cop
     index[0] = 0, len(chunk)
     with pytest.raises(Damaged, match="does not hold 16384 strings"):
         decode_shard("x", layout, chunk + index.tobytes() + bytes(4), 100)
+
+
+def test_a_store_whose_only_commit_is_lost_is_a_breach(copy: Path) -> None:
+    for name in ("one", "two"):
+        (copy / f"snapshots/{name}/commit.json").unlink()
+    report = verify_store(str(copy))
+    assert [breach for breach in report.breaches if "one/commit.json is missing" in breach]
+
+
+def test_a_file_that_grew_beyond_any_object_is_not_read(copy: Path) -> None:
+    with (copy / "snapshots/one/codes/c/0/0/0").open("r+b") as file:
+        file.truncate(30 << 30)  # sparse: it takes no disk, but would take the memory
+    assert_noticed(copy, "larger than any object")
+
+
+def test_metadata_that_contradicts_itself_is_a_breach(copy: Path) -> None:
+    """A consistent commit over a store-level document that says another number of classes."""
+    import json
+
+    from logitstore.schema import Commit, ObjectEntry, canonical
+
+    document = json.loads((copy / "zarr.json").read_bytes())
+    document["attributes"]["logitstore"]["classes"] = 12
+    (copy / "zarr.json").write_bytes(canonical(document))
+    for name in ("one", "two"):
+        path = copy / f"snapshots/{name}/commit.json"
+        objects = dict(Commit.parse("x", path.read_bytes()).objects)
+        objects["zarr.json"] = ObjectEntry.of(canonical(document))
+        path.write_bytes(Commit.seal(name, objects).to_bytes())
+    assert_noticed(copy, "in a store for 100 of 12")

@@ -353,3 +353,24 @@ def test_a_student_that_does_not_fit_is_refused_before_the_run_begins(tmp_path: 
         with pytest.raises(error, match=says):
             train(replace(config, device="cpu"))
     assert not (tmp_path / "run").exists()
+
+
+def test_students_that_cannot_learn_are_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\n"
+        "from torch import nn\n"
+        "def unlabelled(): return [(np.zeros((8, 8), np.uint8), -1)] * 4\n"
+        "def frozen(): return nn.Sequential(nn.Flatten(), nn.Softmax(1))\n"
+        "class Odd(nn.Module):\n"
+        "    def forward(self, x): raise IndexError\n"
+    )
+    for changes, message in (
+        ({"data": f"{file}:unlabelled"}, "no label is known"),
+        ({"student": f"{file}:frozen"}, "no weights to train"),
+        ({"student": f"{file}:Odd"}, "no weights to train|IndexError"),
+    ):
+        values = {"data": TRAIN, "student": "mlp", "out": str(tmp_path / "run"), **changes}
+        with pytest.raises(InputError, match=message):
+            train(TrainConfig(**values, device="cpu"))
+        assert not (tmp_path / "run").exists()

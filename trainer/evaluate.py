@@ -150,10 +150,11 @@ def probe(
     try:
         with torch.inference_mode():
             output = model(to_input(images.to(device), normalize))
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever a network raises for images it is not made for
         raise InputError(
             f"{where}: it does not run on images of shape {tuple(images.shape[1:])}: "
-            f"{str(error).strip().splitlines()[0]}; check --student, --size and --normalize"
+            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}; check --student, "
+            f"--size and --normalize"
         ) from error
     finally:
         model.train(was_training)

@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from logitstore.errors import InputError
 from logitstore.precompute.images import parse_normalize
 from logitstore.precompute.models import build_model
 from logitstore.progress import Progress, Silent
@@ -55,6 +56,11 @@ def train(
     source, notes = open_source(config, token)
     val = None if config.val is None else open_validation(config.val, source)
     samples = chosen_samples(len(source.dataset), config.limit, config.limit_seed)
+    if not config.make_method().needs_teacher and (source.dataset.labels[samples] < 0).all():
+        raise InputError(
+            f"{source.dataset.name}: no label is known, and method {config.method!r} learns from "
+            "labels alone: use --method kd with a store"
+        )
     shape = first_shape(source)
     normalize = parse_normalize(config.normalize, shape[0])
     with own_randomness(config.seed, device), reproducible(device):

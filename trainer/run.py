@@ -19,9 +19,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from logitstore.errors import Damaged, Denied, InputError, MismatchError, NotFound, Unfinished
+from logitstore.errors import Damaged, InputError, MismatchError, NotFound, Unfinished
 from logitstore.schema import DatasetCard, Document, first_difference
-from logitstore.storage import is_temporary, open_storage
+from logitstore.storage import explained, is_temporary, open_storage
 from trainer.config import EXECUTION, TrainConfig
 
 CONFIG, INPUTS, METRICS, RESULT = "config.toml", "inputs.json", "metrics.jsonl", "result.json"
@@ -89,7 +89,7 @@ class RunFolder:
             return None
         self._refuse_other(config)
         try:
-            document = json.loads(self._storage.get(RESULT))
+            document = _json(self.path / RESULT, self._storage.get(RESULT))
         except NotFound:
             return None
         return Result(run=self.path, **document)
@@ -118,13 +118,9 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes out of this run; the lock ends with its process, however it ends."""
-        try:
+        with explained(str(self.path), LOCK):
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / LOCK, "w")  # noqa: SIM115  # closed below
-        except PermissionError as error:
-            raise Denied(f"{self.path}: may not be written: {error.strerror}") from None
-        except (FileExistsError, NotADirectoryError):
-            raise InputError(f"{self.path}: a file is in the way: use another --out") from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +153,7 @@ class RunFolder:
                 f"{self.path}: {METRICS} has {len(lines)} lines, the checkpoint is after epoch "
                 f"{epochs}: bring the file back, or use another --out"
             )
-        return [json.loads(line) for line in lines]
+        return [_json(self.path / METRICS, line) for line in lines]
 
     def put_history(self, lines: list[Line]) -> None:
         """Write the metrics of all epochs so far."""
@@ -216,3 +212,12 @@ class Events:
                 f"{self._folder}: TensorBoard's file cannot be written ({error}); free "
                 "some space and run the same command again"
             ) from error
+
+
+def _json(path: Path, text: str | bytes) -> dict[str, Any]:
+    """A JSON object; Damaged if it is none."""
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise Damaged(f"{path}: not whole ({error}): bring it back, or use another --out") from None
+    return found

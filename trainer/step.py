@@ -27,6 +27,8 @@ _TAIL = ("correct", "labelled", "differing")
 def make_learner(config: TrainConfig, model: torch.nn.Module, device: torch.device) -> Learner:
     """The model on its device with its optimiser and, for fp16, its gradient scaler."""
     model.to(device).train()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"{config.student}: this student has no weights to train")
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitstore.errors import NonFinite
+from logitstore.errors import InputError, NonFinite
 from logitstore.precompute.feed import cut, feed
 from logitstore.precompute.inference import forward
 from logitstore.precompute.prepare import BuildConfig, Prepared, prepare
@@ -39,7 +39,7 @@ class Built:
 def build(config: BuildConfig, progress: Progress | None = None) -> list[Built]:
     """Write one snapshot per teacher and commit them; raises what ``prepare`` raises.
 
-    NonFinite names samples with NaN or infinite logits and leaves nothing of a build that began
+    NonFinite and InputError name samples that cannot be used and leave nothing of what began
     here; Unfinished (a full disk, …) keeps what is done for the same command.
     """
     return write(prepare(config), progress)
@@ -57,7 +57,7 @@ def write(prepared: Prepared, progress: Progress | None = None) -> list[Built]:
     begun_here = [len(todo) == len(w.shards()) for todo, w in zip(missing, writers, strict=True)]
     try:
         _run(prepared, writers, missing, progress)
-    except NonFinite:
+    except (NonFinite, InputError):  # running it again cannot help: leave nothing behind
         for writer, begun in zip(writers, begun_here, strict=True):
             if begun and writer.root is None:
                 discard(prepared.storage, writer.plan.name)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from logitstore.errors import InputError, NotFound, UnknownName
+from logitstore.errors import InputError, LogitstoreError, NotFound, UnknownName
 from logitstore.specs import Spec, is_factory, load_factory, value_of
 from logitstore.writer import Samples
 
@@ -50,7 +50,18 @@ class ImageDataset:
 
     def image(self, index: int) -> Image.Image:
         """The image, mode RGB or L; InputError if the item is no image."""
-        return as_image(self.load(index), f"{self.name}: sample {index}")
+        return as_image(self.item(index), f"{self.name}: sample {index}")
+
+    def item(self, index: int) -> Any:
+        """The image as the dataset gives it; InputError if that fails, whatever it raises."""
+        try:
+            return self.load(index)
+        except LogitstoreError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{self.name}: sample {index} cannot be read: {type(error).__name__}: {error}"
+            ) from None
 
     def samples(self) -> Samples:
         """What a store records of this dataset."""
@@ -82,6 +93,8 @@ def as_image(item: Any, where: str) -> Image.Image:
     if isinstance(item, Image.Image):
         if item.mode in ("RGB", "L"):
             return item
+        if item.mode.startswith(("I", "F")):
+            raise InputError(f"{where} has more than 8 bits a channel: convert the images first")
         return item.convert("L" if item.mode in ("1", "LA") else "RGB")
     if hasattr(item, "detach"):
         item = item.detach().cpu().numpy()
@@ -102,11 +115,8 @@ def as_image(item: Any, where: str) -> Image.Image:
 def _npz(spec: Spec, rest: str) -> ImageDataset:
     spec.only("x", "y", "classes", _COMMON)
     path = Path(rest)
-    arrays = _read_npz(path)
     names = (spec.options.get("x", "x"), spec.options.get("y", "y"))
-    for name in names:
-        if name not in arrays:
-            raise InputError(f"{path}: no array {name!r}; it has {', '.join(sorted(arrays))}")
+    arrays = _read_npz(path, names)
     x, y = arrays[names[0]], arrays[names[1]]
     if x.dtype != np.uint8 or x.ndim not in (3, 4):
         raise InputError(f"{path}: {names[0]} is {x.dtype} {x.shape}, expected uint8 (N,H,W[,C])")
@@ -121,10 +131,16 @@ def _npz(spec: Spec, rest: str) -> ImageDataset:
     )
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def _read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            for name in names:
+                if name not in archive.files:
+                    known = ", ".join(sorted(archive.files)) or "nothing"
+                    raise InputError(f"{path}: no array {name!r}; it has {known}")
+            return {name: archive[name] for name in names}
+    except InputError:
+        raise
     except FileNotFoundError:
         raise NotFound(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged file makes the parsers raise anything
@@ -154,7 +170,7 @@ def _imagefolder(spec: Spec, rest: str) -> ImageDataset:
     if not root.is_dir():
         raise NotFound(f"{root}: there is no such folder")
     try:
-        folder = ImageFolder(str(root))
+        folder = ImageFolder(str(root), loader=_read_image)
     except FileNotFoundError as error:
         raise InputError(f"{root}: expected {root}/CLASS/IMAGE files: {error}") from None
     return ImageDataset(
@@ -165,6 +181,12 @@ def _imagefolder(spec: Spec, rest: str) -> ImageDataset:
         class_names=tuple(folder.classes),
         keys=[Path(path).relative_to(root).as_posix() for path, _ in folder.samples],
     )
+
+
+def _read_image(path: str) -> Image.Image:
+    """RGB, as torchvision reads it, but images of 16 bits are not clipped in silence."""
+    with Image.open(path) as image:
+        return as_image(image, path).convert("RGB")
 
 
 def _digits(spec: Spec, rest: str) -> ImageDataset:
@@ -233,7 +255,12 @@ def _labels_of(dataset: Any, text: str) -> NDArray[np.int32]:
 
 
 def _item(dataset: Any, index: int, text: str) -> tuple[Any, Any]:
-    item = dataset[index]
+    try:
+        item = dataset[index]
+    except Exception as error:
+        raise InputError(
+            f"{text!r}: sample {index} cannot be read: {type(error).__name__}: {error}"
+        ) from None
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise InputError(f"{text!r}: sample {index} is a {type(item).__name__}, not (image, label)")
     return item[0], item[1]
@@ -289,6 +316,13 @@ def _check(dataset: ImageDataset, text: str) -> None:
         raise InputError(f"{text!r}: the dataset is empty")
     if dataset.keys is not None and len(set(dataset.keys)) != len(dataset):
         raise InputError(f"{text!r}: its keys are not one for each sample, or not unique")
+    for index, key in enumerate(dataset.keys or ()):
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{text!r}: the name of sample {index}, {key!r}, is not UTF-8"
+            ) from None
     if dataset.classes is not None:
         check_labels(dataset, dataset.classes)
 

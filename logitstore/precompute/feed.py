@@ -6,6 +6,7 @@ A batch never spans two shards, so a resumed build forwards the same batches and
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -34,9 +35,9 @@ class ViewItems(Dataset[Any]):
     def __getitem__(self, item: tuple[int, int]) -> Tensor | LogitstoreError:
         view, sample = item
         try:
-            return self.views(self.dataset.load(sample), sample=sample, view=view)
+            return self.views(self.dataset.item(sample), sample=sample, view=view)
         except InputError as error:
-            return InputError(f"{self.dataset.name}: {error}")
+            return error
         except Exception as error:  # whatever a user's dataset or an image decoder raises
             return InputError(
                 f"{self.dataset.name}: sample {sample} (view {view}) cannot be read: "
@@ -57,6 +58,14 @@ def stack_views(items: Sequence[Tensor | LogitstoreError]) -> Tensor | Logitstor
             "give --size, or a --view-spec that crops or resizes"
         )
     return torch.stack(tensors)
+
+
+def joined(batches: Iterable[Tensor]) -> Tensor:
+    """One batch of several, uint8 (N, C, H, W); InputError if their images differ in shape."""
+    stacked = stack_views([image for batch in batches for image in batch])
+    if isinstance(stacked, LogitstoreError):
+        raise stacked
+    return stacked
 
 
 def default_workers(dataset: ImageDataset) -> int:
@@ -85,12 +94,15 @@ def image_batches(
 
     ``items`` is iterated lazily: a long run's plan is never held in memory.
     """
+    count = default_workers(dataset) if workers is None else workers
     loader: DataLoader[Any] = DataLoader(
         ViewItems(dataset, views),
         batch_sampler=items,
-        num_workers=default_workers(dataset) if workers is None else workers,
+        num_workers=count,
         collate_fn=stack_views,
         pin_memory=pin,
+        # A dataset from a user's file cannot be imported by a process that starts afresh.
+        multiprocessing_context="fork" if count and sys.platform == "linux" else None,
         generator=torch.Generator(),  # else it draws from the global one, which dropout uses
     )
     for images in loader:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from logitstore.encodings import encoding
 from logitstore.errors import InputError, MismatchError, NonFinite
 from logitstore.precompute.datasets import ImageDataset, check_labels, open_dataset
-from logitstore.precompute.feed import feed
+from logitstore.precompute.feed import feed, joined
 from logitstore.precompute.images import parse_normalize
 from logitstore.precompute.inference import forward, pick_device
 from logitstore.precompute.models import build_model, portable_arch
@@ -78,6 +78,8 @@ class BuildConfig:
         for name, value in (("batch size", self.batch_size), ("views", self.views)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"workers must not be negative, not {self.workers}")
         if rows is not None and (rows < 1 or rows > 16_384 or rows & (rows - 1)):
             raise InputError(f"shard rows must be a power of two up to 16384, not {rows}")
         if self.views > 1:
@@ -118,7 +120,7 @@ class Prepared:
             "rows": rows * len(self.teachers),
             "classes": self.meta.classes,
             "encoding": self.config.encoding,
-            "bytes at most": rows * per_row * len(self.teachers),
+            "codes, uncompressed, bytes": rows * per_row * len(self.teachers),
         }
 
 
@@ -243,14 +245,15 @@ def _probe(
     views = Views(card.spec, card.size, card.seed)
     probes = sorted({canary.sample for canary in card.canaries})
     batches = [Shard(0, sample, sample + 1) for sample in probes]
-    images = torch.cat(list(feed(dataset, views, batches, workers=0)))
+    images = joined(feed(dataset, views, batches, workers=0))
     try:
         output = forward(model, images.to(device), normalize, config.precision)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever a network raises for images it is not made for
         raise InputError(
             f"{source.path}: the network does not run on images of shape "
             f"{tuple(images.shape[1:])}: "
-            f"{str(error).strip().splitlines()[0]}; check --arch, --size and --normalize"
+            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}; check --arch, --size "
+            f"and --normalize"
         ) from error
     if output.ndim != 2 or len(output) != len(images):
         raise InputError(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from logitstore.errors import InputError, MismatchError
 from logitstore.precompute.datasets import open_dataset
-from logitstore.precompute.feed import feed
+from logitstore.precompute.feed import feed, joined
 from logitstore.precompute.inference import forward, pick_device
 from logitstore.precompute.models import build_model
 from logitstore.precompute.teachers import find_teachers, load_into, load_weights
@@ -50,7 +50,8 @@ def verify_teacher(
         raise InputError(
             f"snapshot {snapshot.name!r} was imported: there is no teacher to recompute"
         )
-    source = find_teachers([teacher], archs=[arch] if arch else [])[0]
+    sources = find_teachers([teacher], archs=[arch] if arch else [])
+    source = next((s for s in sources if file_sha256(s.path) == card.weights_sha256), sources[0])
     digest = file_sha256(source.path)
     if digest != card.weights_sha256:
         raise MismatchError(
@@ -84,7 +85,7 @@ def verify_teacher(
         for view in sorted({view for view, _ in pairs}):
             indices = np.array([index for v, index in pairs if v == view])
             singles = [Shard(view, int(index), int(index) + 1) for index in indices]
-            images = torch.cat(list(feed(dataset, views, singles, workers=0)))
+            images = joined(feed(dataset, views, singles, workers=0))
             live = forward(model, images.to(place), card.normalize, card.precision).numpy()
             report.breaches += _differences(snapshot, live, indices, view)
         report.rows_recomputed += len(pairs)

@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 
 from logitstore.errors import InputError, MismatchError, UnknownName
 from logitstore.precompute.datasets import ImageDataset, as_image
-from logitstore.schema import Canary, ViewCard
+from logitstore.schema import THUMBNAIL_TOLERANCE, Canary, ViewCard
 
 Spec = tuple[dict[str, Any], ...]
 
@@ -39,7 +39,6 @@ PRESETS: dict[str, Spec] = {
     "imagenet-eval": ({"name": "Resize", "size": 256}, {"name": "CenterCrop", "size": 224}),
 }
 MAX_CANARY_VIEWS, CANARIES, THUMBNAIL = 16, 16, 8
-THUMBNAIL_TOLERANCE = 2
 
 
 def parse_view_spec(text: str) -> Spec:
@@ -170,7 +169,7 @@ def check_canaries(card: ViewCard, dataset: ImageDataset, views: Views) -> list[
 
 
 def _canary(dataset: ImageDataset, views: Views, sample: int, view: int) -> Canary:
-    pixels = views(dataset.load(sample), sample=sample, view=view).numpy()
+    pixels = views(dataset.item(sample), sample=sample, view=view).numpy()
     small = [
         np.asarray(Image.fromarray(plane).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
         for plane in pixels
