@@ -40,11 +40,12 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
     where = storage.url
     if storage.size("zarr.json") is None:
         other = next(filter(lambda key: not is_temporary(key), storage.keys()), None)
-        if other is not None:
+        if other is None:
+            return
+        if storage.size("zarr.json") is None:  # else another build has just begun it
             raise InputError(
                 f"{where}: not a logit store, but not empty either ({other}); use another --out"
             )
-        return
     only_this = {*storage.names("snapshots/"), *storage.names(".build/")} <= {plan.name}
     commit = _commit_of(storage, plan.name)
     if not (fresh and only_this and commit is None):

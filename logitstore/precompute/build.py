@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitstore.errors import InputError, NonFinite
+from logitstore.errors import InputError, MismatchError, NonFinite
 from logitstore.precompute.feed import cut, feed
 from logitstore.precompute.inference import forward
 from logitstore.precompute.prepare import BuildConfig, Prepared, prepare
@@ -57,6 +57,8 @@ def write(prepared: Prepared, progress: Progress | None = None) -> list[Built]:
     begun_here = [len(todo) == len(w.shards()) for todo, w in zip(missing, writers, strict=True)]
     try:
         _run(prepared, writers, missing, progress)
+    except MismatchError:  # another build is at work here: what lies there may be its own
+        raise
     except (NonFinite, InputError):  # running it again cannot help: leave nothing behind
         for writer, begun in zip(writers, begun_here, strict=True):
             if begun and writer.root is None:
