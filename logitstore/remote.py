@@ -20,7 +20,7 @@ from logitstore.connection import FIRST_CONTACT_SECONDS, Answer, Connection, sam
 from logitstore.encodings import Rows
 from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
 from logitstore.reader import Snapshot
-from logitstore.schema import NAME_PATTERN, StoreMeta, group_attributes, root_of, snapshot_folder
+from logitstore.schema import NAME_PATTERN, StoreMeta, root_of, snapshot_folder
 from logitstore.stores import LogitStore
 from logitstore.wire import (
     INDICES_TYPE,
@@ -191,10 +191,10 @@ class RemoteSnapshots(Mapping[str, Snapshot]):
             objects = RemoteObjects(self._connection, self._store, name)
             commit = objects.get(f"{snapshot_folder(name)}/commit.json")
             snapshot = RemoteSnapshot(objects, name, commit)
-            where = f"{objects.url}: zarr.json"
-            meta = StoreMeta.parse(where, group_attributes(where, snapshot.object("zarr.json")))
-            if meta != self._meta:
-                raise MismatchError(f"{where}: the server described the store differently before")
+            if snapshot.store_meta != self._meta:
+                raise MismatchError(
+                    f"{objects.url}: zarr.json: the server described the store differently before"
+                )
             self._open[name] = snapshot
         return self._open[name]
 

@@ -96,10 +96,10 @@ class _LocalSnapshots(Mapping[str, Snapshot]):
             raise Damaged(
                 f"{self._storage.url}: zarr.json is not what the commit of {snapshot.name!r} lists"
             )
+        known = {*snapshot.commit.objects, f"{snapshot_folder(snapshot.name)}/commit.json"}
         for prefix in (f"{snapshot_folder(snapshot.name)}/", "labels/", "keys/"):
             for key in self._storage.keys(prefix):
-                known = key in snapshot.commit.objects or key == f"{prefix}commit.json"
-                if not known and not is_temporary(key):
+                if key not in known and not is_temporary(key):
                     raise Damaged(
                         f"{self._storage.url}: {key} was added: the commit of {snapshot.name!r} "
                         "does not list it; remove it"

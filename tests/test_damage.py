@@ -123,6 +123,7 @@ def test_a_whole_snapshot_under_another_name_is_noticed(copy: Path) -> None:
         "snapshots/one/codes/c/0/9/0",
         "snapshots/one/extra.bin",
         "labels/c/1",
+        "labels/commit.json",
     ],
 )
 def test_an_added_object_is_noticed_by_reads_too(copy: Path, place: str) -> None:

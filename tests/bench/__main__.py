@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -136,7 +136,7 @@ def _steps(data: str, local: LogitStore, served: LogitStore) -> list[Ratio]:
             chosen = {name: array[batch.request.indices] for name, array in encoded.items()}
             yield batch._replace(teacher=Rows(FLOAT16, chosen))
 
-    def steps(method: str, stream: Iterator[Batch]) -> object:
+    def steps(method: str, stream: Iterator[Batch]) -> Callable[[], object]:
         config = TrainConfig(
             data=data,
             student=STUDENT,
@@ -165,7 +165,7 @@ def _steps(data: str, local: LogitStore, served: LogitStore) -> list[Ratio]:
             ("the same, logits in memory", memory, "<= 1.02"),
             ("a cross-entropy step", plain, "<= 1.10"),
         ):
-            found.append(compare(what, against, reach, ours, other, repeats=15))  # type: ignore[arg-type]
+            found.append(compare(what, against, reach, ours, other, repeats=15))
     return found
 
 
