@@ -6,14 +6,19 @@ where the heavy imports are too (``logitstore --help`` takes 0.2 s).
 
 from __future__ import annotations
 
+import inspect as introspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from logitstore import __version__
 from logitstore.console import Commands, emit, percent, shown_progress, size
+
+if TYPE_CHECKING:
+    from logitstore.precompute.prepare import BuildConfig
 
 app = typer.Typer(
     cls=Commands,
@@ -59,6 +64,19 @@ Normalization = Annotated[
 ]
 
 
+MatchBy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="index|key",
+        help="How samples are found in the store: by order (index, the default) or by file name.",
+    ),
+]
+ClassMap = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="JSON object: the data's class -> the store's class."),
+]
+
+
 @app.callback(invoke_without_command=True)
 def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -94,11 +112,25 @@ def build(
         list[str] | None, typer.Option(help="Snapshot names; default: the checkpoints' stems.")
     ] = None,
     normalize: Normalization = None,
-    view_spec: Annotated[str, typer.Option(help="eval, imagenet-eval or FILE.json.")] = "eval",
+    view_spec: Annotated[
+        str,
+        typer.Option(
+            metavar="PRESET|FILE",
+            help="eval, cifar-train, cifar-strong, cifar-autoaugment, imagenet-train, "
+            "imagenet-eval or FILE.json.",
+        ),
+    ] = "eval",
     size: Annotated[
-        int | None, typer.Option(help="Side of the view: resize and centre crop.")
+        int | None, typer.Option(help="Side of the view; default: the preset's, else as it comes.")
     ] = None,
     views: Annotated[int, typer.Option(help="Views of each sample.")] = 1,
+    first_view: Annotated[
+        int, typer.Option(help="Number of the first one: to add views beside a snapshot's.")
+    ] = 0,
+    mix: Annotated[
+        str | None,
+        typer.Option(metavar="MIX", help="mixup:ALPHA, cutmix:ALPHA or both, with a comma."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the views.")] = 0,
     encoding: Encoding = "float16",
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
@@ -113,7 +145,7 @@ def build(
     ] = None,
     fresh: Fresh = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, write nothing.")
+        bool, typer.Option("--dry-run", help="Check everything, print the cost, write nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -128,37 +160,56 @@ def build(
         --data 'npz:cifar10.npz?x=x_train&y=y_train' --out c10.zarr
     logitstore build --teacher runs/teacher --data digits --out digits.zarr
     """
-    from logitstore.precompute.build import write
-    from logitstore.precompute.prepare import BuildConfig, prepare
-
-    config = BuildConfig(
-        teachers=[*teacher, *(more or ())],
-        data=data,
-        out=out,
-        arch=arch or (),
-        snapshots=snapshot or (),
-        normalize=normalize,
-        view_spec=view_spec,
-        size=size,
-        views=views,
-        seed=seed,
-        encoding=encoding,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        precision=precision,
-        weights_key=weights_key,
-        shard_rows=shard_rows,
-        fresh=fresh,
-    )
-    prepared = prepare(config)
+    values = dict(locals())
+    del values["dry_run"], values["as_json"]
+    config = _build_config(**values)
     if dry_run:
-        found = prepared.summary()
-        emit(as_json, found, [f"{key:12} {value}" for key, value in found.items()])
+        _print_estimate(config, 30, as_json)
         return
+    from logitstore.precompute.build import build as run
+
     with shown_progress() as progress:
-        built = write(prepared, progress)
+        built = run(config, progress)
     _print_built(out, [entry.name for entry in built], as_json)
+
+
+def _with_options_of_build(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all of build's options beside its own, but --fresh and --dry-run."""
+    own = introspect.signature(command, eval_str=True).parameters
+    shared = introspect.signature(build, eval_str=True).parameters
+    merged = {**shared, **own}
+    for name in ("fresh", "dry_run", "options"):
+        del merged[name]
+    keyword_only = [each.replace(kind=each.KEYWORD_ONLY) for each in merged.values()]
+    command.__signature__ = introspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    return command
+
+
+@app.command()
+@_with_options_of_build
+def plan(
+    out: Annotated[
+        str | None, typer.Option(metavar="STORE", help="Also check that this store may be built.")
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(help="Of a student, to compare with its teacher run live.")
+    ] = 30,
+    **options: Any,
+) -> None:
+    """Say what a build would cost.
+
+    The teachers run on 512 rows. Bytes, seconds and after how many students the build has paid for
+    itself, against running the teacher beside each of them.
+
+    \b
+    logitstore plan --teacher resnet56.th --arch resnet56 --normalize imagenet \\
+        --data 'npz:cifar10.npz?x=x_train&y=y_train' --view-spec cifar-train --views 8 --epochs 60
+    """
+    from tempfile import TemporaryDirectory
+
+    as_json = options.pop("as_json")
+    with TemporaryDirectory() as nowhere:
+        _print_estimate(_build_config(out=out or nowhere, **options), epochs, as_json)
 
 
 @app.command("import")
@@ -381,18 +432,41 @@ def train(
     warmup_epochs: Annotated[int | None, typer.Option(help="Epochs of linear warm-up.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, or bf16 or fp16 on a GPU.")] = None,
     normalize: Normalization = None,
-    view_spec: Annotated[str | None, typer.Option(help="Without a store: see build.")] = None,
-    size_: Annotated[int | None, typer.Option("--size", help="Without a store: see build.")] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRESET|FILE",
+            help="Views of the student's own, new in each epoch; default: the store's.",
+        ),
+    ] = None,
+    size_: Annotated[
+        int | None, typer.Option("--size", help="Side of the image; default: the store's.")
+    ] = None,
     snapshots: Annotated[
         str | None, typer.Option(help="Keep weights: every-epoch, or epochs such as 1,5,60.")
     ] = None,
     expect_root: Annotated[
         str | None, typer.Option(help="Refuse any other root than this.")
     ] = None,
+    match_by: MatchBy = None,
+    class_map: ClassMap = None,
     allow_unbound: Annotated[
         bool | None, typer.Option("--allow-unbound", help="Accept imported logits.")
     ] = None,
+    allow_mismatch: Annotated[
+        bool | None,
+        typer.Option("--allow-mismatch", help="Accept images that the teacher did not see."),
+    ] = None,
     device: Device = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of the GPU: 2GiB; trains in parts that fit.")
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Images at once, if not the whole batch.")
+    ] = None,
+    recompute: Annotated[
+        bool | None, typer.Option("--recompute", help="Less memory, more time: run blocks twice.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
     patience: Annotated[
         float | None, typer.Option(help="Seconds that a server may stay away; default 600.")
@@ -437,6 +511,8 @@ def evaluate(
         typer.Option(metavar="STORE|URL", help="Compare with a teacher's logits: KD error."),
     ] = None,
     snapshot: Annotated[str | None, typer.Option(help="Which snapshot.")] = None,
+    match_by: MatchBy = None,
+    class_map: ClassMap = None,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
     device: Device = None,
     token_file: TokenFile = None,
@@ -460,6 +536,8 @@ def evaluate(
         store=store,
         snapshot=snapshot,
         token=read_token(token_file),
+        match_by=match_by or "index",
+        class_map=class_map,
         batch_size=batch_size,
         device=device,
     )
@@ -500,6 +578,32 @@ def read_token(path: Path | None) -> str | None:
     if len(words) != 1:
         raise InputError(f"{path}: expected exactly one token, found {len(words)} words")
     return words[0]
+
+
+def _build_config(
+    teacher: list[str],
+    more: list[str] | None,
+    arch: list[str] | None,
+    snapshot: list[str] | None,
+    **same: Any,
+) -> BuildConfig:
+    """The options of ``build``, all but its flags, as the library takes them."""
+    from logitstore.precompute.prepare import BuildConfig
+
+    return BuildConfig(
+        teachers=[*teacher, *(more or ())], arch=arch or (), snapshots=snapshot or (), **same
+    )
+
+
+def _print_estimate(config: BuildConfig, epochs: int, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from logitstore.plan import estimate_lines
+    from logitstore.precompute.trial import estimate
+
+    with shown_progress() as progress:
+        found = estimate(config, epochs=epochs, progress=progress)
+    emit(as_json, asdict(found), estimate_lines(found))
 
 
 def _print_built(out: str, names: list[str], as_json: bool) -> None:

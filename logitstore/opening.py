@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from logitstore.continued import Continued
 from logitstore.errors import InputError, MismatchError
 from logitstore.reader import Snapshot
 from logitstore.storage import open_storage
@@ -27,7 +28,7 @@ def open_store(
     return open_stored(open_storage(location))
 
 
-def expect_root(snapshot: Snapshot, root: str) -> None:
+def expect_root(snapshot: Snapshot | Continued, root: str) -> None:
     """Refuse a snapshot that is not the one meant: ``root`` in hex, with or without "sha256:"."""
     if root.removeprefix("sha256:").lower() != snapshot.root:
         raise MismatchError(
@@ -47,3 +48,10 @@ def chosen_snapshot(store: LogitStore, name: str | None) -> Snapshot:
             ": say which with --snapshot"
         )
     return store.snapshots[name]
+
+
+def chosen_views(store: LogitStore, name: str | None) -> Snapshot | Continued:
+    """As ``chosen_snapshot``; ``a+b`` are the views of snapshot a and then those of b."""
+    if name is None or "+" not in name:
+        return chosen_snapshot(store, name)
+    return Continued([store.snapshots[part] for part in name.split("+")])

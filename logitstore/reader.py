@@ -82,6 +82,11 @@ class Snapshot:
         self.__dict__.update(state, encoding=encoding(state["encoding"]))
         self._decoded, self._lock = OrderedDict(), Lock()
 
+    @property
+    def url(self) -> str:
+        """Path or URL of the store that holds this snapshot."""
+        return self._source.url
+
     def object(self, key: str) -> bytes:
         """An object's bytes, checked against the commit; Damaged says what is wrong and where."""
         entry = self.commit.objects.get(key)

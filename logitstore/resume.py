@@ -18,6 +18,7 @@ from logitstore.schema import (
     ObjectEntry,
     SnapshotPlan,
     StoreMeta,
+    ViewCard,
     build_folder,
     first_difference,
     group_attributes,
@@ -60,6 +61,7 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
     if commit is not None:
         done = Snapshot(storage, plan.name, commit).meta
         built = SnapshotPlan(**done.model_dump(exclude={"fidelity", "top1"}))
+        _refuse_more_views(where, built, plan)
         _refuse_difference(
             built,
             plan,
@@ -77,6 +79,19 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
             )
 
 
+def _refuse_more_views(where: str, built: SnapshotPlan, plan: SnapshotPlan) -> None:
+    """A committed snapshot does not grow: its further views become a snapshot beside it."""
+    if built.view is None or plan.view is None or plan.views <= built.views:
+        return
+    first = built.view.first_view + built.views
+    raise MismatchError(
+        f"{where}: snapshot {plan.name!r} is committed with {built.views} views and never changed; "
+        f"build the other {plan.views - built.views} beside it: --first-view {first} "
+        f"--views {plan.views - built.views}, and train on --snapshot "
+        f"{plan.name}+{plan.name}-view{first}"
+    )
+
+
 def _refuse_other_images(storage: Storage, plan: SnapshotPlan) -> None:
     """Labels may agree where images do not: committed snapshots of the same views tell."""
     if plan.view is None:
@@ -84,16 +99,21 @@ def _refuse_other_images(storage: Storage, plan: SnapshotPlan) -> None:
     for name in storage.names("snapshots/"):
         commit = _commit_of(storage, name)
         card = None if commit is None else Snapshot(storage, name, commit).meta.view
-        if card is None or (card.spec, card.size) != (plan.view.spec, plan.view.size):
+        if card is None or _sequence(card) != _sequence(plan.view):
             continue
         there = {(canary.view, canary.sample): canary for canary in card.canaries}
-        for canary in plan.view.canaries if card.seed == plan.view.seed else ():
+        for canary in plan.view.canaries:
             other = there.get((canary.view, canary.sample))
             if other is not None and not canary.resembles(other):
                 raise MismatchError(
                     f"{storage.url}: sample {canary.sample} is another image than the one that "
                     f"snapshot {name!r} was built from: use that dataset, or another --out"
                 )
+
+
+def _sequence(card: ViewCard) -> tuple[object, ...]:
+    """What defines the sequence of views that a card's views are part of."""
+    return card.spec, card.size, card.seed, card.mix
 
 
 def _stored_meta(storage: Storage) -> StoreMeta:

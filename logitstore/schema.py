@@ -142,10 +142,16 @@ class Canary(Document):
 
 
 class ViewCard(Document):
-    """How samples became network inputs: transforms, size, seed, and fingerprints of the result."""
+    """How samples became network inputs: transforms, size, seed, and fingerprints of the result.
+
+    ``mix`` says which samples were blended with which (None: none were).  The snapshot's view 0 is
+    number ``first_view`` of the sequence that spec, size, mix and seed define; canaries count in
+    that sequence.
+    """
 
     spec: tuple[dict[str, Any], ...]
     size: int | None
+    mix: dict[str, float] | None = None
     seed: int
     first_view: int = 0
     canaries: tuple[Canary, ...]

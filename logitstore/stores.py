@@ -22,6 +22,11 @@ class LogitStore:
     def __init__(self, url: str, meta: StoreMeta, snapshots: Mapping[str, Snapshot]) -> None:
         self.url, self.meta, self.snapshots = url, meta, snapshots
 
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> LogitStore:
+        """The store of one snapshot, as if it held no other; its bytes come from the same place."""
+        return cls(snapshot.url, snapshot.store_meta, {snapshot.name: snapshot})
+
     def __repr__(self) -> str:
         return f"<LogitStore {self.url}: {self.meta.dataset.name}, {len(self)} samples>"
 

@@ -202,15 +202,22 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture(scope="session")
 def bound_store() -> Callable[..., Path]:
-    """``bound_store(path, data, logits, name="teacher") -> path``: a store bound to its images.
+    """``bound_store(path, data, logits, name="teacher", view_spec="eval") -> path``: a bound store.
 
     ``data`` is a dataset spec, ``logits`` float32 (V, N, C), kept exactly.  Unlike ``tiny_store``
     it records the views' fingerprints, so that students may learn from it.  Needs torch.
     """
+    from logitstore.precompute.canaries import make_view_card
     from logitstore.precompute.datasets import open_dataset
-    from logitstore.precompute.views import Views, make_view_card
+    from logitstore.precompute.views import parse_views
 
-    def build(path: Path, data: str, logits: NDArray[np.float32], name: str = "teacher") -> Path:
+    def build(
+        path: Path,
+        data: str,
+        logits: NDArray[np.float32],
+        name: str = "teacher",
+        view_spec: str = "eval",
+    ) -> Path:
         dataset = open_dataset(data)
         views, samples, classes = logits.shape
         plan = SnapshotPlan(
@@ -220,7 +227,7 @@ def bound_store() -> Callable[..., Path]:
             classes=classes,
             rows_per_shard=256,
             imported=ImportCard(file="logits.npy", sha256="0" * 64),
-            view=make_view_card(dataset, Views(()), views),
+            view=make_view_card(dataset, parse_views(view_spec, None), views),
             encoding=EncodingCard(name="float32"),
             packages={},
         )

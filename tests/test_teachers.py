@@ -1,6 +1,7 @@
 """Checkpoints: every common wrapping loads, everything else is refused with what does not fit."""
 
 import pickle
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -189,6 +190,7 @@ def test_architectures_that_are_none_say_why(
         build_model(spec, classes=3, shape=SHAPE)
 
 
-def test_timm_asks_to_be_installed() -> None:
+def test_timm_asks_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # what an import finds where there is none
     with pytest.raises(MissingExtra, match="pip install timm"):
         build_model("timm:resnet18", classes=3, shape=SHAPE)

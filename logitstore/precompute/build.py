@@ -79,10 +79,11 @@ def _run(
     """Forward every batch that some teacher lacks; finished shards go to the writing thread."""
     shards = [s for s in (writers[0].shards() if writers else []) if any(s in m for m in missing)]
     batches = cut(shards, prepared.config.batch_size)
+    first = prepared.config.first_view
     images = feed(
         prepared.dataset,
         prepared.views,
-        batches,
+        [Shard(first + batch.view, batch.start, batch.stop) for batch in batches],
         workers=prepared.config.workers,
         pin=prepared.device.type == "cuda",
     )

@@ -159,7 +159,7 @@ def _torchvision(spec: Spec, rest: str) -> ImageDataset:
         dataset = getattr(torchvision.datasets, rest)(**options)
     except (RuntimeError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{spec.text!r}: torchvision cannot open it: {error}") from error
-    return _map_style(dataset, spec.portable(f"torchvision:{rest}"), spec.text)
+    return from_map_style(dataset, spec.portable(f"torchvision:{rest}"), spec.text)
 
 
 def _imagefolder(spec: Spec, rest: str) -> ImageDataset:
@@ -220,17 +220,23 @@ def _factory(spec: Spec) -> ImageDataset:
         raise InputError(
             f"{spec.text!r}: the factory failed: {type(error).__name__}: {error}"
         ) from error
-    return _map_style(dataset, spec.portable(head), spec.text)
+    return from_map_style(dataset, spec.portable(head), spec.text)
 
 
-def _map_style(dataset: Any, name: str, text: str) -> ImageDataset:
-    """Wrap anything with ``len`` and ``[i] -> (image, label)``."""
+def from_map_style(dataset: Any, name: str, text: str | None = None) -> ImageDataset:
+    """Wrap anything with ``len`` and ``[i] -> (image, label)``, images before any transform.
+
+    Its ``classes`` (names), ``targets`` and ``keys`` are used if it has them.  InputError, which
+    begins with ``text`` (None: the name), for anything else, labels that are not integers in range
+    and keys that are not unique.
+    """
+    text = name if text is None else text
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise InputError(f"{text!r}: expected a map-style dataset, not {type(dataset).__name__}")
     classes = getattr(dataset, "classes", None)
     names = tuple(str(entry) for entry in classes) if isinstance(classes, list | tuple) else None
     keys = getattr(dataset, "keys", None)
-    return ImageDataset(
+    wrapped = ImageDataset(
         name=name,
         labels=_labels_of(dataset, text),
         load=partial(_first, dataset),
@@ -238,6 +244,8 @@ def _map_style(dataset: Any, name: str, text: str) -> ImageDataset:
         class_names=names,
         keys=list(keys) if isinstance(keys, list | tuple) else None,
     )
+    _check(wrapped, text)
+    return wrapped
 
 
 def _labels_of(dataset: Any, text: str) -> NDArray[np.int32]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from logitstore.errors import InputError, LogitstoreError
 from logitstore.precompute.datasets import ImageDataset
+from logitstore.precompute.mix import Mix, blend
 from logitstore.precompute.views import Views
 from logitstore.writer import Shard
 
@@ -28,21 +29,46 @@ class ViewItems(Dataset[Any]):
 
     def __init__(self, dataset: ImageDataset, views: Views) -> None:
         self.dataset, self.views = dataset, views
+        self._mix = None if views.mix is None else Mix(views.mix, views.seed, len(dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, item: tuple[int, int]) -> Tensor | LogitstoreError:
-        view, sample = item
         try:
-            return self.views(self.dataset.item(sample), sample=sample, view=view)
+            return self.show(*item)
         except InputError as error:
             return error
+
+    def show(self, view: int, sample: int) -> Tensor:
+        """What a network sees of a sample: uint8 (C, H, W), mixed with its partner's if so planned.
+
+        InputError if an image cannot be read, or two that are to be mixed differ in shape.
+        """
+        own = self._alone(view, sample)
+        if self._mix is None:
+            return own
+        plan = self._mix.plan(sample, view)
+        if plan.weight == 1:
+            return own
+        try:
+            return blend(own, self._alone(view, plan.partner), plan)
+        except InputError as error:
+            raise InputError(
+                f"{self.dataset.name}: sample {sample} is mixed with sample {plan.partner} "
+                f"(view {view}): {error}"
+            ) from None
+
+    def _alone(self, view: int, sample: int) -> Tensor:
+        try:
+            return self.views(self.dataset.item(sample), sample=sample, view=view)
+        except InputError:
+            raise
         except Exception as error:  # whatever a user's dataset or an image decoder raises
-            return InputError(
+            raise InputError(
                 f"{self.dataset.name}: sample {sample} (view {view}) cannot be read: "
                 f"{type(error).__name__}: {error}"
-            )
+            ) from error
 
 
 def stack_views(items: Sequence[Tensor | LogitstoreError]) -> Tensor | LogitstoreError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from logitstore.encodings import encoding
 from logitstore.errors import InputError, MismatchError, NonFinite
+from logitstore.plan import default_rows_per_shard
+from logitstore.precompute.canaries import canary_samples, make_view_card
 from logitstore.precompute.datasets import ImageDataset, check_labels, open_dataset
 from logitstore.precompute.feed import feed, joined
 from logitstore.precompute.images import parse_normalize
 from logitstore.precompute.inference import forward, pick_device
+from logitstore.precompute.mix import parse_mix
 from logitstore.precompute.models import build_model, portable_arch
 from logitstore.precompute.teachers import (
     TeacherSource,
@@ -24,7 +27,7 @@ from logitstore.precompute.teachers import (
     load_weights,
     unwrapped,
 )
-from logitstore.precompute.views import Views, canary_samples, make_view_card, parse_view_spec
+from logitstore.precompute.views import Views, parse_views
 from logitstore.resume import check_target
 from logitstore.schema import (
     EncodingCard,
@@ -35,7 +38,6 @@ from logitstore.schema import (
     TeacherCard,
     ViewCard,
 )
-from logitstore.shards import shard_rows
 from logitstore.specs import file_sha256
 from logitstore.storage import Storage, open_storage
 from logitstore.writer import Shard
@@ -47,10 +49,11 @@ NUMERIC_PACKAGES = ("logitstore", "numcodecs", "numpy", "pillow", "torch", "torc
 class BuildConfig:
     """What ``logitstore build`` is asked for; None means the default that the field's text names.
 
-    ``teachers`` are checkpoints, folders, globs or training runs; ``arch`` is
-    one spec for all or one for each of them, and may be left out for runs of ours.  ``shard_rows``
-    makes shards smaller than the format's default (a power of two), so that an interruption loses
-    less of a slow teacher's work.
+    ``teachers`` are checkpoints, folders, globs or training runs; ``arch`` is one spec for all or
+    one for each of them, and may be left out for runs of ours.  ``views`` views are made, from
+    number ``first_view`` on of the sequence that view spec, size, mix and seed define; ``size``
+    None is the preset's own.  ``shard_rows`` makes shards smaller than the format's default (a
+    power of two), so that an interruption loses less of a slow teacher's work.
     """
 
     teachers: Sequence[str]
@@ -62,6 +65,8 @@ class BuildConfig:
     view_spec: str = "eval"
     size: int | None = None
     views: int = 1
+    first_view: int = 0
+    mix: str | None = None
     seed: int = 0
     encoding: str = "float16"
     batch_size: int = 256
@@ -82,11 +87,8 @@ class BuildConfig:
             raise InputError(f"workers must not be negative, not {self.workers}")
         if rows is not None and (rows < 1 or rows > 16_384 or rows & (rows - 1)):
             raise InputError(f"shard rows must be a power of two up to 16384, not {rows}")
-        if self.views > 1:
-            raise InputError(
-                f"{self.views} views of {self.view_spec!r} would all be the same: it draws "
-                "nothing at random; use 1 view"
-            )
+        if self.first_view < 0:
+            raise InputError(f"first view must not be negative, not {self.first_view}")
 
 
 @dataclass(frozen=True)
@@ -109,20 +111,6 @@ class Prepared:
     device: torch.device
     input_shape: tuple[int, int, int]
 
-    def summary(self) -> dict[str, int | str]:
-        """What the build would write: ``--dry-run``."""
-        rows = len(self.dataset) * self.config.views
-        per_row = encoding(self.config.encoding).bytes_per_row(self.meta.classes)
-        return {
-            "store": self.storage.url,
-            "dataset": self.dataset.name,
-            "snapshots": ", ".join(teacher.plan.name for teacher in self.teachers),
-            "rows": rows * len(self.teachers),
-            "classes": self.meta.classes,
-            "encoding": self.config.encoding,
-            "codes, uncompressed, bytes": rows * per_row * len(self.teachers),
-        }
-
 
 def prepare(config: BuildConfig) -> Prepared:
     """Open and check everything that a build needs: data, checkpoints, class counts, the target.
@@ -130,17 +118,21 @@ def prepare(config: BuildConfig) -> Prepared:
     Raises InputError, MismatchError, NotFound, UnknownName or NonFinite; writes nothing.
     """
     sources = find_teachers(config.teachers, config.snapshots, config.arch)
+    if config.first_view and not config.snapshots:
+        # Beside the snapshot that has the views before these, which has the checkpoint's name.
+        sources = [replace(s, name=f"{s.name}-view{config.first_view}") for s in sources]
     device = pick_device(config.device)
     dataset = open_dataset(config.data)
-    views = Views(parse_view_spec(config.view_spec), config.size, config.seed)
+    views = _views(config)
     storage = open_storage(config.out)
     probes = canary_samples(len(dataset))
-    images = next(feed(dataset, views, [Shard(0, i, i + 1) for i in probes[:1]], workers=0))
+    first = [Shard(config.first_view, i, i + 1) for i in probes[:1]]
+    images = next(feed(dataset, views, first, workers=0))
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    card = make_view_card(dataset, views, config.views)
+    card = make_view_card(dataset, views, config.views, config.first_view)
     teachers: list[Teacher] = []
     for source in sources:
-        teacher = _load(config, source, dataset, card, shape, device)
+        teacher = _load(config, source, dataset, views, card, shape, device)
         if teachers and teacher.plan.classes != teachers[0].plan.classes:
             raise MismatchError(
                 f"{source.path} has {teacher.plan.classes} classes, {sources[0].path} has "
@@ -157,10 +149,23 @@ def prepare(config: BuildConfig) -> Prepared:
     return Prepared(config, dataset, views, storage, meta, tuple(teachers), device, shape)
 
 
+def _views(config: BuildConfig) -> Views:
+    """The views asked for; InputError if they would all be the same."""
+    mix = None if config.mix is None else parse_mix(config.mix)
+    views = parse_views(config.view_spec, config.size, config.seed, mix)
+    if (config.views > 1 or config.first_view) and not views.random:
+        raise InputError(
+            f"{config.first_view + config.views} views of {config.view_spec!r} would all be the "
+            "same: it draws nothing at random; use --views 1, or a --view-spec such as cifar-train"
+        )
+    return views
+
+
 def _load(
     config: BuildConfig,
     source: TeacherSource,
     dataset: ImageDataset,
+    views: Views,
     card: ViewCard,
     shape: tuple[int, int, int],
     device: torch.device,
@@ -180,18 +185,15 @@ def _load(
     load_into(model, state, str(source.path))
     model.eval().requires_grad_(False).to(device)
     model.to(memory_format=torch.channels_last)
-    classes = _probe(config, model, normalize, source, dataset, card, device)
+    classes = _probe(config, model, normalize, source, dataset, views, device)
     portable, digest = portable_arch(arch)
-    widest = max(
-        np.dtype(kind).itemsize * width
-        for kind, width in encoding(config.encoding).layout(classes).values()
-    )
+    entry = encoding(config.encoding)
     plan = SnapshotPlan(
         name=source.name,
         views=config.views,
         samples=len(dataset),
         classes=classes,
-        rows_per_shard=config.shard_rows or shard_rows(widest),
+        rows_per_shard=config.shard_rows or default_rows_per_shard(entry, classes),
         teacher=TeacherCard(
             file=source.path.name,
             weights_sha256=file_sha256(source.path),
@@ -238,13 +240,12 @@ def _probe(
     normalize: Normalize | None,
     source: TeacherSource,
     dataset: ImageDataset,
-    card: ViewCard,
+    views: Views,
     device: torch.device,
 ) -> int:
     """Forward the canary samples: the class count, or why this teacher cannot be used."""
-    views = Views(card.spec, card.size, card.seed)
-    probes = sorted({canary.sample for canary in card.canaries})
-    batches = [Shard(0, sample, sample + 1) for sample in probes]
+    probes = canary_samples(len(dataset))
+    batches = [Shard(config.first_view, sample, sample + 1) for sample in probes]
     images = joined(feed(dataset, views, batches, workers=0))
     try:
         output = forward(model, images.to(device), normalize, config.precision)

@@ -7,12 +7,13 @@ import torch
 from numpy.typing import NDArray
 
 from logitstore.errors import InputError, MismatchError
+from logitstore.precompute.canaries import check_canaries
 from logitstore.precompute.datasets import open_dataset
 from logitstore.precompute.feed import feed, joined
 from logitstore.precompute.inference import forward, pick_device
 from logitstore.precompute.models import build_model
 from logitstore.precompute.teachers import find_teachers, load_into, load_weights
-from logitstore.precompute.views import check_canaries, views_of
+from logitstore.precompute.views import views_of
 from logitstore.progress import Progress, Silent
 from logitstore.reader import Snapshot
 from logitstore.specs import file_sha256
@@ -67,7 +68,8 @@ def verify_teacher(
             f"({store.meta.dataset.name}) has {store.meta.dataset.sha256}"
         )
     views = views_of(view_card)
-    for warning in check_canaries(view_card, dataset, views):
+    packages = snapshot.meta.packages
+    for warning in check_canaries(view_card, dataset, views, packages=packages):
         progress.message(warning)
     if source.arch is None:
         raise InputError(f"{source.path}: say which network this is with --arch")
@@ -84,7 +86,8 @@ def verify_teacher(
         pairs = [divmod(int(row), snapshot.meta.samples) for row in chosen[start : start + _BATCH]]
         for view in sorted({view for view, _ in pairs}):
             indices = np.array([index for v, index in pairs if v == view])
-            singles = [Shard(view, int(index), int(index) + 1) for index in indices]
+            shown = view_card.first_view + view
+            singles = [Shard(shown, int(index), int(index) + 1) for index in indices]
             images = joined(feed(dataset, views, singles, workers=0))
             live = forward(model, images.to(place), card.normalize, card.precision).numpy()
             report.breaches += _differences(snapshot, live, indices, view)

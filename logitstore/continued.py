@@ -1,0 +1,93 @@
+"""Several snapshots whose views continue each other, read as one.
+
+A committed snapshot never grows; a later build puts further views of the same teacher beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from itertools import pairwise
+
+from numpy.typing import ArrayLike
+
+from logitstore.encodings import Logits, Rows
+from logitstore.errors import InputError, MismatchError
+from logitstore.reader import Snapshot
+from logitstore.schema import SnapshotMeta, first_difference
+
+
+class Continued:
+    """The views of all ``parts``, in order, with ``meta`` and ``rows`` as a Snapshot has them.
+
+    ``root`` is the sha256 of the parts' roots.  MismatchError names what differs between parts that
+    are not the same teacher on the same sequence of views.
+    """
+
+    def __init__(self, parts: Sequence[Snapshot]) -> None:
+        if len(parts) < 2:
+            raise InputError("views are continued by a second snapshot: name two or more")
+        for before, after in pairwise(parts):
+            _refuse_break(before, after)
+        self.parts = tuple(parts)
+        self.name = "+".join(part.name for part in parts)
+        self.root = sha256("\n".join(part.root for part in parts).encode()).hexdigest()
+        self.store_meta = parts[0].store_meta
+        self.meta = _joined(parts)
+
+    def __repr__(self) -> str:
+        return f"<Continued {self.name}: {self.meta.views} views>"
+
+    def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
+        """As ``Snapshot.rows``; ``view`` counts through all parts."""
+        for part in self.parts:
+            if view < part.meta.views:
+                return part.rows(indices, view)
+            view -= part.meta.views
+        raise InputError(f"{self.name}: there are {self.meta.views} views, from 0 on")
+
+    def logits(self, indices: ArrayLike, view: int = 0) -> Logits:
+        """As ``Snapshot.logits``: float32 (len(indices), C)."""
+        return self.rows(indices, view).logits()
+
+
+def _refuse_break(before: Snapshot, after: Snapshot) -> None:
+    first, second = before.meta, after.meta
+    if first.view is None or second.view is None:
+        raise MismatchError(f"{before.name}+{after.name}: imported logits have no views to go on")
+    expected = first.view.first_view + first.views
+    same = {"canaries": (), "first_view": 0}
+    pairs = (
+        (first.teacher, second.teacher),
+        (first.encoding, second.encoding),
+        (first.view.model_copy(update=same), second.view.model_copy(update=same)),
+    )
+    for left, right in pairs:
+        assert left is not None  # a snapshot with views has a teacher
+        assert right is not None
+        difference = first_difference(left, right)
+        if difference:
+            field, there, here = difference
+            raise MismatchError(
+                f"{after.name} does not continue {before.name}: {field} is {there!r} there and "
+                f"{here!r} here"
+            )
+    if second.view.first_view != expected:
+        raise MismatchError(
+            f"{after.name} does not continue {before.name}: it begins with view "
+            f"{second.view.first_view}, view {expected} comes next"
+        )
+
+
+def _joined(parts: Sequence[Snapshot]) -> SnapshotMeta:
+    meta = parts[0].meta
+    cards = [part.meta.view for part in parts]
+    canaries = tuple(canary for card in cards if card for canary in card.canaries)
+    assert meta.view is not None
+    return meta.model_copy(
+        update={
+            "name": "+".join(part.name for part in parts),
+            "views": sum(part.meta.views for part in parts),
+            "view": meta.view.model_copy(update={"canaries": canaries}),
+        }
+    )
