@@ -23,7 +23,7 @@ TAUGHT = replace(BASE, store="s.zarr", method="kd")
         (BASE, {"snapshot": "a"}, r"give --store STORE, or drop --snapshot"),
         (BASE, {"expect_root": "ab"}, r"give --store STORE, or drop --expect-root"),
         (BASE, {"allow_unbound": True}, r"give --store STORE, or drop --allow-unbound"),
-        (TAUGHT, {"size": 32}, r"drop --view-spec and --size, or train without --store"),
+        (BASE, {"allow_mismatch": True}, r"give --store STORE, or drop --allow-mismatch"),
         (BASE, {"nesterov": True, "momentum": 0.0}, r"--momentum above 0: give both or drop it"),
         (BASE, {"nesterov": True, "optimizer": "adamw"}, r"nesterov needs --optimizer sgd"),
         (BASE, {"schedule": "step"}, r"needs --milestones.* or use --schedule constant"),

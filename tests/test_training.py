@@ -190,7 +190,7 @@ def test_batches_do_not_depend_on_workers_or_on_where_they_begin(store: Path) ->
     opened = open_store(store)
     source, warnings = bind(opened, opened.snapshots["teacher"], open_dataset(TRAIN))
     assert warnings == []
-    samples = chosen_samples(1200, 300, 0)
+    samples = chosen_samples(np.arange(1200), 300, 0)
     plan = Plan(samples=samples, seed=1, batch_size=128, view_count=1, epochs=2)
     alone, helped = (list(batches(source, plan, workers=workers)) for workers in (0, 2))
     later = list(batches(source, replace(plan, first_epoch=1, first_step=1)))
@@ -227,12 +227,12 @@ def test_each_epoch_uses_the_next_view_of_the_store(
 
 
 def test_a_subset_is_fixed_by_its_seed() -> None:
-    first, again, other = (chosen_samples(1000, 50, seed) for seed in (3, 3, 4))
+    first, again, other = (chosen_samples(np.arange(1000), 50, seed) for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert len(np.unique(first)) == 50
     with pytest.raises(InputError, match="--limit 1001 is more than the 1000 samples"):
-        chosen_samples(1000, 1001, 0)
+        chosen_samples(np.arange(1000), 1001, 0)
 
 
 def test_reading_ahead_keeps_the_order_and_raises_in_turn() -> None:

@@ -127,7 +127,7 @@ def outcome(out: str) -> dict[str, Any]:
     run = Path(out)
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in history:
-        del line["seconds"], line["images_per_second"]
+        del line["seconds"], line["images_per_second"], line["peak_memory"]
     weights = {path.name: path.read_bytes() for path in run.rglob("*.safetensors")}
     return {"metrics": history, **weights}
 

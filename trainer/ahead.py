@@ -5,7 +5,7 @@ The results are the same as those of a plain loop; only the waiting overlaps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from queue import Full, Queue
 from threading import Event, Thread
 from typing import TypeVar
@@ -17,7 +17,7 @@ DEPTH = 4
 _CHECK_SECONDS = 0.1
 
 
-def read_ahead(items: Iterable[T], fetch: Callable[[T], R], depth: int = DEPTH) -> Iterator[R]:
+def read_ahead(items: Iterable[T], fetch: Callable[[T], R], depth: int = DEPTH) -> Generator[R]:
     """Yield ``fetch(item)`` for each item, at most ``depth`` + 1 of them fetched before their turn.
 
     What ``fetch`` raises is raised here, at its item's turn.  The thread is a daemon and is not

@@ -6,20 +6,21 @@ else would ever tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
+from logitstore.continued import Continued
 from logitstore.errors import InputError, MismatchError
-from logitstore.opening import chosen_snapshot, expect_root, open_store
-from logitstore.precompute.datasets import ImageDataset, check_labels, open_dataset
-from logitstore.precompute.views import Views, check_canaries, parse_view_spec, views_of
+from logitstore.opening import chosen_views, expect_root, open_store
+from logitstore.precompute.canaries import check_canaries
+from logitstore.precompute.datasets import ImageDataset, open_dataset
+from logitstore.precompute.views import Views, parse_views, views_of
 from logitstore.reader import Snapshot
+from logitstore.schema import SnapshotMeta, ViewCard
 from logitstore.stores import LogitStore
-from logitstore.writer import Samples
+from trainer.classes import MAP_IT, Classes, ClassMap, map_for, read_class_map, renumbered
 from trainer.config import TrainConfig
-from trainer.data import Source
+from trainer.data import Indices, Source
+from trainer.matching import align
 
 
 def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[str]]:
@@ -29,31 +30,70 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
     NotFound, Denied, Unreachable or Damaged.
     """
     dataset = open_dataset(config.data)
-    views = Views(parse_view_spec(config.view_spec or "eval"), config.size, config.seed)
+    own = parse_views(config.augment or "eval", config.size, config.seed)
     if config.store is None:
         classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
-        source = Source(dataset=dataset, views=views, classes=classes, view_count=config.epochs)
+        source = Source(dataset=dataset, views=own, classes=classes, view_count=1, fresh=True)
         return source, []
     store = open_store(config.store, token, patience=config.patience)
-    snapshot = chosen_snapshot(store, config.snapshot)
+    snapshot = chosen_views(store, config.snapshot)
     if config.expect_root is not None:
         expect_root(snapshot, config.expect_root)
-    return bind(store, snapshot, dataset, unbound=views if config.allow_unbound else None)
+    source, notes = bind(
+        store,
+        snapshot,
+        dataset,
+        unbound=own if config.allow_unbound else None,
+        allow_mismatch=config.allow_mismatch,
+        match_by=config.match_by,
+        class_map=read_class_map(config.class_map),
+    )
+    if snapshot.meta.view is None or (config.augment is None and config.size is None):
+        return source, notes
+    return _shown_otherwise(source, snapshot.meta.view, config), notes
+
+
+def _shown_otherwise(source: Source, card: ViewCard, config: TrainConfig) -> Source:
+    """The source with the student's own size or augmentation."""
+    if config.augment is None:
+        return replace(source, views=views_of(card, config.size))
+    if source.views.random:
+        raise InputError(
+            f"snapshot {config.snapshot or ''!r} holds the teacher's answers to random views: with "
+            "another --augment they would be answers to other images; drop --augment to see the "
+            "teacher's views, or use a snapshot built with --view-spec eval"
+        )
+    views = parse_views(config.augment, config.size or card.size, config.seed)
+    return replace(source, views=views, fresh=True)
 
 
 def bind(
-    store: LogitStore, snapshot: Snapshot, dataset: ImageDataset, *, unbound: Views | None = None
+    store: LogitStore,
+    snapshot: Snapshot | Continued,
+    dataset: ImageDataset,
+    *,
+    unbound: Views | None = None,
+    allow_mismatch: bool = False,
+    match_by: str = "index",
+    class_map: ClassMap | None = None,
 ) -> tuple[Source, list[str]]:
     """Check a dataset against a snapshot; ``unbound`` are the views to use if it records none.
 
-    MismatchError names what differs first: length, order, labels, keys, classes or images.
+    MismatchError names what differs first: length, order, labels, keys, classes or images;
+    ``allow_mismatch`` makes the last one a note.
     """
-    _check_samples(store, dataset)
-    _check_classes(store, dataset)
+    aligned = align(dataset, store, match_by=match_by, class_map=class_map)
+    dataset, samples = aligned.dataset, aligned.samples
     card = snapshot.meta.view
     if card is not None:
         views = views_of(card)
-        warnings = check_canaries(card, dataset, views)
+        if samples is not None and views.mix is not None:
+            raise MismatchError(
+                f"{dataset.name} lacks {len(dataset) - len(samples):,} of the {len(dataset):,} "
+                f"samples, and snapshot {snapshot.name!r} blends each with another one: give the "
+                "whole dataset (a part of it is chosen with --limit)"
+            )
+        warnings = _checked_images(snapshot.meta, card, dataset, views, samples, allow_mismatch)
     elif unbound is not None:
         views = unbound
         warnings = [f"snapshot {snapshot.name!r} does not say what its images looked like"]
@@ -68,71 +108,44 @@ def bind(
         classes=store.meta.classes,
         view_count=snapshot.meta.views,
         first_view=0 if card is None else card.first_view,
+        fresh=card is None,
+        samples=samples,
+        class_map=class_map,
         snapshot=snapshot,
         root=snapshot.root,
     )
-    return source, warnings
+    return source, aligned.notes + warnings
 
 
-def _check_samples(store: LogitStore, dataset: ImageDataset) -> None:
-    there, here = store.meta.dataset, dataset.samples().card()
-    if (there.length, there.sha256) == (here.length, here.sha256):
-        return
-    what = f"{store.url} was built from {there.name}, this is {here.name}"
-    if there.length != here.length:
-        raise MismatchError(
-            f"{what}: {there.length} samples there, {here.length} here: use the store's dataset "
-            "and split (a subset of it is chosen with --limit)"
-        )
-    if (store.keys is None) != (dataset.keys is None):
-        # Logits computed elsewhere come with labels but without keys: then only labels can agree.
-        labels_only = Samples(dataset.name, dataset.labels).card()
-        if store.keys is None and labels_only.sha256 == there.sha256:
-            return
-        with_keys = "the store" if dataset.keys is None else "the dataset"
-        raise MismatchError(f"{what}: only {with_keys} has sample keys, and the labels differ")
-    ours, theirs = _identities(dataset.labels, dataset.keys), _identities(store.labels, store.keys)
-    if sorted(ours) == sorted(theirs):
-        raise MismatchError(
-            f"{what}: the same samples in another order: bring the dataset into the store's order"
-        )
-    first = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
-    raise MismatchError(
-        f"{what}: sample {first} is (key, label) {theirs[first]} there and {ours[first]} here: "
-        "use the store's dataset"
-    )
-
-
-def _identities(labels: NDArray[np.int32], keys: Iterable[str] | None) -> list[tuple[str, int]]:
-    """(key, label) of every sample; "" where there are no keys."""
-    values = labels.tolist()
-    names = [""] * len(values) if keys is None else [str(key) for key in keys]
-    return list(zip(names, values, strict=True))
-
-
-def _check_classes(store: LogitStore, dataset: ImageDataset) -> None:
-    there = store.meta
-    if dataset.classes is not None and dataset.classes != there.classes:
-        raise MismatchError(
-            f"{store.url} has {there.classes} classes, the dataset {dataset.name} has "
-            f"{dataset.classes}: use the store's dataset"
-        )
-    check_labels(dataset, there.classes)
-    theirs, ours = there.class_names, dataset.class_names
-    if theirs is None or ours is None:
-        return
-    for number, (before, now) in enumerate(zip(theirs, ours, strict=True)):
-        if before != now:
+def _checked_images(
+    meta: SnapshotMeta,
+    card: ViewCard,
+    dataset: ImageDataset,
+    views: Views,
+    samples: Indices | None,
+    allow: bool,
+) -> list[str]:
+    try:
+        return check_canaries(card, dataset, views, packages=meta.packages, samples=samples)
+    except MismatchError as error:
+        if not allow:
             raise MismatchError(
-                f"{store.url}: class {number} is {before!r} there and {now!r} in {dataset.name}: "
-                "use the store's dataset"
-            )
+                f"{error}; --allow-mismatch trains nevertheless, and writes that down"
+            ) from None
+        return [f"allowed mismatch: {error}"]
 
 
 def open_validation(spec: str, like: Source) -> Source:
-    """The validation split, prepared as the training images are."""
+    """The validation split, prepared as the training images are but for what is random.
+
+    Its classes are numbered as the training data's.
+    """
+    classes = Classes(owner=like.dataset.name, count=like.classes, names=like.dataset.class_names)
+    remedy = MAP_IT if like.snapshot is not None else "validate on data that have them"
     dataset = open_dataset(spec)
-    check_labels(dataset, like.classes)
+    class_map = map_for(dataset, like.class_map)
+    dataset = renumbered(dataset, classes, class_map, remedy=remedy)
     if not (dataset.labels >= 0).any():
         raise InputError(f"--val {spec}: no sample has a label; drop --val or use a labelled split")
-    return Source(dataset=dataset, views=like.views, classes=like.classes, view_count=1)
+    views = like.views.evaluation()
+    return Source(dataset=dataset, views=views, classes=like.classes, view_count=1)

@@ -17,10 +17,19 @@ import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from logitstore.errors import InputError, NotFound, UnknownName
+from trainer.device import memory_bytes, needs_gpu
 from trainer.methods import Method, find_method, hyper_parameters, make_method
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 0.001}
 HYPER_PARAMETERS = ("temperature", "ce_weight", "kd_weight")
+_WITH_STORE = (
+    "snapshot",
+    "expect_root",
+    "match_by",
+    "class_map",
+    "allow_unbound",
+    "allow_mismatch",
+)
 # How and where a run is carried out; the rest decides its result and may not change on resume.
 # What these lead to (root of the snapshot, digests of the data, kind of device) is checked instead.
 EXECUTION = frozenset(
@@ -29,6 +38,8 @@ EXECUTION = frozenset(
         "store",
         "expect_root",
         "device",
+        "memory_limit",
+        "recompute",
         "workers",
         "patience",
         "checkpoint_seconds",
@@ -43,7 +54,12 @@ class TrainConfig:
     ``data`` and ``val`` are dataset specs, ``student`` an architecture spec, ``store`` a path or a
     URL.
     ``lr`` None: 0.05 for sgd, 0.001 for adamw; ``momentum`` is SGD's, or AdamW's first beta.
-    ``view_spec`` and ``size`` say how images are prepared where no store says it.
+    ``augment``, a view preset or file, prepares the images where no store says it, or otherwise
+    than the store's (fixed) views; each epoch is a view of its own.  ``size`` None: the store's or
+    the preset's.
+    ``memory_limit`` (2GiB, 1500MiB or plain bytes) caps all that the run holds on a GPU: a batch
+    goes through the network in the largest parts that fit, or in parts of at most ``micro_batch``
+    samples.  ``recompute`` is activation checkpointing: less memory, more time.
     ``snapshots`` keeps the weights after these epochs (1 is the first).  ``patience`` and
     ``checkpoint_seconds`` (between checkpoints inside an epoch) are in seconds.
     """
@@ -74,12 +90,18 @@ class TrainConfig:
     warmup_epochs: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     normalize: str | None = None
-    view_spec: str | None = None
+    augment: str | None = None
     size: int | None = None
     snapshots: Literal["every-epoch"] | tuple[int, ...] | None = None
     expect_root: str | None = None
+    match_by: Literal["index", "key"] = "index"
+    class_map: str | None = None
     allow_unbound: bool = False
+    allow_mismatch: bool = False
     device: str | None = None
+    memory_limit: str | None = None
+    micro_batch: int | None = None
+    recompute: bool = False
     workers: int | None = None
     patience: float = 600.0
     checkpoint_seconds: float = 300.0
@@ -94,6 +116,7 @@ class TrainConfig:
         _check_numbers(self)
         _check_source(self)
         _check_optimisation(self)
+        _check_memory(self)
 
     @property
     def base_lr(self) -> float:
@@ -154,7 +177,7 @@ def _check_type(name: str, adapter: TypeAdapter[Any], value: Any) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    for name in ("epochs", "batch_size", "limit", "size"):
+    for name in ("epochs", "batch_size", "limit", "size", "micro_batch"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
@@ -179,15 +202,10 @@ def _check_source(config: TrainConfig) -> None:
                 f"method {config.method!r} needs a teacher's logits: give --store STORE "
                 "(and --snapshot NAME), or use --method ce"
             )
-        for name in ("snapshot", "expect_root", "allow_unbound"):
-            if getattr(config, name):
+        for name in _WITH_STORE:
+            if getattr(config, name) != getattr(TrainConfig, name):
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
-    elif not config.allow_unbound and (config.view_spec or config.size):
-        raise InputError(
-            "the store says how the teacher saw its images, and the student must see the same: "
-            "drop --view-spec and --size, or train without --store"
-        )
 
 
 def _check_optimisation(config: TrainConfig) -> None:
@@ -229,3 +247,15 @@ def _check_optimisation(config: TrainConfig) -> None:
         raise InputError(
             f"precision {config.precision!r} needs a GPU: use --device cuda or --precision fp32"
         )
+
+
+def _check_memory(config: TrainConfig) -> None:
+    if config.micro_batch is not None and config.micro_batch > config.batch_size:
+        raise InputError(
+            f"micro_batch {config.micro_batch} is more than batch_size {config.batch_size}: a "
+            "smaller --micro-batch, or a larger --batch-size"
+        )
+    if config.memory_limit is not None:
+        memory_bytes(config.memory_limit)
+        if config.device == "cpu":
+            raise needs_gpu(config.memory_limit)

@@ -16,13 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from logitstore.continued import Continued
 from logitstore.encodings import Rows
 from logitstore.errors import InputError
 from logitstore.precompute.datasets import ImageDataset
 from logitstore.precompute.feed import image_batches
+from logitstore.precompute.mix import Mix
 from logitstore.precompute.views import Views
 from logitstore.reader import Snapshot
 from trainer.ahead import read_ahead
+from trainer.classes import ClassMap
 
 Indices = NDArray[np.int64]
 
@@ -31,7 +34,10 @@ Indices = NDArray[np.int64]
 class Source:
     """What a student is shown: a dataset in ``view_count`` views, and perhaps a teacher's rows.
 
+    The dataset comes in the store's order; ``samples`` are those that are there, ascending (None:
+    all).  Its classes are numbered as the store's, by ``class_map`` if one was given.
     ``first_view`` is the number, in the view spec's sequence, of the snapshot's view 0.
+    ``fresh``: the images come in a view of their own in each epoch, whatever the rows' view is.
     """
 
     dataset: ImageDataset
@@ -39,8 +45,19 @@ class Source:
     classes: int
     view_count: int
     first_view: int = 0
-    snapshot: Snapshot | None = None
+    fresh: bool = False
+    samples: Indices | None = None
+    class_map: ClassMap | None = None
+    snapshot: Snapshot | Continued | None = None
     root: str | None = None
+
+    def there(self) -> Indices:
+        """The samples that can be trained on, ascending."""
+        return np.arange(len(self.dataset)) if self.samples is None else self.samples
+
+    def shown_view(self, request: Request) -> int:
+        """Which view of the spec's sequence the images of a request come in."""
+        return request.epoch if self.fresh else self.first_view + request.view
 
 
 class Request(NamedTuple):
@@ -52,13 +69,24 @@ class Request(NamedTuple):
     indices: Indices
 
 
+class Mixed(NamedTuple):
+    """Partners' labels int64 (N,), -1 for unknown, and the own share ``weight`` float32 (N,)."""
+
+    labels: Tensor
+    weight: Tensor
+
+
 class Batch(NamedTuple):
-    """Images uint8 (N, C, H, W) on the CPU, labels int64 (N,), and the teacher's encoded rows."""
+    """Images uint8 (N, C, H, W) on the CPU, labels int64 (N,), and the teacher's encoded rows.
+
+    ``mixed`` is None unless the images are mixed with others.
+    """
 
     request: Request
     images: Tensor
     labels: Tensor
     teacher: Rows | None
+    mixed: Mixed | None = None
 
 
 def shuffled(count: int, *purpose: object) -> Indices:
@@ -69,13 +97,32 @@ def shuffled(count: int, *purpose: object) -> Indices:
     return np.argsort(draws, kind="stable")
 
 
-def chosen_samples(count: int, limit: int | None, limit_seed: int) -> Indices:
-    """All samples, or a fixed random subset of ``limit`` of them, ascending."""
+def chosen_samples(there: Indices, limit: int | None, limit_seed: int) -> Indices:
+    """All of some samples, or a fixed random subset of ``limit`` of them, ascending."""
     if limit is None:
-        return np.arange(count)
-    if limit > count:
-        raise InputError(f"--limit {limit} is more than the {count} samples there are")
-    return np.sort(shuffled(count, "limit", limit_seed)[:limit])
+        return there
+    if limit > len(there):
+        raise InputError(f"--limit {limit} is more than the {len(there)} samples there are")
+    return np.sort(there[shuffled(len(there), "limit", limit_seed)[:limit]])
+
+
+def views_seen(source: Source, epochs: int) -> tuple[int, ...]:
+    """In how many of the epochs each of the snapshot's views teaches, (V,); () without one."""
+    if source.snapshot is None:
+        return ()
+    rounds, rest = divmod(epochs, source.view_count)
+    return tuple(rounds + (view < rest) for view in range(source.view_count))
+
+
+def unseen_views(source: Source, epochs: int) -> list[str]:
+    """A note if some of the snapshot's views are never shown."""
+    seen = views_seen(source, epochs)
+    if all(seen):
+        return []
+    return [
+        f"{epochs} epochs show views 0..{epochs - 1}; the other {seen.count(0)} of the store's "
+        f"{len(seen)} are never seen"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +164,7 @@ def batches(
     """
     # Images, rows and this loop each iterate the plan for themselves: at different speeds, in three
     # threads, and nothing of a long run's plan is ever held in memory.
-    items = ([(source.first_view + r.view, int(i)) for i in r.indices] for r in plan)
+    items = ([(source.shown_view(r), int(i)) for i in r.indices] for r in plan)
     images = image_batches(source.dataset, source.views, items, workers=workers, pin=pin)
     snapshot = source.snapshot
     rows: Iterator[Rows | None] = (
@@ -125,6 +172,19 @@ def batches(
         if snapshot is None
         else read_ahead(plan, lambda request: snapshot.rows(request.indices, request.view))
     )
+    views = source.views
+    mix = None if views.mix is None else Mix(views.mix, views.seed, len(source.dataset))
     for request, shown, row in zip(plan, images, rows, strict=True):
-        labels = torch.from_numpy(source.dataset.labels[request.indices].astype(np.int64))
-        yield Batch(request, shown, labels, row)
+        mixed = None if mix is None else _mixed(source, mix, request)
+        yield Batch(request, shown, _labels(source, request.indices), row, mixed)
+
+
+def _mixed(source: Source, mix: Mix, request: Request) -> Mixed:
+    view = source.shown_view(request)
+    plans = [mix.plan(int(sample), view) for sample in request.indices]
+    weights = torch.tensor([plan.weight for plan in plans], dtype=torch.float32)
+    return Mixed(_labels(source, np.array([plan.partner for plan in plans])), weights)
+
+
+def _labels(source: Source, indices: Indices) -> Tensor:
+    return torch.from_numpy(source.dataset.labels[indices].astype(np.int64))

@@ -1,8 +1,10 @@
-"""The device of a run, its random generators, and what makes its arithmetic repeatable."""
+"""The device of a run: its memory, its random generators, and what makes it repeatable."""
 
 from __future__ import annotations
 
+import re
 import resource
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +12,8 @@ import torch
 
 from logitstore.errors import InputError
 from logitstore.precompute.inference import pick_device
+
+_UNITS = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def training_device(name: str | None, precision: str) -> torch.device:
@@ -57,3 +61,93 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def peak_reserved(device: torch.device) -> int | None:
+    """Bytes: what the GPU's allocator held at most, its cache included; None on the CPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+def memory_bytes(text: str) -> int:
+    """``2GiB``, ``1500 MiB``, ``0.5GiB`` or plain bytes -> bytes; InputError for anything else."""
+    read = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]iB)?", text.strip())
+    size = int(float(read[1]) * _UNITS[read[2]]) if read else 0
+    if size == 0:
+        raise InputError(
+            f"memory_limit {text!r}: expected a size above 0 such as 2GiB, 1500MiB or plain bytes"
+        )
+    return size
+
+
+def needs_gpu(limit: str) -> InputError:
+    """What to do about a memory limit on the CPU."""
+    return InputError(
+        f"--memory-limit {limit} caps a GPU's memory, and this run is on the CPU: drop it, or "
+        "train in parts with --micro-batch N"
+    )
+
+
+class Budget:
+    """All that this process may hold on a GPU, in bytes: its CUDA context included.
+
+    PyTorch can cap its allocator only; the context (driver, libraries, loaded kernels) lies outside
+    and grows when a kernel is first used.  Its share is what is in use on the GPU less what the
+    allocator has reserved and what ``others`` held before this process had a context.
+    """
+
+    def __init__(self, device: torch.device, text: str, others: int) -> None:
+        self.limit, self.context = memory_bytes(text), 0
+        self._device, self._text, self._others = device, text, others
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The allocator capped; afterwards as it was.  InputError where nothing is left for it."""
+        torch.cuda.empty_cache()
+        before = torch.cuda.get_per_process_memory_fraction(self._device)
+        self.tighten()
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(before, self._device)
+
+    def tighten(self) -> None:
+        """Measure the context's share, and leave the rest of the budget to the allocator."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        fraction = self.fraction(free, total, torch.cuda.memory_reserved(self._device))
+        torch.cuda.set_per_process_memory_fraction(fraction, self._device)
+
+    def fraction(self, free: int, total: int, reserved: int) -> float:
+        """The allocator's share of a GPU with so many bytes, of which it has reserved some."""
+        self.context = max(0, total - free - reserved - self._others)
+        if self.context >= self.limit:
+            raise InputError(
+                f"--memory-limit {self._text}: the CUDA context, and what other processes took "
+                f"since, hold {self.context:,} bytes already: raise the limit"
+            )
+        return min(1.0, (self.limit - self.context) / total)
+
+
+def budgeted_device(
+    name: str | None, precision: str, limit: str | None
+) -> tuple[torch.device, Budget | None]:
+    """The device of ``training_device``, and its budget if there is a limit; needs a GPU then."""
+    if limit is None:
+        return training_device(name, precision), None
+    fresh = not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    used = memory_in_use() if fresh else {}
+    device = training_device(name, precision)
+    if device.type != "cuda":
+        raise needs_gpu(limit)
+    uuid = torch.cuda.get_device_properties(device).uuid
+    return device, Budget(device, limit, used.get(f"GPU-{uuid}", 0))
+
+
+def memory_in_use() -> dict[str, int]:
+    """Bytes in use on each GPU by its UUID, as the driver tells; {} where it cannot be asked."""
+    ask = ["nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout
+        pairs = [line.split(", ") for line in told.splitlines()]
+        return {uuid: int(mebibytes) << 20 for uuid, mebibytes in pairs}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from logitstore.errors import InputError, MismatchError, NotFound
-from logitstore.opening import chosen_snapshot, open_store
-from logitstore.precompute.datasets import check_labels, open_dataset
+from logitstore.opening import chosen_views, open_store
+from logitstore.precompute.datasets import ImageDataset, check_labels, open_dataset
 from logitstore.precompute.feed import image_batches
 from logitstore.precompute.images import parse_normalize, to_input
 from logitstore.precompute.models import build_model
 from logitstore.precompute.teachers import find_teachers, load_into, load_weights
-from logitstore.precompute.views import Views, parse_view_spec
+from logitstore.precompute.views import Views, parse_views
 from logitstore.schema import Normalize
+from logitstore.stores import LogitStore
 from trainer import metrics
 from trainer.binding import bind
+from trainer.classes import Classes, map_for, read_class_map, renumbered
 from trainer.data import Source
 from trainer.device import own_randomness, training_device
 from trainer.run import CONFIG, INPUTS, MODEL, Inputs
@@ -38,6 +41,8 @@ def evaluate(
     store: str | None = None,
     snapshot: str | None = None,
     token: str | None = None,
+    match_by: str = "index",
+    class_map: str | None = None,
     batch_size: int = 256,
     device: str | None = None,
 ) -> dict[str, float]:
@@ -45,7 +50,9 @@ def evaluate(
 
     A run, or a checkpoint inside one, knows its ``student``, ``normalize`` and image preparation;
     they may be given for any other checkpoint.  With a store of the same data also ``kd_error`` and
-    ``agreement`` with the teacher, on the snapshot's view 0 (imported logits: by labels alone).
+    ``agreement`` with the teacher, on the snapshot's view 0 (imported logits: by labels alone);
+    everything else is measured without anything random.  ``match_by`` and ``class_map`` are as in
+    ``TrainConfig``; a run's own map and class names hold for the data that it is measured on.
 
     >>> evaluate("runs/student", "digits?train=false")["top1"]    # doctest: +SKIP
     0.9715
@@ -58,11 +65,11 @@ def evaluate(
             f"{weights}: say which network this is with --student (resnet20, torchvision:NAME, "
             "path/to/file.py:factory, …)"
         )
-    dataset = open_dataset(data)
+    dataset = _numbered(open_dataset(data), weights, inputs, class_map, store)
     if view_spec is None and size is None and inputs is not None:
-        views = Views(inputs.view_spec, inputs.size)
+        views = Views(inputs.view_spec, inputs.size).evaluation()
     else:
-        views = Views(parse_view_spec(view_spec or "eval"), size)
+        views = parse_views(view_spec or "eval", size).evaluation()
     classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
     source = Source(
         dataset=dataset,
@@ -70,10 +77,27 @@ def evaluate(
         classes=classes if inputs is None else inputs.classes,
         view_count=1,
     )
+    taught = None
     if store is not None:
         opened = open_store(store, token)
-        source, _ = bind(opened, chosen_snapshot(opened, snapshot), dataset, unbound=views)
-    check_labels(dataset, source.classes)
+        _refuse_other_classes(weights, inputs, opened)
+        taught, _ = bind(
+            opened,
+            chosen_views(opened, snapshot),
+            dataset,
+            unbound=views,
+            match_by=match_by,
+            class_map=read_class_map(class_map) if inputs is None else None,
+        )
+        # One pass serves both, unless the teacher saw what nobody should be measured on.
+        source = (
+            replace(source, dataset=taught.dataset, samples=taught.samples, classes=taught.classes)
+            if taught.views.random
+            else taught
+        )
+    elif match_by != "index":
+        raise InputError("--match-by without a store: give --store STORE, or drop --match-by")
+    check_labels(source.dataset, source.classes)
     place = training_device(device, "fp32")
     shape = first_shape(source)
     with own_randomness(0, place):  # initial weights are drawn and then replaced
@@ -83,9 +107,11 @@ def evaluate(
     scaling = parse_normalize(normalize or found.normalize, shape[0])
     probe(model, source, scaling, place)
     logits = gather_logits(model, source, scaling, place, batch_size=batch_size)
-    measured = measure(logits, dataset.labels)
-    if source.snapshot is not None:
-        error = metrics.kd_error(logits, source.snapshot.logits(np.arange(len(dataset))))
+    measured = measure(logits, source.dataset.labels[source.there()])
+    if taught is not None and taught.snapshot is not None:
+        if taught is not source:
+            logits = gather_logits(model, taught, scaling, place, batch_size=batch_size)
+        error = metrics.kd_error(logits, taught.snapshot.logits(taught.there()))
         measured |= {"kd_error": error, "agreement": 1 - error}
     return measured
 
@@ -111,11 +137,11 @@ def gather_logits(
     batch_size: int,
     workers: int | None = None,
 ) -> Logits:
-    """Logits float32 (N, C) of every sample in the source's first view; eval mode, fp32."""
-    view, count = source.first_view, len(source.dataset)
+    """Logits float32 (N, C) of every sample there is, in the source's first view; eval, fp32."""
+    view, there = source.first_view, source.there()
     items = (
-        [(view, sample) for sample in range(start, min(start + batch_size, count))]
-        for start in range(0, count, batch_size)
+        [(view, int(sample)) for sample in there[start : start + batch_size]]
+        for start in range(0, len(there), batch_size)
     )
     was_training = model.training
     model.eval()
@@ -133,7 +159,7 @@ def gather_logits(
 
 def first_shape(source: Source) -> tuple[int, int, int]:
     """Shape (C, H, W) of a sample as the network gets it."""
-    item = [(source.first_view, 0)]
+    item = [(source.first_view, int(source.there()[0]))]
     images = next(image_batches(source.dataset, source.views, [item], workers=0))
     return images.shape[1], images.shape[2], images.shape[3]
 
@@ -142,7 +168,7 @@ def probe(
     model: nn.Module, source: Source, normalize: Normalize | None, device: torch.device
 ) -> None:
     """Run the network on one sample: InputError or MismatchError if it does not fit."""
-    item = [(source.first_view, 0)]
+    item = [(source.first_view, int(source.there()[0]))]
     images = next(image_batches(source.dataset, source.views, [item], workers=0))
     where = f"the student on {source.dataset.name}"
     was_training = model.training
@@ -163,6 +189,36 @@ def probe(
         raise MismatchError(
             f"{where}: it gives {shape} for one image, expected (1, {source.classes}), one logit "
             "for each class: use a student with as many classes"
+        )
+
+
+def _numbered(
+    dataset: ImageDataset,
+    weights: Path,
+    inputs: Inputs | None,
+    class_map: str | None,
+    store: str | None,
+) -> ImageDataset:
+    """The dataset with its classes numbered as the outputs of the run's network are."""
+    if inputs is None:
+        if class_map is not None and store is None:
+            raise InputError(
+                f"--class-map: {weights} is in no run that names its classes: drop --class-map, or "
+                "give --store STORE"
+            )
+        return dataset
+    classes = Classes(owner=str(weights), count=inputs.classes, names=inputs.class_names)
+    own = map_for(dataset, inputs.class_map)
+    return renumbered(dataset, classes, own if class_map is None else read_class_map(class_map))
+
+
+def _refuse_other_classes(weights: Path, inputs: Inputs | None, store: LogitStore) -> None:
+    """Logits of two numberings cannot be compared."""
+    ours, theirs = None if inputs is None else inputs.class_names, store.meta.class_names
+    if ours is not None and theirs is not None and ours != theirs:
+        raise MismatchError(
+            f"{store.url} and {weights} number their classes differently: give a store with the "
+            "classes of the run's"
         )
 
 

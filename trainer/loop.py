@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -23,15 +24,33 @@ from trainer import metrics
 from trainer.binding import open_source, open_validation
 from trainer.checkpoint import Learner, Position, pack, pack_weights, restore
 from trainer.config import TrainConfig
-from trainer.data import Batch, Indices, Plan, Source, batches, chosen_samples
-from trainer.device import own_randomness, peak_memory, reproducible, training_device
+from trainer.data import (
+    Batch,
+    Indices,
+    Plan,
+    Source,
+    batches,
+    chosen_samples,
+    unseen_views,
+    views_seen,
+)
+from trainer.device import (
+    Budget,
+    budgeted_device,
+    own_randomness,
+    peak_memory,
+    peak_reserved,
+    reproducible,
+)
 from trainer.evaluate import first_shape, gather_logits, probe
+from trainer.fitting import memory_explained, micro_batch
+from trainer.recompute import recomputed
 from trainer.run import LAST, MODEL, Events, Inputs, Line, Result, RunFolder
 from trainer.schedules import learning_rate
 from trainer.step import LossWatch, check_weights, epoch_figures, make_learner, take_step
 
 MEASURE_BATCH = 256
-_NOT_METRICS = ("epoch", "seconds", "images_per_second")
+_NOT_METRICS = ("epoch", "seconds", "images_per_second", "peak_memory")
 
 
 def train(
@@ -52,10 +71,10 @@ def train(
     if done is not None and config.expect_root is None and run.store() == config.store:
         progress.message(f"{run.path}: already finished, {done.epochs} epochs")
         return done
-    device = training_device(config.device, config.precision)
+    device, budget = budgeted_device(config.device, config.precision, config.memory_limit)
     source, notes = open_source(config, token)
     val = None if config.val is None else open_validation(config.val, source)
-    samples = chosen_samples(len(source.dataset), config.limit, config.limit_seed)
+    samples = chosen_samples(source.there(), config.limit, config.limit_seed)
     if not config.make_method().needs_teacher and (source.dataset.labels[samples] < 0).all():
         raise InputError(
             f"{source.dataset.name}: no label is known, and method {config.method!r} learns from "
@@ -63,19 +82,29 @@ def train(
         )
     shape = first_shape(source)
     normalize = parse_normalize(config.normalize, shape[0])
-    with own_randomness(config.seed, device), reproducible(device):
+    kept = nullcontext() if budget is None else budget.kept()
+    enough = memory_explained(config, config.micro_batch)
+    with own_randomness(config.seed, device), reproducible(device), kept, enough:
         model = build_model(config.student, classes=source.classes, shape=shape)
         learner = make_learner(config, model, device)
         for shown in (source, val):
             if shown is not None:
                 probe(model, shown, normalize, device)
-        for note in notes:
+        for note in [*notes, *unseen_views(source, config.epochs)]:
             progress.message(note)
-        with run.lock():
-            run.begin(config, _inputs(source, val, shape, device))
+        with run.lock(), recomputed(model) if config.recompute else nullcontext():
+            tried = None if done else budget
+            micro = micro_batch(
+                config, run.inputs(), learner, source, samples, normalize, tried, progress
+            )
+            run.begin(config, _inputs(source, val, shape, device, notes, micro))
             if done is not None:
                 return done
-            return _Job(config, run, source, samples, val, normalize, progress).run_to_end(learner)
+            job = _Job(
+                config, run, source, samples, val, normalize, progress, tuple(notes), micro, budget
+            )
+            with memory_explained(config, micro):
+                return job.run_to_end(learner)
 
 
 @dataclass(frozen=True)
@@ -89,6 +118,9 @@ class _Job:
     val: Source | None
     normalize: Normalize | None
     progress: Progress
+    notes: tuple[str, ...]
+    micro_batch: int | None
+    budget: Budget | None
 
     def run_to_end(self, learner: Learner) -> Result:
         """Train from the last checkpoint, or from the start, until there is a result."""
@@ -126,7 +158,7 @@ class _Job:
         finally:
             stream.close()
             events.close()
-        result = _result(self.run, history, learner.device)
+        result = _result(self, history, learner.device)
         self.run.put(MODEL, pack_weights(learner.model))
         self.run.put_result(result)
         return result
@@ -154,6 +186,7 @@ class _Job:
                 lr=lr,
                 normalize=self.normalize,
                 precision=config.precision,
+                micro_batch=self.micro_batch,
             )
             names, added = list(values), torch.stack(list(values.values()))
             sums = added if sums is None else sums + added
@@ -173,7 +206,8 @@ class _Job:
         line |= epoch_figures(names, sums, len(plan.samples))
         seconds = time.monotonic() - begun
         line |= self._validate(learner)
-        return line | {"seconds": seconds, "images_per_second": rows / seconds}
+        line |= {"seconds": seconds, "images_per_second": rows / seconds}
+        return line | {"peak_memory": peak_memory(learner.device)}
 
     def _validate(self, learner: Learner) -> dict[str, float]:
         if self.val is None:
@@ -183,7 +217,7 @@ class _Job:
             self.val,
             self.normalize,
             learner.device,
-            batch_size=max(self.config.batch_size, MEASURE_BATCH),
+            batch_size=self.micro_batch or max(self.config.batch_size, MEASURE_BATCH),
             workers=self.config.workers,
         )
         labels = self.val.dataset.labels
@@ -217,28 +251,42 @@ def _learning_rate(config: TrainConfig, epoch: int, fraction: float) -> float:
 
 
 def _inputs(
-    source: Source, val: Source | None, shape: tuple[int, int, int], device: torch.device
+    source: Source,
+    val: Source | None,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    notes: list[str],
+    micro_batch: int | None,
 ) -> Inputs:
     return Inputs(
         data=source.dataset.samples().card(),
         val=None if val is None else val.dataset.samples().card(),
         root=source.root,
         classes=source.classes,
+        class_names=source.dataset.class_names,
+        class_map=None if source.class_map is None else dict(source.class_map),
         input_shape=shape,
         view_spec=source.views.spec,
         size=source.views.size,
         device=device.type,
+        micro_batch=micro_batch,
+        notes=tuple(notes),
     )
 
 
-def _result(run: RunFolder, history: list[Line], device: torch.device) -> Result:
+def _result(job: _Job, history: list[Line], device: torch.device) -> Result:
     scores = [line["val_accuracy"] for line in history if "val_accuracy" in line]
     return Result(
-        run=run.path,
+        run=job.run.path,
         epochs=len(history),
         metrics={name: value for name, value in history[-1].items() if name not in _NOT_METRICS},
         best_epoch=1 + scores.index(max(scores)) if scores else None,
-        peak_memory=peak_memory(device),
+        views_seen=views_seen(job.source, len(history)),
+        notes=job.notes,
+        micro_batch=job.micro_batch,
+        peak_memory=max(line["peak_memory"] for line in history),
+        peak_reserved=peak_reserved(device),
+        context_memory=None if job.budget is None else job.budget.context,
         seconds=sum(line["seconds"] for line in history),
     )
 

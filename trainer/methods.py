@@ -8,7 +8,7 @@ knows no method by name.  Adding one touches ``losses.py``, this file, a test an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import reduce
 from typing import ClassVar, NamedTuple
@@ -18,17 +18,28 @@ from torch import Tensor
 
 from logitstore.errors import InputError, UnknownName
 from trainer import losses
+from trainer.data import Mixed
 
 
 class Outputs(NamedTuple):
     """What a loss may look at.
 
-    Student logits (N, C), labels (N,) int64 with -1 for unknown, teacher logits (N, C) or None.
+    Student logits (N, C), labels (N,) int64 with -1 for unknown, teacher logits (N, C) or None, and
+    what the images were mixed with or None.
     """
 
     student: Tensor
     labels: Tensor
     teacher: Tensor | None = None
+    mixed: Mixed | None = None
+
+    def by_label(self, measure: Callable[[Tensor], Tensor]) -> Tensor:
+        """``measure(labels)``, (N,); of mixed images that of both labels, each by its share."""
+        own = measure(self.labels)
+        if self.mixed is None:
+            return own
+        weight = self.mixed.weight
+        return weight * own + (1 - weight) * measure(self.mixed.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +62,7 @@ class CrossEntropy(Method):
     """``ce``: labels only; a teacher's rows, if there are any, are only compared with."""
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
-        return {"ce": losses.cross_entropy(batch.student, batch.labels)}
+        return {"ce": _hard(batch)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +91,7 @@ class Distillation(Method):
         assert batch.teacher is not None
         soft = losses.kd(batch.student, batch.teacher, temperature=self.temperature)
         return {
-            "ce": self.ce_weight * losses.cross_entropy(batch.student, batch.labels),
+            "ce": self.ce_weight * _hard(batch),
             "kd": self.kd_weight * soft,
         }
 
@@ -120,6 +131,10 @@ def hyper_parameters(method: Method) -> dict[str, float]:
 def total(terms: Mapping[str, Tensor]) -> Tensor:
     """The sum of terms, in their order: (N,)."""
     return reduce(torch.add, terms.values())
+
+
+def _hard(batch: Outputs) -> Tensor:
+    return batch.by_label(lambda labels: losses.cross_entropy(batch.student, labels))
 
 
 def _names(kind: type[Method]) -> set[str]:

@@ -39,10 +39,14 @@ class Inputs(Document):
     val: DatasetCard | None
     root: str | None
     classes: int
+    class_names: tuple[str, ...] | None = None
+    class_map: dict[str, str | int] | None = None
     input_shape: tuple[int, int, int]
     view_spec: tuple[dict[str, Any], ...]
     size: int | None
     device: str
+    micro_batch: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +54,24 @@ class Result:
     """A finished run.  ``metrics`` are the last epoch's; epochs count from 1; bytes and seconds.
 
     ``best_epoch`` is the first one with the highest validation accuracy, None without validation.
-    ``peak_memory`` is the GPU's if one was used, else the process's.
+    ``views_seen`` says in how many epochs each of the teacher's views was shown; ``notes`` what was
+    accepted though it is not quite what the teacher saw.
+    ``micro_batch`` is how many samples at most went through the network at once, None: the batch.
+    ``peak_memory`` is what tensors took on the GPU if one was used, else the process's size;
+    ``peak_reserved`` is what the GPU's allocator held for them.  ``context_memory`` is the CUDA
+    context's share of ``memory_limit``, outside the allocator; None without a limit.
     """
 
     run: Path
     epochs: int
     metrics: dict[str, float]
     best_epoch: int | None
+    views_seen: tuple[int, ...]
+    notes: tuple[str, ...]
+    micro_batch: int | None
     peak_memory: int
+    peak_reserved: int | None
+    context_memory: int | None
     seconds: float
 
     def summary(self) -> dict[str, Any]:
@@ -92,7 +106,15 @@ class RunFolder:
             document = _json(self.path / RESULT, self._storage.get(RESULT))
         except NotFound:
             return None
-        return Result(run=self.path, **document)
+        lists = {key: tuple(value) for key, value in document.items() if isinstance(value, list)}
+        return Result(run=self.path, **{**document, **lists})
+
+    def inputs(self) -> Inputs | None:
+        """What the run here was begun with, None if it has not begun."""
+        try:
+            return Inputs.parse(f"{self.path}/{INPUTS}", self._storage.get(INPUTS))
+        except NotFound:
+            return None
 
     def store(self) -> str | None:
         """The store that the run here was begun with; elsewhere, another root may lie."""
@@ -102,9 +124,8 @@ class RunFolder:
         """Write down what the run is, or check that it is the one here."""
         if self.finished(config) is None and not (self.path / CONFIG).is_file():
             self.put(CONFIG, config.to_toml().encode())
-        try:
-            found = Inputs.parse(f"{self.path}/{INPUTS}", self._storage.get(INPUTS))
-        except NotFound:
+        found = self.inputs()
+        if found is None:
             self.put(INPUTS, inputs.to_bytes())
             return
         difference = first_difference(found, inputs)

@@ -6,6 +6,7 @@ device wait for the host.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -16,8 +17,9 @@ from logitstore.precompute.images import to_input
 from logitstore.schema import Normalize
 from trainer.checkpoint import Learner
 from trainer.config import TrainConfig
-from trainer.data import Batch
+from trainer.data import Batch, Mixed
 from trainer.methods import Method, Outputs, total
+from trainer.micro import cut, spread
 
 CHECK_EVERY = 16
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,39 +59,73 @@ def take_step(
     lr: float,
     normalize: Normalize | None,
     precision: str,
+    micro_batch: int | None = None,
 ) -> dict[str, Tensor]:
-    """Learn from one batch; sums over its samples: loss, each term, and counts (float64, 0-d)."""
-    model, optimizer, scaler, device = learner
-    images = to_input(batch.images.to(device, non_blocking=True), normalize)
-    labels = batch.labels.to(device, non_blocking=True)
-    teacher = None if batch.teacher is None else batch.teacher.tensor(device)
-    for group in optimizer.param_groups:
+    """Learn from one batch; sums over its samples: loss, each term, and counts (float64, 0-d).
+
+    At most ``micro_batch`` samples (None: all) go through the network at once; the gradient is that
+    of the whole batch's mean loss.  Raises InputError if the network refuses so few samples, and
+    torch.OutOfMemoryError.
+    """
+    for group in learner.optimizer.param_groups:
         group["lr"] = lr
+    learner.optimizer.zero_grad(set_to_none=True)
+    parts = cut(batch, micro_batch)
+    with spread(learner.model, len(parts)):
+        learnt = [
+            _learn(learner, method, part, len(batch.labels), normalize, precision) for part in parts
+        ]
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    return {name: torch.stack([sums[name] for sums in learnt]).sum() for name in learnt[0]}
+
+
+def _learn(
+    learner: Learner,
+    method: Method,
+    part: Batch,
+    samples: int,
+    normalize: Normalize | None,
+    precision: str,
+) -> dict[str, Tensor]:
+    """Add a part's gradients of the mean over ``samples``; the part's sums."""
+    model, device = learner.model, learner.device
+    images = to_input(part.images.to(device, non_blocking=True), normalize)
+    labels = part.labels.to(device, non_blocking=True)
+    mixed = part.mixed and Mixed(*(entry.to(device, non_blocking=True) for entry in part.mixed))
+    teacher = None if part.teacher is None else part.teacher.tensor(device)
     narrow = torch.autocast(device.type, _NARROW[precision]) if precision in _NARROW else None
     try:
         with narrow or nullcontext():
             student = model(images)
-        terms = method.terms(Outputs(student, labels, teacher), batch.request.epoch)
+        outputs = Outputs(student, labels, teacher, mixed)
+        terms = method.terms(outputs, part.request.epoch)
         loss = total(terms)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss.mean()).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimizer)
-        scaler.update()
-    except (ValueError, torch.OutOfMemoryError) as error:  # BatchNorm refuses a last batch of one
+        learner.scaler.scale(loss.sum() / samples).backward()  # type: ignore[no-untyped-call]
+    except ValueError as error:  # BatchNorm refuses a single sample
+        whole = len(labels) == samples
         raise InputError(
-            f"the student cannot learn from a batch of {len(labels)} images "
-            f"({str(error).splitlines()[0]}): choose another --batch-size"
+            f"the student cannot learn from {'a batch' if whole else f'{len(labels)}'} of "
+            f"{samples} images{'' if whole else ' at once'} ({str(error).splitlines()[0]}): choose "
+            f"another {'' if whole else '--micro-batch or '}--batch-size"
         ) from error
-    with torch.no_grad():
-        guess = student.argmax(1)
-        counts = {"correct": (guess == labels).sum(), "labelled": (labels >= 0).sum()}
-        if teacher is not None:
-            counts["differing"] = (guess != teacher.argmax(1)).sum()
-        summed = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
-        return {
-            **{name: values.double().sum() for name, values in summed.items()},
-            **{name: value.double() for name, value in counts.items()},
-        }
+    return _sums(outputs, loss, terms)
+
+
+@torch.no_grad()
+def _sums(outputs: Outputs, loss: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    guess = outputs.student.argmax(1)
+    counts = {
+        "correct": outputs.by_label(lambda labels: (guess == labels).double()).sum(),
+        "labelled": outputs.by_label(lambda labels: (labels >= 0).double()).sum(),
+    }
+    if outputs.teacher is not None:
+        counts["differing"] = (guess != outputs.teacher.argmax(1)).sum()
+    summed = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
+    return {
+        **{name: values.double().sum() for name, values in summed.items()},
+        **{name: value.double() for name, value in counts.items()},
+    }
 
 
 def epoch_figures(names: list[str], sums: Tensor, samples: int) -> dict[str, float]:
