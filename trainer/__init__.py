@@ -7,11 +7,24 @@
 ... ))
 >>> result.metrics["val_accuracy"]                  # doctest: +SKIP
 0.9698
+
+For a loop of one's own: ``LogitDataset``, ``with_logits`` and ``losses``; ``trainer/examples``.
 """
 
+from trainer import losses
 from trainer.config import TrainConfig
 from trainer.evaluate import evaluate
+from trainer.logit_dataset import LogitDataset
+from trainer.logit_loader import with_logits
 from trainer.loop import train
 from trainer.run import Result
 
-__all__ = ["Result", "TrainConfig", "evaluate", "train"]
+__all__ = [
+    "LogitDataset",
+    "Result",
+    "TrainConfig",
+    "evaluate",
+    "losses",
+    "train",
+    "with_logits",
+]

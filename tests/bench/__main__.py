@@ -23,7 +23,7 @@ import torch
 from logitstore.console import table
 from logitstore.encodings import FLOAT16, Rows
 from logitstore.errors import LogitstoreError
-from logitstore.opening import open_store
+from logitstore.opening import chosen_snapshot, open_store
 from logitstore.precompute.build import build
 from logitstore.precompute.datasets import open_dataset
 from logitstore.precompute.feed import cut, feed
@@ -34,6 +34,7 @@ from logitstore.precompute.views import Views
 from logitstore.stores import LogitStore
 from logitstore.writer import Shard
 from tests.bench.harness import Ratio, compare
+from tests.bench.own_loop import own_steps, replays
 from trainer.binding import bind
 from trainer.config import TrainConfig
 from trainer.data import Batch, Plan, Source, batches
@@ -52,8 +53,12 @@ def main() -> None:
         store = open_store(top / "s.zarr")
         ratios += _gather(top, store)
         with _served(top / "s.zarr") as url:
-            ratios += _steps(data, store, open_store(url))
-    _report(ratios)
+            served = open_store(url)
+            ratios += _steps(data, store, served)
+            named = {"path": store, "URL": served}
+            teachers = {name: chosen_snapshot(opened, None) for name, opened in named.items()}
+            ratios += own_steps(data, STUDENT, teachers)
+    _report(ratios + replays())
 
 
 def _make(top: Path) -> tuple[str, Path]:
