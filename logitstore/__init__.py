@@ -19,16 +19,29 @@ _PUBLIC = {
     "LogitStore": "logitstore.stores",
     "Snapshot": "logitstore.reader",
     "open_store": "logitstore.opening",
+    "Cache": "logitstore.cache",
+    "prepare_reading": "logitstore.reading",
     "Rows": "logitstore.encodings",
     "LogitstoreError": "logitstore.errors",
 }
-__all__ = ["LogitStore", "LogitstoreError", "Rows", "Snapshot", "__version__", "open_store"]
+__all__ = [
+    "Cache",
+    "LogitStore",
+    "LogitstoreError",
+    "Rows",
+    "Snapshot",
+    "__version__",
+    "open_store",
+    "prepare_reading",
+]
 
 if TYPE_CHECKING:
+    from logitstore.cache import Cache
     from logitstore.encodings import Rows
     from logitstore.errors import LogitstoreError
     from logitstore.opening import open_store
     from logitstore.reader import Snapshot
+    from logitstore.reading import prepare_reading
     from logitstore.stores import LogitStore
 
 

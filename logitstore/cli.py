@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from logitstore import __version__
-from logitstore.console import Commands, emit, percent, shown_progress, size
+from logitstore.console import Commands, emit, percent, shown_progress, size, table
 
 if TYPE_CHECKING:
+    from logitstore.choice import EncodingWish
     from logitstore.precompute.prepare import BuildConfig
 
 app = typer.Typer(
@@ -54,7 +55,21 @@ TokenFile = Annotated[
         help="File with the server's bearer token (else the environment's LOGITSTORE_TOKEN)."
     ),
 ]
-Encoding = Annotated[str, typer.Option(help="How rows are kept: float16 or float32.")]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENCODING",
+        help="How rows are kept: float32, float16, uint8[:LEVELS], topk:K, or auto, the smallest "
+        "within --max-kl. Default: uint8 for 33 to 4,096 classes, else float16.",
+    ),
+]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(help="Refuse to lose more nats of KL than this, on average; auto: 1e-4."),
+]
+AtTemperature = Annotated[
+    float | None, typer.Option(help="Where --max-kl holds; default 4, or 1 for topk.")
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")
 ]
@@ -69,6 +84,13 @@ MatchBy = Annotated[
     typer.Option(
         metavar="index|key",
         help="How samples are found in the store: by order (index, the default) or by file name.",
+    ),
+]
+CacheDir = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Decoded copies; default: the environment's LOGITSTORE_CACHE or ~/.cache/logitstore.",
     ),
 ]
 ClassMap = Annotated[
@@ -132,7 +154,9 @@ def build(
         typer.Option(metavar="MIX", help="mixup:ALPHA, cutmix:ALPHA or both, with a comma."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the views.")] = 0,
-    encoding: Encoding = "float16",
+    encoding: Encoding = None,
+    max_kl: MaxKl = None,
+    at_temperature: AtTemperature = None,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
     workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
     device: Device = None,
@@ -149,8 +173,7 @@ def build(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run teachers over data once;
-    write a store.
+    """Run teachers over data once and write a store.
 
     Running the same command again resumes; a finished store has the same bytes however often it was
     interrupted.
@@ -170,7 +193,7 @@ def build(
 
     with shown_progress() as progress:
         built = run(config, progress)
-    _print_built(out, [entry.name for entry in built], as_json)
+    _print_built(out, [entry.name for entry in built], as_json, config.wish)
 
 
 def _with_options_of_build(command: Callable[..., None]) -> Callable[..., None]:
@@ -220,7 +243,9 @@ def import_(
     labels: Annotated[str, typer.Option(metavar="FILE", help="Labels (N,), -1 where unknown.")],
     out: Annotated[str, typer.Option(metavar="STORE", help="The store to make or add to.")],
     snapshot: Annotated[str, typer.Option(help="The snapshot's name.")],
-    encoding: Encoding = "float16",
+    encoding: Encoding = None,
+    max_kl: MaxKl = None,
+    at_temperature: AtTemperature = None,
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
@@ -231,13 +256,48 @@ def import_(
     \b
     logitstore import logits.npy --labels labels.npy --out c10.zarr --snapshot elsewhere
     """
+    from logitstore.choice import EncodingWish
     from logitstore.exchange import import_logits
 
+    wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
     with shown_progress() as progress:
-        import_logits(
-            file, labels, out, snapshot, encoding_name=encoding, fresh=fresh, progress=progress
-        )
-    _print_built(out, [snapshot], as_json)
+        import_logits(file, labels, out, snapshot, wish=wish, fresh=fresh, progress=progress)
+    _print_built(out, [snapshot], as_json, wish)
+
+
+@app.command()
+def transcode(
+    store: Store,
+    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make or add to.")],
+    snapshot: Annotated[
+        str | None, typer.Option(help="Which snapshot, if there are several.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its name there; default: the same.")] = None,
+    encoding: Encoding = None,
+    max_kl: MaxKl = None,
+    at_temperature: AtTemperature = None,
+    fresh: Fresh = False,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Keep a snapshot's rows in another encoding.
+
+    No teacher is needed. Running the same command again resumes.
+
+    \b
+    logitstore transcode c100.zarr --encoding uint8 --out small.zarr
+    logitstore transcode c100.zarr --encoding auto --max-kl 1e-3 --out small.zarr
+    """
+    from logitstore.choice import EncodingWish
+    from logitstore.opening import chosen_snapshot, open_store
+    from logitstore.transcode import transcode as run
+
+    wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    opened = open_store(store, read_token(token_file))
+    source = chosen_snapshot(opened, snapshot)
+    with shown_progress() as progress:
+        run(opened, source, out, wish, name=name, fresh=fresh, progress=progress)
+    _print_built(out, [name or source.name], as_json, wish)
 
 
 @app.command()
@@ -370,11 +430,17 @@ def serve(
     insecure_no_auth: Annotated[
         bool, typer.Option("--insecure-no-auth", help="Serve a public address without tokens.")
     ] = False,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Decode all snapshots before /readyz says 200.")
+    ] = False,
+    cache: CacheDir = None,
 ) -> None:
     """Serve stores over HTTP, without torch.
 
+    A snapshot is decoded into the cache when its rows are first asked for.
+
     \b
-    logitstore serve stores/
+    logitstore serve stores/ --warm
     logitstore serve stores/ --host 0.0.0.0 --token-file tokens.txt
     """
     from api.app import serve as run
@@ -387,6 +453,8 @@ def serve(
         workers=workers,
         token_file=token_file,
         insecure_no_auth=insecure_no_auth,
+        warm=warm,
+        cache=cache,
     )
     typer.echo(f"serving {root} at http://{host}:{port} (Ctrl-C stops)", err=True)
     run(settings)
@@ -471,6 +539,15 @@ def train(
     patience: Annotated[
         float | None, typer.Option(help="Seconds that a server may stay away; default 600.")
     ] = None,
+    read: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|materialise|stream|direct",
+            help="Rows from a copy decoded once (the default, if it fits), from the server batch "
+            "by batch, or by whole shards.",
+        ),
+    ] = None,
+    cache: CacheDir = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML with these settings; flags go before.")
     ] = None,
@@ -544,6 +621,62 @@ def evaluate(
     emit(as_json, found, [f"{key:18} {_figure(value)}" for key, value in found.items()])
 
 
+cache_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Decoded copies of snapshots on this disk.
+
+    They are made when a snapshot is first read, shared by all processes, and removed, least
+    recently used first, when together they would exceed LOGITSTORE_CACHE_BYTES (64 GiB).""",
+)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("ls")
+def cache_ls(cache: CacheDir = None, as_json: Json = False) -> None:
+    """List the copies, the least recently used one first.
+
+    \b
+    logitstore cache ls
+    """
+    from dataclasses import asdict
+
+    from logitstore.cache import Cache
+
+    found = Cache.default(cache)
+    entries = found.entries()
+    document = {
+        "folder": str(found.folder),
+        "most_bytes": found.most_bytes,
+        "copies": [asdict(entry) for entry in entries],
+    }
+    emit(as_json, document, _copy_lines(str(found.folder), found.most_bytes, entries))
+
+
+@cache_app.command("clear")
+def cache_clear(cache: CacheDir = None, as_json: Json = False) -> None:
+    """Remove all copies that are not in use.
+
+    \b
+    logitstore cache clear
+    """
+    from dataclasses import asdict
+
+    from logitstore.cache import Cache
+
+    found = Cache.default(cache)
+    removed, kept = found.clear()
+    freed = size(sum(entry.bytes for entry in removed))
+    lines = [f"{found.folder}: removed {len(removed)} copies, {freed}"]
+    lines += [f"in use and kept: {e.snapshot} of {e.store}, {size(e.bytes)}" for e in kept]
+    document = {
+        "folder": str(found.folder),
+        "removed": [asdict(entry) for entry in removed],
+        "kept": [asdict(entry) for entry in kept],
+    }
+    emit(as_json, document, lines)
+
+
 @app.command()
 def demo(
     out: Annotated[
@@ -606,15 +739,16 @@ def _print_estimate(config: BuildConfig, epochs: int, as_json: bool) -> None:
     emit(as_json, asdict(found), estimate_lines(found))
 
 
-def _print_built(out: str, names: list[str], as_json: bool) -> None:
+def _print_built(out: str, names: list[str], as_json: bool, wish: EncodingWish) -> None:
+    """What was written; exit code 1 if all rows together lost more than was allowed."""
     from logitstore.describe import describe_store
     from logitstore.opening import open_store
 
     found = describe_store(open_store(out), names)
     lines = [
         f"{out}: {entry['name']}: {entry['views'] * entry['samples']:,} rows, teacher top-1 "
-        f"{percent(entry['top1'])}, {entry['bytes_per_row']:.1f} bytes per row, root "
-        f"{entry['root']}"
+        f"{percent(entry['top1'])}, {entry['bytes_per_row']:.1f} bytes per row as "
+        f"{entry['encoding']['name']}, root {entry['root']}"
         for entry in found["snapshots"]
     ]
     for entry in found["snapshots"]:
@@ -626,6 +760,40 @@ def _print_built(out: str, names: list[str], as_json: bool) -> None:
                 err=True,
             )
     emit(as_json, found, lines)
+    beyond = [
+        f"{entry['name']}: all rows lose {loss['mean']:.3g} nats at T={loss['temperature']:g} on "
+        f"average, more than the {wish.bound:.3g} allowed (the sample lost less): make it again "
+        "with a smaller --max-kl, under another --snapshot name"
+        for entry in found["snapshots"]
+        for loss in entry["fidelity"]["divergence"]
+        if loss["temperature"] == wish.temperature
+        and wish.bound is not None
+        and loss["mean"] > wish.bound
+    ]
+    for line in beyond:
+        typer.echo(line, err=True)
+    if beyond:
+        raise typer.Exit(1)
+
+
+def _copy_lines(folder: str, most_bytes: int, entries: list[Any]) -> list[str]:
+    import time
+
+    total = size(sum(entry.bytes for entry in entries))
+    summary = f"{folder}: {len(entries)} copies, {total} of at most {size(most_bytes)}"
+    if not entries:
+        return [summary]
+    rows = [
+        [
+            entry.snapshot,
+            entry.root[:12],
+            size(entry.bytes),
+            "now" if entry.in_use else time.strftime("%F %R", time.localtime(entry.last_used)),
+            entry.store,
+        ]
+        for entry in entries
+    ]
+    return [*table(["snapshot", "root", "bytes", "last used", "from"], rows), summary]
 
 
 def _check_recompute(data: str | None, sample: int) -> None:

@@ -38,8 +38,11 @@ FIRST_CONTACT_SECONDS = 5.0
 CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
 SLOWEST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_AFTER_SECONDS = 30.0
+MOST_BYTES = 64 << 20
+"""The longest answer that is read where its length is not known beforehand: commits, listings."""
 DAMAGED_TRIES = 5
 """Answers damaged this often in a row are damaged at their source."""
+_PROBLEM_BYTES = 64 << 10
 _AWAY = {408, 429, 502, 503, 504}
 _jitter = random.SystemRandom()  # the global generator belongs to the training run
 
@@ -64,6 +67,10 @@ class Answer:
         except Damaged:
             return None
         return found if found.type.startswith(PROBLEM) else None
+
+
+class _TooLong(HTTPError):
+    """An answer longer than it can be; not read."""
 
 
 @dataclass
@@ -118,10 +125,12 @@ class Connection:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         check: Check | None = None,
+        most_bytes: int = MOST_BYTES,
     ) -> Answer:
         """Send until there is an answer of status 200 that ``check`` finds nothing wrong with.
 
-        ``check`` returns what is damaged, or None.  Raises Unreachable if the server never
+        ``check`` returns what is damaged, or None; an answer of more than ``most_bytes`` is damaged
+        and not read (a problem may always have 64 KiB).  Raises Unreachable if the server never
         answered, PatienceExhausted if it stayed away too long, Denied, UnknownName, MismatchError
         (it serves another build), InputError, or Damaged (it says so, or each answer came damaged).
         """
@@ -129,7 +138,11 @@ class Connection:
         while True:
             wait, damaged = 0.0, False
             try:
-                answer = self._send(method, path, body, {**self._headers, **(headers or {})})
+                answer = self._send(
+                    method, path, body, {**self._headers, **(headers or {})}, most_bytes
+                )
+            except _TooLong as error:
+                reason, damaged = str(error), True
             except HTTPError as error:
                 reason = _reason(error)
             else:
@@ -141,14 +154,18 @@ class Connection:
                         return answer
                     reason, damaged = wrong, True
                 elif answer.status in _AWAY and (problem is None or problem.type != DAMAGED):
-                    reason = f"it answers {answer.status}"
+                    reason = f"it answers {answer.status}" + (
+                        f": {problem.detail}" if problem else ""
+                    )
                     wait = _retry_after(answer.headers)
                 else:
                     self._refused(answer, problem)
             trouble = trouble or _Trouble()
             self._pause(trouble, reason, wait, damaged=damaged)
 
-    def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+    def _send(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], most_bytes: int
+    ) -> Answer:
         read = READ_SECONDS if self._met else FIRST_CONTACT_SECONDS
         answer = self._pool().request(
             method,
@@ -159,8 +176,9 @@ class Connection:
             retries=False,
             redirect=False,
             decode_content=False,
+            preload_content=False,
         )
-        return Answer(answer.status, answer.headers, answer.data)
+        return Answer(answer.status, answer.headers, _read(answer, most_bytes))
 
     def _pool(self) -> urllib3.PoolManager:
         pid = os.getpid()
@@ -218,6 +236,21 @@ class Connection:
             f"{self.base}: something answers, but it is no logitstore server ({what}); the address "
             "is that of `logitstore serve`, then / and a store's name"
         )
+
+
+def _read(answer: urllib3.BaseHTTPResponse, most_bytes: int) -> bytes:
+    """The whole body, if it is no longer than it can be; else the connection is given up."""
+    most = most_bytes if answer.status == 200 else max(most_bytes, _PROBLEM_BYTES)
+    declared = answer.headers.get("content-length", "")
+    if declared.isdigit() and "transfer-encoding" not in answer.headers:
+        body = answer.read() if int(declared) <= most else None
+    else:
+        body = answer.read(most + 1)
+    if body is None or len(body) > most:
+        answer.close()
+        raise _TooLong(f"it sends more than the {most} bytes that there can be")
+    answer.release_conn()
+    return body
 
 
 def same_checksum(answer: Answer) -> str | None:

@@ -29,6 +29,7 @@ def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:
         "top1": meta.top1,
         "fidelity": meta.fidelity.model_dump(mode="json"),
         "teacher": meta.teacher.model_dump(mode="json") if meta.teacher else None,
+        "transcoded": meta.transcoded.model_dump(mode="json") if meta.transcoded else None,
         "imported": meta.imported.model_dump(mode="json") if meta.imported else None,
         "view": meta.view.model_dump(mode="json", exclude={"canaries"}) if meta.view else None,
         "packages": meta.packages,
@@ -62,7 +63,6 @@ def store_lines(found: dict[str, Any]) -> list[str]:
 
 def _snapshot_lines(found: dict[str, Any]) -> list[str]:
     rows = found["views"] * found["samples"]
-    worst = max(found["fidelity"]["divergence"], key=lambda entry: float(entry["mean"]))
     lines = [f"snapshot  {found['name']}", f"root      {found['root']}"]
     teacher, imported, view = found["teacher"], found["imported"], found["view"]
     if teacher:
@@ -93,12 +93,31 @@ def _snapshot_lines(found: dict[str, Any]) -> list[str]:
     lines += [
         f"rows      {rows:,} ({found['views']} x {found['samples']:,} samples, "
         f"{found['classes']} classes)",
-        f"encoding  {found['encoding']['name']}: {found['bytes_per_row']:.1f} bytes per row, "
+        f"encoding  {_encoding(found['encoding'])}: {found['bytes_per_row']:.1f} bytes per row, "
         f"{size(found['bytes'])} in all",
-        f"fidelity  mean KL {worst['mean']:.2g} nats at T={worst['temperature']:g} (largest row "
-        f"{worst['max']:.2g}), top-1 agreement {percent(found['fidelity']['top1_agreement'])}",
+        _fidelity("fidelity", found["fidelity"]),
     ]
+    if found["transcoded"]:
+        before = found["transcoded"]
+        lines += [
+            f"made from {_encoding(before['encoding'])} rows; the fidelity is against those",
+            f"          root {before['root']}",
+            _fidelity("          their own", before["fidelity"]),
+        ]
     return lines
+
+
+def _encoding(card: dict[str, Any]) -> str:
+    return ", ".join(
+        [card["name"], *(f"{key} {value}" for key, value in card["parameters"].items())]
+    )
+
+
+def _fidelity(title: str, found: dict[str, Any]) -> str:
+    mean = ", ".join(f"{e['mean']:.2g} at T={e['temperature']:g}" for e in found["divergence"])
+    worst = ", ".join(f"{entry['max']:.2g}" for entry in found["divergence"])
+    agreement = percent(found["top1_agreement"])
+    return f"{title:9} mean KL {mean} nats (worst row {worst}), top-1 agreement {agreement}"
 
 
 def list_location(location: str, token: str | None) -> list[dict[str, Any]]:

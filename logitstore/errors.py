@@ -2,7 +2,9 @@
 
     LogitstoreError                     exit code
     ├── InputError      (ValueError)        2     an argument, a spec or a file is not usable
-    │   └── MismatchError                   2     two things that must agree do not
+    │   ├── MismatchError                   2     two things that must agree do not
+    │   └── NoCache                         2     no decoded copy can be kept in this folder
+    │       └── CacheFull   (Unfinished)    3     … until there is space
     ├── UnknownName     (KeyError)          2     no store, snapshot, method … of that name
     ├── NotFound        (FileNotFoundError) 2     a path does not exist
     ├── Denied          (PermissionError)   2     a token or a file permission
@@ -94,5 +96,15 @@ class NonFinite(LogitstoreError, ArithmeticError):
 
 class Unfinished(LogitstoreError, OSError):
     """Work stopped for an outside reason; what is done is kept and the same command goes on."""
+
+    exit_code = 3
+
+
+class NoCache(InputError):
+    """The cache's folder, or its limit, does not allow a decoded copy of a snapshot."""
+
+
+class CacheFull(NoCache, Unfinished):
+    """There is no space for a decoded copy in the cache's folder."""
 
     exit_code = 3

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from logitstore.encodings import Logits, encoding
+from logitstore.choice import SAMPLE_ROWS, EncodingWish, choose_encoding
+from logitstore.encodings import Logits
 from logitstore.errors import InputError, MismatchError, NotFound
 from logitstore.progress import Progress, Silent
 from logitstore.reader import Snapshot
@@ -35,7 +36,7 @@ def import_logits(
     out: str,
     snapshot: str,
     *,
-    encoding_name: str = "float16",
+    wish: EncodingWish | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> str:
@@ -43,7 +44,8 @@ def import_logits(
 
     ``file`` holds (N, C) or (V, N, C) numbers, ``labels`` N integers (-1 where unknown); both are
     .npy, .npz or .safetensors, with ``?key=NAME`` to choose an array.  Nothing binds such a
-    snapshot to images, so training on it wants ``--allow-unbound``.  Raises InputError, NotFound,
+    snapshot to images, so training on it wants ``--allow-unbound``.  ``wish`` None is the default
+    encoding.  Raises InputError, NotFound,
     NonFinite.
     """
     progress = progress or Silent()
@@ -72,8 +74,14 @@ def import_logits(
             f"{path}: these rows are probabilities (not negative, each sums to 1); give the "
             "logits, or their logarithm: log-probabilities are logits"
         )
-    layout = encoding(encoding_name).layout(classes)
-    widest = max(np.dtype(kind).itemsize * width for kind, width in layout.values())
+    wish = wish or EncodingWish()
+    if wish.bound is None:
+        entry = wish.unmeasured(classes)
+    else:
+        _check_finite(values, path)
+        chosen = np.arange(min(SAMPLE_ROWS, count)) * count // min(SAMPLE_ROWS, count)
+        sample = np.asarray(values[0][chosen], np.float32)
+        entry = choose_encoding(wish, [sample], known[chosen].astype(np.int32), path.name)
     storage = open_storage(out)
     samples, meta = _described(storage, known.astype(np.int32), classes)
     plan = SnapshotPlan(
@@ -81,9 +89,10 @@ def import_logits(
         views=views,
         samples=count,
         classes=classes,
-        rows_per_shard=shard_rows(widest),
+        rows_per_shard=shard_rows(entry.widest),
         imported=ImportCard(file=path.name, sha256=file_sha256(path)),
-        encoding=EncodingCard(name=encoding_name),
+        encoding=EncodingCard(name=entry.name, parameters=entry.parameters),
+        temperatures=wish.temperatures,
         packages={name: version(name) for name in ("logitstore", "numcodecs", "numpy", "zarr")},
     )
     check_target(storage, meta, plan, fresh=fresh)

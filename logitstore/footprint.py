@@ -16,8 +16,8 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 
 from logitstore import shards
-from logitstore.encodings import Arrays, Encoding, Logits, encoding
-from logitstore.fidelity import TEMPERATURES, compare
+from logitstore.encodings import Arrays, Encoding, Labels, Logits, encoding
+from logitstore.fidelity import compare
 from logitstore.resume import open_writer
 from logitstore.schema import (
     ATTRIBUTE,
@@ -62,14 +62,16 @@ def store_objects(meta: StoreMeta, samples: Samples, plan: SnapshotPlan) -> Obje
 
 
 def footprint(
-    plan: SnapshotPlan, sample: Logits, top1: float | None, in_store: Objects
+    plan: SnapshotPlan, sample: Logits, labels: Labels, top1: float | None, in_store: Objects
 ) -> Footprint:
-    """Predict a snapshot from float32 (n, C) of its rows; ``in_store`` is what its commit lists.
+    """Predict a snapshot from float32 (n, C) of its rows and their labels (n,), -1 where unknown.
+
+    ``in_store`` is what its commit lists.
 
     n is a multiple of 512, or at least ``plan.samples``; a sample of all rows is met exactly if
     there is one view.
     """
-    arrays, fidelity = encoded(encoding(plan.encoding.name), sample)
+    arrays, fidelity = encoded(planned(plan), sample, labels, plan.temperatures)
     meta = SnapshotMeta(**plan.model_dump(), fidelity=fidelity, top1=top1)
     document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
     folder = snapshot_folder(plan.name)
@@ -85,23 +87,41 @@ def footprint(
     return Footprint(total, fidelity)
 
 
-def encoded(entry: Encoding, logits: Logits) -> tuple[Arrays, Fidelity]:
+def planned(plan: SnapshotPlan) -> Encoding:
+    """The encoding that a plan names."""
+    return encoding(plan.encoding.name, plan.classes, plan.encoding.parameters)
+
+
+def encoded(
+    entry: Encoding, logits: Logits, labels: Labels, temperatures: Sequence[float]
+) -> tuple[Arrays, Fidelity]:
     """Rows float32 (n, C) as an encoding keeps them, and what that loses."""
-    arrays = entry.encode(logits)
-    kl, agrees = compare(logits, entry.decode(arrays))
+    arrays = entry.encode(logits, labels)
+    kl, agrees = compare(logits, entry.decode(arrays), temperatures)
     means, most = kl.sum(axis=0) / len(kl), kl.max(axis=0)
     divergence = tuple(
         Divergence(temperature=temperature, mean=float(mean), max=float(worst))
-        for temperature, mean, worst in zip(TEMPERATURES, means, most, strict=True)
+        for temperature, mean, worst in zip(temperatures, means, most, strict=True)
     )
     return arrays, Fidelity(divergence=divergence, top1_agreement=float(agrees.mean()))
 
 
+def row_bytes(entry: Encoding, arrays: Arrays) -> float:
+    """Compressed bytes of one row like these, without metadata."""
+    rows = len(next(iter(arrays.values())))
+    chunk = shards.chunk_rows(min(shards.shard_rows(entry.widest), _under(rows)), entry.widest)
+    whole = rows - rows % chunk
+    return sum(_payload(array[:whole], chunk) for array in arrays.values()) / whole
+
+
+def _under(count: int) -> int:
+    """The largest power of two up to ``count``."""
+    return 1 << (count.bit_length() - 1)
+
+
 def shard_bytes(sample: NDArray[Any], rows: int, plan: SnapshotPlan) -> int:
     """Bytes of one array's shard of ``rows`` rows that are like ``sample`` (n, K)."""
-    chunk = shards.chunk_rows(
-        plan.rows_per_shard, widest(encoding(plan.encoding.name), plan.classes)
-    )
+    chunk = shards.chunk_rows(plan.rows_per_shard, planned(plan).widest)
     whole, rest = divmod(rows, len(sample))
     payload = whole * _payload(sample, chunk) if whole else 0
     if rest:
@@ -109,11 +129,6 @@ def shard_bytes(sample: NDArray[Any], rows: int, plan: SnapshotPlan) -> int:
         draws = range(min(len(sample) // rest, _DRAWS))
         payload += sum(_payload(sample[spread + i], chunk) for i in draws) // len(draws)
     return payload + _INDEX_BYTES * (plan.rows_per_shard // chunk) + _CRC_BYTES
-
-
-def widest(entry: Encoding, classes: int) -> int:
-    """Bytes per row of an encoding's widest array: what the sizes of shards and chunks follow."""
-    return max(np.dtype(kind).itemsize * width for kind, width in entry.layout(classes).values())
 
 
 def _payload(rows: NDArray[Any], chunk: int) -> int:
@@ -132,12 +147,11 @@ def _entries_bytes(prefix: str, views: int, lengths: Sequence[int]) -> int:
 
 def _array_documents(plan: SnapshotPlan) -> Objects:
     """The metadata of a snapshot's arrays, as the writer writes it."""
-    entry = encoding(plan.encoding.name)
-    rows = plan.rows_per_shard
-    chunk = shards.chunk_rows(rows, widest(entry, plan.classes))
+    entry, rows = planned(plan), plan.rows_per_shard
+    chunk = shards.chunk_rows(rows, entry.widest)
     with TemporaryDirectory() as folder:
         store = WriterStore(open_storage(folder))
-        for name, (dtype, width) in entry.layout(plan.classes).items():
+        for name, (dtype, width) in entry.layout.items():
             shape = (plan.views, plan.samples, width)
             create_array(store, f"{snapshot_folder(plan.name)}/{name}", dtype, shape, (rows, chunk))
         return store.entries

@@ -13,9 +13,10 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from logitstore.choice import candidates
 from logitstore.console import percent, size, table
-from logitstore.encodings import ENCODINGS, Encoding, Logits
-from logitstore.footprint import Objects, footprint, store_objects, widest
+from logitstore.encodings import Encoding, Logits, spelled
+from logitstore.footprint import Objects, footprint, planned, store_objects
 from logitstore.schema import EncodingCard, SnapshotPlan, StoreMeta
 from logitstore.shards import shard_rows
 from logitstore.writer import Samples
@@ -53,12 +54,15 @@ class TeacherCost:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingCost:
-    """The whole store in one encoding; ``kl`` is the trial's mean KL (nats) at its worst T."""
+    """The whole store in one encoding, ``name`` as ``--encoding`` takes it.
+
+    ``kl`` is the trial's mean KL in nats, of the worst teacher, by temperature.
+    """
 
     name: str
     bytes: int
     bytes_per_row: float
-    kl: float
+    kl: dict[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +116,14 @@ def predict(
     """
     plan, rows = plans[0], sum(plan.views * plan.samples for plan in plans)
     in_store = store_objects(meta, samples, plan)
+    compared = candidates(plan.classes)
+    if planned(plan) not in compared:
+        compared.append(planned(plan))
     costs = [
         _encoding_cost([_encoded_as(p, entry, rows_per_shard) for p in plans], trial, in_store)
-        for entry in ENCODINGS.values()
+        for entry in compared
     ]
-    chosen = next(cost for cost in costs if cost.name == plan.encoding.name)
+    chosen = next(cost for cost in costs if cost.name == spelled(planned(plan)))
     seconds = build_seconds(plan, trial)
     live = plan.samples * sum(trial.forward.values()) / len(trial.forward)
     return Estimate(
@@ -151,29 +158,24 @@ def build_seconds(plan: SnapshotPlan, trial: Trial) -> float:
     return max(forwarding, writing) + min(forwarding, writing) / shards
 
 
-def default_rows_per_shard(entry: Encoding, classes: int) -> int:
-    """Rows of a shard in format v1, where the user fixed nothing else."""
-    return shard_rows(widest(entry, classes))
-
-
 def _encoded_as(plan: SnapshotPlan, entry: Encoding, rows_per_shard: int | None) -> SnapshotPlan:
-    rows = rows_per_shard or default_rows_per_shard(entry, plan.classes)
-    card = EncodingCard(name=entry.name)
+    card = EncodingCard(name=entry.name, parameters=entry.parameters)
+    rows = rows_per_shard or shard_rows(entry.widest)
     return plan.model_copy(update={"encoding": card, "rows_per_shard": rows})
 
 
 def _encoding_cost(plans: Sequence[SnapshotPlan], trial: Trial, in_store: Objects) -> EncodingCost:
     found = [
-        footprint(plan, trial.logits[plan.name], _top1(plan.name, trial), in_store)
+        footprint(plan, trial.logits[plan.name], trial.labels, _top1(plan.name, trial), in_store)
         for plan in plans
     ]
     total = sum(entry.length for entry in in_store.values()) + sum(each.bytes for each in found)
-    kl = np.mean([[d.mean for d in each.fidelity.divergence] for each in found], axis=0)
+    worst = np.max([[d.mean for d in each.fidelity.divergence] for each in found], axis=0)
     return EncodingCost(
-        name=plans[0].encoding.name,
+        name=spelled(planned(plans[0])),
         bytes=total,
         bytes_per_row=total / sum(plan.views * plan.samples for plan in plans),
-        kl=float(kl.max()),
+        kl=dict(zip(plans[0].temperatures, worst.tolist(), strict=True)),
     )
 
 
@@ -213,15 +215,21 @@ def estimate_lines(found: Estimate) -> list[str]:
         for each in found.teachers
     ]
     encodings = [
-        (each.name, f"{each.bytes_per_row:.1f}", size(each.bytes), f"{each.kl:.1g}")
+        (
+            each.name,
+            f"{each.bytes_per_row:.1f}",
+            size(each.bytes),
+            *(f"{kl:.1g}" for kl in each.kl.values()),
+        )
         for each in found.encodings
     ]
+    losses = [f"KL, nats, at T={temperature:g}" for temperature in found.encodings[0].kl]
     return [
         *(f"{key:9} {value}" for key, value in facts.items()),
         "",
         *table(("teacher", "forward, images/s", "top-1 of the sample"), teachers),
         "",
-        *table(("encoding", "bytes per row", "in all", "mean KL, nats"), encodings),
+        *table(("encoding", "bytes per row", "in all", *losses), encodings),
     ]
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from logitstore.encodings import Logits, Rows, encoding
-from logitstore.errors import Damaged, InputError, NotFound
+from logitstore import __version__
+from logitstore.encodings import Encoding, Logits, Rows, encoding
+from logitstore.errors import Damaged, InputError, NotFound, UnknownName
 from logitstore.schema import (
     Commit,
     ObjectEntry,
@@ -40,11 +41,23 @@ class ObjectSource(Protocol):
         """The object's bytes; NotFound if there is none."""
 
 
+class DecodedCopy(Protocol):
+    """All of a snapshot's rows, decoded (``cache``)."""
+
+    def take(self, view: int, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Rows of these samples: each array (len(indices), width)."""
+
+
 class Snapshot:
     """One teacher state's logits for all samples and views, (V, N, C).
 
-    ``commit`` is the bytes of ``commit.json``; everything else is checked against it.
+    ``commit`` is the bytes of ``commit.json``; everything else is checked against it.  ``layouts``
+    are those of the arrays; ``copy`` is the decoded copy that rows are gathered from (None: from
+    the store); ``served`` says whether a server gathers them then, unless ``whole_shards``.
     """
+
+    served: ClassVar[bool] = False
+    whole_shards = False
 
     def __init__(self, source: ObjectSource, name: str, commit: bytes) -> None:
         self.name, self.root = name, root_of(commit)
@@ -64,8 +77,9 @@ class Snapshot:
                 f"{where}: {self.meta.samples} samples of {self.meta.classes} classes, in a store "
                 f"for {store[0]} of {store[1]}"
             )
-        self.encoding = encoding(self.meta.encoding.name)
-        self._layouts = {array: self._layout(array) for array in self.encoding.layout(1)}
+        self.encoding = self._known_encoding(where)
+        self.layouts = {array: self._layout(array) for array in self.encoding.layout}
+        self.copy: DecodedCopy | None = None
         self._decoded: OrderedDict[tuple[int, int], dict[str, NDArray[Any]]] = OrderedDict()
         self._lock = Lock()
 
@@ -75,11 +89,10 @@ class Snapshot:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned DataLoader worker gets: neither the lock nor the decoded shards."""
-        state = {**self.__dict__, "encoding": self.encoding.name}
-        return {key: value for key, value in state.items() if key not in ("_lock", "_decoded")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_decoded")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, encoding=encoding(state["encoding"]))
+        self.__dict__.update(state)
         self._decoded, self._lock = OrderedDict(), Lock()
 
     @property
@@ -108,13 +121,22 @@ class Snapshot:
             )
         return data
 
+    def attach(self, copy: DecodedCopy | None) -> None:
+        """Gather rows from a decoded copy of this snapshot; None: from the store again."""
+        self.copy = copy
+
     def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
         """Encoded rows of these samples, (N,) integers; order kept, duplicates allowed."""
-        wanted = self._checked(indices, view)
-        width = {name: layout.width for name, layout in self._layouts.items()}
+        wanted = self.checked(indices, view)
+        if self.copy is not None:
+            return Rows(self.encoding, self.copy.take(view, wanted))
+        return Rows(self.encoding, self._gather(view, wanted))
+
+    def _gather(self, view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        width = {name: layout.width for name, layout in self.layouts.items()}
         arrays = {
             name: np.empty((len(wanted), width[name]), layout.dtype)
-            for name, layout in self._layouts.items()
+            for name, layout in self.layouts.items()
         }
         shard_of = wanted // self.meta.rows_per_shard
         for number in np.unique(shard_of):
@@ -122,7 +144,7 @@ class Snapshot:
             inside = wanted[chosen] - number * self.meta.rows_per_shard
             for name, decoded in self._shard(view, int(number)).items():
                 arrays[name][chosen] = decoded[inside]
-        return Rows(self.encoding, arrays)
+        return arrays
 
     def logits(self, indices: ArrayLike, view: int = 0) -> Logits:
         """Decoded logits of these samples: float32 (len(indices), C)."""
@@ -135,33 +157,57 @@ class Snapshot:
             for start in range(0, samples, step):
                 yield view, start, min(start + step, samples)
 
+    def read_shard(self, view: int, start: int) -> dict[str, NDArray[Any]]:
+        """The shard that begins with sample ``start``: verified, decoded, (rows, width) each."""
+        rows, decoded = min(self.meta.rows_per_shard, self.meta.samples - start), {}
+        for name, layout in self.layouts.items():
+            key = f"{snapshot_folder(self.name)}/{name}/{layout.shard_key(view, start)}"
+            where = f"{self._source.url}: {key}"
+            decoded[name] = decode_shard(where, layout, self.object(key), rows)
+        return decoded
+
     def stored_bytes(self) -> int:
         """Bytes of this snapshot's own objects."""
         prefix = f"{snapshot_folder(self.name)}/"
         return sum(e.length for key, e in self.commit.objects.items() if key.startswith(prefix))
 
-    def _checked(self, indices: ArrayLike, view: int) -> NDArray[np.int64]:
-        wanted = np.asarray(indices)
-        if wanted.size == 0:
-            wanted = wanted.astype(np.int64)
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+    def checked(self, indices: ArrayLike, view: int = 0) -> NDArray[np.int64]:
+        """These samples as int64 (N,); InputError if there is no such sample or view."""
+        given = np.asarray(indices)
+        if given.size == 0:
+            given = given.astype(np.int64)
+        if given.ndim != 1 or given.dtype.kind not in "iu":
             raise InputError(
-                f"indices must be a list of integers, not {wanted.dtype} of shape {wanted.shape}"
+                f"indices must be a list of integers, not {given.dtype} of shape {given.shape}"
             )
-        outside = wanted[(wanted < 0) | (wanted >= self.meta.samples)]
-        if len(outside):
+        wanted = given.astype(np.int64, copy=False)
+        # As unsigned numbers the negative ones are the largest: one pass instead of two.
+        if len(wanted) and wanted.view(np.uint64).max() >= self.meta.samples:
+            outside = given[(wanted < 0) | (wanted >= self.meta.samples)]
             raise InputError(
                 f"{self.name}: sample {outside[0]} is outside 0..{self.meta.samples - 1}"
             )
         if not 0 <= view < self.meta.views:
             raise InputError(f"{self.name}: view {view} is outside 0..{self.meta.views - 1}")
-        return wanted.astype(np.int64)
+        return wanted
+
+    def _known_encoding(self, where: str) -> Encoding:
+        """The encoding that the metadata names; UnknownName if this version does not have it."""
+        card = self.meta.encoding
+        try:
+            return encoding(card.name, self.meta.classes, card.parameters)
+        except (UnknownName, InputError) as error:
+            writer = self.meta.packages.get("logitstore", "another version")
+            raise type(error)(
+                f"{where}: this logitstore ({__version__}) cannot read its rows: {error}; it was "
+                f"written by logitstore {writer}: install that version or a later one"
+            ) from None
 
     def _layout(self, array: str) -> ArrayLayout:
         key = f"{snapshot_folder(self.name)}/{array}/zarr.json"
         where = f"{self._source.url}: {key}"
         layout = ArrayLayout.parse(where, self.object(key))
-        dtype, width = self.encoding.layout(self.meta.classes)[array]
+        dtype, width = self.encoding.layout[array]
         expected = ((self.meta.views, self.meta.samples, width), self.meta.rows_per_shard)
         if (layout.shape, layout.rows_per_shard) != expected or layout.dtype != dtype:
             raise Damaged(
@@ -174,13 +220,7 @@ class Snapshot:
             if (view, number) in self._decoded:
                 self._decoded.move_to_end((view, number))
                 return self._decoded[view, number]
-        start = number * self.meta.rows_per_shard
-        rows = min(self.meta.rows_per_shard, self.meta.samples - start)
-        decoded = {}
-        for name, layout in self._layouts.items():
-            key = f"{snapshot_folder(self.name)}/{name}/{layout.shard_key(view, start)}"
-            where = f"{self._source.url}: {key}"
-            decoded[name] = decode_shard(where, layout, self.object(key), rows)
+        decoded = self.read_shard(view, number * self.meta.rows_per_shard)
         with self._lock:
             self._decoded[view, number] = decoded
             while len(self._decoded) > 1 and self._cached_bytes() > DECODED_CACHE_BYTES:

@@ -10,17 +10,25 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from logitstore.connection import FIRST_CONTACT_SECONDS, Answer, Connection, same_checksum
+from logitstore.connection import (
+    FIRST_CONTACT_SECONDS,
+    MOST_BYTES,
+    Answer,
+    Connection,
+    same_checksum,
+)
 from logitstore.encodings import Rows
 from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
 from logitstore.reader import Snapshot
 from logitstore.schema import NAME_PATTERN, StoreMeta, root_of, snapshot_folder
+from logitstore.storage import MAX_OBJECT_BYTES
 from logitstore.stores import LogitStore
 from logitstore.wire import (
     INDICES_TYPE,
@@ -29,6 +37,7 @@ from logitstore.wire import (
     StoreReply,
     pack_indices,
     rows_per_request,
+    template,
     unpack,
 )
 
@@ -98,12 +107,16 @@ class RemoteObjects:
         self.url = f"{connection.base}/{store}"
         self.path = f"/v1/stores/{quote(store)}/snapshots/{quote(snapshot)}"
         self.root: str | None = None
+        self.lengths: dict[str, int] = {}
 
     def get(self, key: str) -> bytes:
         """The object's bytes as they left the server; NotFound if it has no such object."""
         path = f"{self.path}/objects/{quote(key)}"
+        most = min(self.lengths.get(key, MOST_BYTES), MAX_OBJECT_BYTES)
         try:
-            answer = self.connection.request("GET", path, headers=self.meant(), check=_same_digest)
+            answer = self.connection.request(
+                "GET", path, headers=self.meant(), check=_same_digest, most_bytes=most
+            )
         except UnknownName:
             raise NotFound(f"{self.url}: there is no object {key}") from None
         self.confirm(answer)
@@ -127,28 +140,33 @@ class RemoteObjects:
 class RemoteSnapshot(Snapshot):
     """A snapshot whose rows the server gathers; all else is the reader's."""
 
+    served = True
+
     def __init__(self, objects: RemoteObjects, name: str, commit: bytes) -> None:
         self._objects = objects
         objects.root = root_of(commit)
         super().__init__(objects, name, commit)
 
-    def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
-        """Encoded rows of these samples, (N,) integers; order kept, duplicates allowed.
+    def object(self, key: str) -> bytes:
+        entry = self.commit.objects.get(key)
+        if entry is not None:
+            self._objects.lengths[key] = entry.length
+        return super().object(key)
 
-        More than 4,096 rows, or 16 MiB of them, are asked for in several requests.
-        """
-        wanted = self._checked(indices, view)
-        most = rows_per_request(self.encoding, self.meta.classes)
+    def _gather(self, view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """More than 4,096 rows, or 16 MiB of them, are asked for in several requests."""
+        if self.whole_shards:
+            return super()._gather(view, wanted)
+        most = rows_per_request(self.encoding)
         parts = [
             self._fetch(wanted[start : start + most], view).arrays
             for start in range(0, len(wanted), most)
         ]
         if len(parts) == 1:
-            return Rows(self.encoding, parts[0])
-        layout = self.encoding.layout(self.meta.classes)
-        empty = {name: np.empty((0, width), dtype) for name, (dtype, width) in layout.items()}
-        joined = {name: np.concatenate([empty[name], *(p[name] for p in parts)]) for name in empty}
-        return Rows(self.encoding, joined)
+            return dict(parts[0])
+        layout = self.encoding.layout.items()
+        empty = {name: np.empty((0, width), dtype) for name, (dtype, width) in layout}
+        return {name: np.concatenate([empty[name], *(p[name] for p in parts)]) for name in empty}
 
     def _fetch(self, indices: NDArray[np.int64], view: int) -> Rows:
         objects = self._objects
@@ -158,11 +176,10 @@ class RemoteSnapshot(Snapshot):
             body=pack_indices(indices),
             headers={"content-type": INDICES_TYPE, **objects.meant()},
             check=same_checksum,
+            most_bytes=template(self.encoding, len(indices)).length,
         )
         objects.confirm(answer)
-        return unpack(
-            answer.body, self.encoding.name, classes=self.meta.classes, count=len(indices)
-        )
+        return unpack(answer.body, self.encoding, count=len(indices))
 
 
 class RemoteSnapshots(Mapping[str, Snapshot]):

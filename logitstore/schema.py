@@ -28,6 +28,8 @@ Key = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
 ]
 Precision = Literal["fp32", "bf16", "fp16"]
+Temperature = Annotated[float, Field(gt=0, le=1000)]
+Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1, max_length=8)]
 
 
 def check_name(what: str, name: str) -> str:
@@ -179,8 +181,20 @@ class Fidelity(Document):
     top1_agreement: float
 
 
+class TranscodeCard(Document):
+    """The snapshot whose decoded rows were encoded again, and what its own encoding had lost."""
+
+    root: Sha256
+    encoding: EncodingCard
+    fidelity: Fidelity
+
+
 class SnapshotPlan(Document):
-    """All that is known before the first row: a resumed build must have an equal plan."""
+    """All that is known before the first row: a resumed build must have an equal plan.
+
+    ``temperatures`` are those at which the fidelity of the rows is measured; of a ``transcoded``
+    snapshot it is against the rows of the snapshot that was transcoded.
+    """
 
     format_version: Literal[1] = 1
     name: Name
@@ -190,8 +204,10 @@ class SnapshotPlan(Document):
     rows_per_shard: Annotated[int, Field(ge=1, le=1 << 20)]
     teacher: TeacherCard | None = None
     imported: ImportCard | None = None
+    transcoded: TranscodeCard | None = None
     view: ViewCard | None = None
     encoding: EncodingCard
+    temperatures: Temperatures = (1.0, 4.0)
     packages: dict[str, str]
 
     @model_validator(mode="after")
@@ -225,7 +241,7 @@ class ObjectEntry(Document):
 class ShardMark(Document):
     """``.build/NAME/SHARD.json``: a finished shard's objects and its part of the statistics.
 
-    ``kl_sum`` and ``kl_max`` (nats) have one entry per temperature in ``fidelity.TEMPERATURES``.
+    ``kl_sum`` and ``kl_max`` (nats) have one entry per temperature of the plan.
     """
 
     view: int

@@ -30,7 +30,7 @@ _INDEX_CODECS = [
 _DTYPES = {
     "float32": "<f4",
     "float16": "<f2",
-    "uint8": "u1",
+    "uint8": "|u1",
     "uint16": "<u2",
     "uint32": "<u4",
     "int32": "<i4",

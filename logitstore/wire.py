@@ -7,6 +7,9 @@ only the reader of the bytes decodes them.  The prose, for other languages, is `
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import google_crc32c
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from safetensors import SafetensorError
 
-from logitstore.encodings import Encoding, Rows, encoding
+from logitstore.encodings import Encoding, Rows
 from logitstore.errors import Damaged, InputError
 from logitstore.schema import Document, SnapshotMeta, StoreMeta
 
@@ -33,9 +36,9 @@ MAX_INDICES = 4096
 MAX_ROWS_BYTES = 16 << 20
 
 
-def rows_per_request(form: Encoding, classes: int) -> int:
+def rows_per_request(form: Encoding) -> int:
     """How many rows one request may ask for: at most 4,096 and 16 MiB, but at least one."""
-    return max(1, min(MAX_INDICES, MAX_ROWS_BYTES // form.bytes_per_row(classes)))
+    return max(1, min(MAX_INDICES, MAX_ROWS_BYTES // form.bytes_per_row))
 
 
 def pack(rows: Rows) -> bytes:
@@ -44,20 +47,65 @@ def pack(rows: Rows) -> bytes:
     return safetensors.numpy.save(arrays)
 
 
-def unpack(data: bytes, encoding_name: str, *, classes: int, count: int) -> Rows:
-    """The inverse of ``pack`` for ``count`` rows of ``classes`` classes.
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Where ``pack`` puts the arrays of ``count`` rows: the bytes before them, and each one's span.
+
+    What is written through ``arrays`` into a body of ``length`` bytes makes it a whole document.
+    """
+
+    header: NDArray[np.uint8]
+    length: int
+    spans: tuple[tuple[str, slice, np.dtype[Any], tuple[int, int]], ...]
+
+    @classmethod
+    def of(cls, form: Encoding, count: int) -> Template:
+        """The template of ``count`` rows in this encoding."""
+        kinds = {name: (np.dtype(kind), width) for name, (kind, width) in form.layout.items()}
+        row = pack(
+            Rows(form, {n: np.zeros((1, width), kind) for n, (kind, width) in kinds.items()})
+        )
+        described = json.loads(row[8 : 8 + int.from_bytes(row[:8], "little")])
+        entries, shapes, stop = {}, {}, 0
+        for name in described:  # in the library's order, which is that of the bytes too
+            kind, width = kinds[name]
+            start, stop = stop, stop + count * width * kind.itemsize
+            entries[name] = {**described[name], "shape": [count, width]}
+            entries[name]["data_offsets"] = [start, stop]
+            shapes[name] = (slice(start, stop), kind, (count, width))
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        header = len(text).to_bytes(8, "little") + text
+        spans = tuple(
+            (name, slice(len(header) + span.start, len(header) + span.stop), kind, shape)
+            for name, (span, kind, shape) in shapes.items()
+        )
+        return cls(header=np.frombuffer(header, np.uint8), length=len(header) + stop, spans=spans)
+
+    def arrays(self, body: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Write the header into ``body``, (length,), and show the places of the arrays in it."""
+        body[: len(self.header)] = self.header
+        return {n: body[span].view(kind).reshape(shape) for n, span, kind, shape in self.spans}
+
+
+@lru_cache(maxsize=256)
+def template(form: Encoding, count: int) -> Template:
+    """``Template.of``, remembered: clients ask for batches of one size."""
+    return Template.of(form, count)
+
+
+def unpack(data: bytes, form: Encoding, *, count: int) -> Rows:
+    """The inverse of ``pack`` for ``count`` rows.
 
     Damaged if the bytes are not safetensors of exactly that encoding's arrays, dtypes and shapes.
     """
-    form = encoding(encoding_name)
     try:
         arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(data)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise Damaged(f"rows: {len(data)} bytes that are not safetensors: {error}") from None
     found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     expected = {
-        name: (np.dtype(kind), (count, width))
-        for name, (kind, width) in form.layout(classes).items()
+        name: (np.dtype(kind), (count, width)) for name, (kind, width) in form.layout.items()
     }
     if found != expected:
         raise Damaged(f"rows: arrays {found}, expected {expected}")
@@ -80,7 +128,7 @@ def unpack_indices(data: bytes) -> NDArray[np.int64]:
     return np.frombuffer(data, "<u4").astype(np.int64)
 
 
-def crc32c(data: bytes) -> str:
+def crc32c(data: bytes | NDArray[np.uint8]) -> str:
     """CRC-32C (Castagnoli) as eight hexadecimal digits."""
     return f"{google_crc32c.value(data):08x}"
 

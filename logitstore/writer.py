@@ -69,7 +69,7 @@ class SnapshotWriter:
     def __init__(self, storage: Storage, plan: SnapshotPlan, store_entries: dict[str, ObjectEntry]):
         self.storage, self.plan = storage, plan
         self.root: str | None = None
-        self._encoding = encoding(plan.encoding.name)
+        self._encoding = encoding(plan.encoding.name, plan.classes, plan.encoding.parameters)
         self._store_entries = store_entries
         self._folder = snapshot_folder(plan.name)
         self._zarr = WriterStore(storage)
@@ -80,12 +80,9 @@ class SnapshotWriter:
         """Write the plan and the arrays' metadata, and find out which shards are finished."""
         if not self.storage.create(self._plan_key, self.plan.to_bytes()):
             self._check_plan()
-        widest = max(
-            np.dtype(dtype).itemsize * width
-            for dtype, width in self._encoding.layout(self.plan.classes).values()
-        )
-        rows = (self.plan.rows_per_shard, shards.chunk_rows(self.plan.rows_per_shard, widest))
-        for name, (dtype, width) in self._encoding.layout(self.plan.classes).items():
+        in_shard = self.plan.rows_per_shard
+        rows = (in_shard, shards.chunk_rows(in_shard, self._encoding.widest))
+        for name, (dtype, width) in self._encoding.layout.items():
             shape = (self.plan.views, self.plan.samples, width)
             self._arrays[name] = create_array(
                 self._zarr, f"{self._folder}/{name}", dtype, shape, rows
@@ -124,13 +121,13 @@ class SnapshotWriter:
         self._check_plan()
         if self.root is not None:
             return
-        arrays = self._encoding.encode(logits)
+        arrays = self._encoding.encode(logits, labels)
         objects: dict[str, ObjectEntry] = {}
         for name, array in self._arrays.items():
             array[shard.view, shard.start : shard.stop] = arrays[name]
             key = f"{self._folder}/{name}/{self._shard_key(shard)}"
             objects[key] = self._zarr.entries[key]
-        kl, agrees = compare(logits, self._encoding.decode(arrays))
+        kl, agrees = compare(logits, self._encoding.decode(arrays), self.plan.temperatures)
         known = labels >= 0
         mark = ShardMark(
             view=shard.view,
@@ -160,7 +157,7 @@ class SnapshotWriter:
 
     def _commit(self) -> str:
         marks = [self._marks[shard] for shard in self.shards()]
-        fidelity, top1 = summarise(marks)
+        fidelity, top1 = summarise(marks, self.plan.temperatures)
         meta = SnapshotMeta(**self.plan.model_dump(), fidelity=fidelity, top1=top1)
         document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
         objects = dict(self._store_entries)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from logitstore.encodings import encoding
+from logitstore.encodings import parse_encoding
 from logitstore.resume import open_writer
 from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
 from logitstore.shards import shard_rows
@@ -73,7 +73,8 @@ def tiny_store() -> Callable[..., Path]:
         named = [f"img/{i:05d}.png" for i in range(samples)] if keys else None
         described = Samples(name="tiny", labels=labels, keys=named)
         meta = StoreMeta(classes=classes, class_names=None, dataset=described.card())
-        rows = rows_per_shard or shard_rows(encoding(form).bytes_per_row(classes))
+        kind = parse_encoding(form, classes)
+        rows = rows_per_shard or shard_rows(kind.widest)
         for number, name in enumerate(snapshots):
             plan = SnapshotPlan(
                 name=name,
@@ -82,7 +83,7 @@ def tiny_store() -> Callable[..., Path]:
                 classes=classes,
                 rows_per_shard=rows,
                 imported=ImportCard(file="tiny.npy", sha256="0" * 64),
-                encoding=EncodingCard(name=form),
+                encoding=EncodingCard(name=kind.name, parameters=kind.parameters),
                 packages={},
             )
             logits = logits_of(seed + number, samples, classes, views)
@@ -107,6 +108,7 @@ class Server:
     def __init__(self, root: Path, **settings: Any) -> None:
         self.root, self.settings = root, settings
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (``close`` closes it)
+        self._cache = tempfile.TemporaryDirectory()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.restart()
@@ -122,7 +124,11 @@ class Server:
             [sys.executable, "-W", "error", "-c", SERVER.format(settings=arguments)],
             stdout=self._log,
             stderr=self._log,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            env={
+                "LOGITSTORE_CACHE": self._cache.name,
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parent.parent),
+            },
         )
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -171,6 +177,7 @@ class Server:
 
     def close(self) -> None:
         self._log.close()
+        self._cache.cleanup()
 
     def log(self) -> str:
         """All that the server and its predecessors on this port wrote."""

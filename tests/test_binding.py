@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logitstore.errors import MismatchError
+from logitstore.choice import EncodingWish
+from logitstore.errors import InputError, MismatchError
 from logitstore.opening import open_store
 from logitstore.precompute.datasets import open_dataset
+from logitstore.transcode import transcode
 from trainer import TrainConfig, train
 
 
@@ -112,3 +114,27 @@ def test_imported_logits_are_trained_on_only_when_told(
     )
     refused(config, "was imported: nothing in it tells whether .* pass --allow-unbound")
     assert train(replace(config, allow_unbound=True)).epochs == 1
+
+
+def test_rows_without_their_tail_teach_at_temperature_1_only(
+    taught: TrainConfig, tmp_path: Path
+) -> None:
+    store = open_store(str(taught.store))
+    small = str(tmp_path / "top.zarr")
+    transcode(store, store.snapshots["teacher"], small, EncodingWish(text="topk:3"))
+    with pytest.raises(InputError, match=r"keeps 3 of 10 classes: its loss at temperature 4 is"):
+        train(replace(taught, store=small))
+    with pytest.raises(InputError, match=r"its loss at temperature 2 was not measured"):
+        train(replace(taught, store=small, temperature=2))
+    assert not Path(taught.out).exists()
+    assert train(replace(taught, store=small, temperature=1)).epochs == 1
+
+
+def test_rows_without_their_tail_teach_where_it_was_measured_to_be_enough(
+    taught: TrainConfig, tmp_path: Path
+) -> None:
+    store = open_store(str(taught.store))
+    small = str(tmp_path / "top.zarr")
+    wish = EncodingWish(text="topk:9", max_kl=1e-4, at_temperature=4)
+    transcode(store, store.snapshots["teacher"], small, wish)
+    assert train(replace(taught, store=small)).epochs == 1

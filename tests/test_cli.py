@@ -52,14 +52,16 @@ def build(checkpoint: Path, out: Path, *more: str) -> Result:
 
 
 def test_help_answers_everywhere() -> None:
-    names = ["build", "import", "export", "ls", "inspect", "verify", "serve", "train", "evaluate"]
-    for name in ([], *([name] for name in [*names, "demo"])):
+    names = ["build", "plan", "import", "transcode", "export", "ls", "inspect", "verify", "serve"]
+    names += ["train", "evaluate", "cache ls", "cache clear"]
+    for name in ([], *(name.split() for name in [*names, "cache", "demo"])):
         for flag in ("-h", "--help"):
             result = run(*name, flag)
             assert result.exit_code == 0
             assert "Usage:" in result.output
     for name in names:
-        assert f"logitstore {name}" in run(name, "-h").output.split("Options:")[0].split("\n", 1)[1]
+        said = run(*name.split(), "-h").output.split("Options:")[0]
+        assert f"logitstore {name}" in said.split("\n", 1)[1]
 
 
 def test_a_store_is_built_listed_inspected_verified_and_exported(

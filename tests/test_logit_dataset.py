@@ -389,7 +389,8 @@ def test_damaged_rows_end_the_epoch_with_their_error(
     path = bound_store(tmp_path / "d.zarr", world.data, np.zeros((1, SAMPLES, CLASSES), np.float32))
     snapshot = open_store(path).snapshots["teacher"]
     with pytest.warns(BindingWarning):
-        loader = with_logits(DataLoader(LogitDataset(world.data, snapshot), 8), snapshot)
+        dataset = LogitDataset(world.data, snapshot)
+    loader = with_logits(DataLoader(dataset, 8), snapshot, read="direct")
     (path / "snapshots/teacher/codes/c/0/0/0").unlink()
     with pytest.raises(Damaged, match=r"samples 0\.\.41\) is missing"):
         list(loader)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from logitstore.encodings import Rows, encoding
+from logitstore.encodings import Float16, Rows
 from logitstore.errors import InputError, MismatchError
 from logitstore.precompute.models import build_model
 from trainer import TrainConfig, train
@@ -132,12 +132,12 @@ def batch_of(count: int) -> Batch:
     """A batch with something in every field."""
     drawn = np.random.default_rng(7)
     logits = drawn.standard_normal((count, CLASSES)).astype(np.float32) * 3
-    kind = encoding("float16")
+    kind = Float16(classes=CLASSES)
     return Batch(
         Request(0, 0, 0, np.arange(count)),
         torch.from_numpy(drawn.integers(0, 256, (count, 3, 8, 8), np.uint8)),
         torch.from_numpy(drawn.integers(0, CLASSES, count)),
-        Rows(kind, kind.encode(logits)),
+        Rows(kind, kind.encode(logits, np.zeros(count, np.int32))),
         Mixed(
             torch.from_numpy(drawn.integers(0, CLASSES, count)),
             torch.from_numpy(drawn.random(count, np.float32)),
@@ -194,12 +194,13 @@ class Told:
 
     def __init__(self, steps: int = -1) -> None:
         self.messages: list[str] = []
-        self.left = steps
+        self.left, self.training = steps, False
 
-    def start(self, task: str, total: int, unit: str) -> None: ...
+    def start(self, task: str, total: int, unit: str) -> None:
+        self.training = task.startswith("training")
 
     def advance(self, count: int) -> None:
-        self.left -= 1
+        self.left -= self.training
         if self.left == 0:
             raise KeyboardInterrupt
 

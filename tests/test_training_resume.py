@@ -114,10 +114,13 @@ class Interrupt(Silent):
     """Ctrl-C at the n-th step."""
 
     def __init__(self, steps: int) -> None:
-        self.left = steps
+        self.left, self.training = steps, False
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        self.training = task.startswith("training")
 
     def advance(self, count: int) -> None:
-        self.left -= 1
+        self.left -= self.training
         if self.left == 0:
             raise KeyboardInterrupt
 

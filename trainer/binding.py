@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from logitstore.choice import MAX_KL
 from logitstore.continued import Continued
+from logitstore.encodings import TopK
 from logitstore.errors import InputError, MismatchError
 from logitstore.opening import chosen_views, expect_root, open_store
 from logitstore.precompute.canaries import check_canaries
@@ -39,6 +41,7 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
     snapshot = chosen_views(store, config.snapshot)
     if config.expect_root is not None:
         expect_root(snapshot, config.expect_root)
+    _refuse_missing_tail(snapshot, config)
     source, notes = bind(
         store,
         snapshot,
@@ -51,6 +54,23 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
     if snapshot.meta.view is None or (config.augment is None and config.size is None):
         return source, notes
     return _shown_otherwise(source, snapshot.meta.view, config), notes
+
+
+def _refuse_missing_tail(snapshot: Snapshot | Continued, config: TrainConfig) -> None:
+    """A topk row knows its tail's mass at T=1 only; at T=4 the tail may be most of the mass."""
+    temperature = config.resolved().temperature
+    if snapshot.meta.encoding.name != TopK.name or temperature in (None, 1):
+        return
+    measured = {d.temperature: d.mean for d in snapshot.meta.fidelity.divergence}
+    lost = measured.get(temperature)
+    if lost is None or lost > MAX_KL:
+        said = "was not measured" if lost is None else f"is {lost:.2g} nats"
+        raise InputError(
+            f"snapshot {snapshot.name!r} keeps {snapshot.meta.encoding.parameters['k']} of "
+            f"{snapshot.meta.classes} classes: its loss at temperature {temperature:g} {said}, at "
+            f"most {MAX_KL:g} is usable; use --temperature 1, or a snapshot built with "
+            f"--encoding auto --at-temperature {temperature:g}"
+        )
 
 
 def _shown_otherwise(source: Source, card: ViewCard, config: TrainConfig) -> Source:

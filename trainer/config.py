@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from logitstore.errors import InputError, NotFound, UnknownName
+from logitstore.reading import Read, not_served
 from trainer.device import memory_bytes, needs_gpu
 from trainer.methods import Method, find_method, hyper_parameters, make_method
 
@@ -29,6 +30,8 @@ _WITH_STORE = (
     "class_map",
     "allow_unbound",
     "allow_mismatch",
+    "read",
+    "cache",
 )
 # How and where a run is carried out; the rest decides its result and may not change on resume.
 # What these lead to (root of the snapshot, digests of the data, kind of device) is checked instead.
@@ -42,6 +45,8 @@ EXECUTION = frozenset(
         "recompute",
         "workers",
         "patience",
+        "read",
+        "cache",
         "checkpoint_seconds",
     }
 )
@@ -60,6 +65,8 @@ class TrainConfig:
     ``memory_limit`` (2GiB, 1500MiB or plain bytes) caps all that the run holds on a GPU: a batch
     goes through the network in the largest parts that fit, or in parts of at most ``micro_batch``
     samples.  ``recompute`` is activation checkpointing: less memory, more time.
+    ``read`` is how the teacher's rows are had (``prepare_reading``); ``cache`` is the folder for
+    decoded copies, None: LOGITSTORE_CACHE or ~/.cache/logitstore.
     ``snapshots`` keeps the weights after these epochs (1 is the first).  ``patience`` and
     ``checkpoint_seconds`` (between checkpoints inside an epoch) are in seconds.
     """
@@ -104,6 +111,8 @@ class TrainConfig:
     recompute: bool = False
     workers: int | None = None
     patience: float = 600.0
+    read: Read = "auto"
+    cache: str | None = None
     checkpoint_seconds: float = 300.0
 
     def __post_init__(self) -> None:
@@ -206,6 +215,8 @@ def _check_source(config: TrainConfig) -> None:
             if getattr(config, name) != getattr(TrainConfig, name):
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
+    elif config.read == "stream" and not config.store.startswith(("http://", "https://")):
+        raise not_served(config.store)
 
 
 def _check_optimisation(config: TrainConfig) -> None:

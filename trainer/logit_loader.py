@@ -6,6 +6,7 @@ torch's global generator; one thread reads rows ahead.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -17,12 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from logitstore.cache import Cache
 from logitstore.continued import Continued
 from logitstore.encodings import Rows
 from logitstore.errors import InputError, MismatchError
 from logitstore.reader import Snapshot
+from logitstore.reading import Read, prepare_reading
 from trainer.ahead import read_ahead
 from trainer.logit_dataset import LogitDataset, LogitItem
+
+log = logging.getLogger(__name__)
 
 _FORWARDED = ("dataset", "sampler", "batch_sampler", "batch_size", "drop_last", "num_workers")
 
@@ -38,7 +43,13 @@ class LogitBatch(NamedTuple):
 
 
 def with_logits(
-    loader: Any, snapshot: Snapshot | Continued, *, device: Any = None, ahead: int = 2
+    loader: Any,
+    snapshot: Snapshot | Continued,
+    *,
+    read: Read = "auto",
+    cache: Cache | None = None,
+    device: Any = None,
+    ahead: int = 2,
 ) -> LogitLoader:
     """Let each batch of a loader over a ``LogitDataset`` gain the teacher's logits, float32 (N, C).
 
@@ -46,6 +57,10 @@ def with_logits(
     and ``view`` gains ``teacher``.  The logits lie on ``device`` (None: where the batch's first
     tensor lies).  A thread reads the rows of the next ``ahead`` batches, so that a URL costs no
     waiting; 0 for accelerate's ``accumulate``, which watches the loader for its last batch.
+
+    ``read`` and ``cache`` say where the snapshot's rows come from (``logitstore.prepare_reading``,
+    called here): unless told otherwise they are decoded once, into memory or a cache on the disk,
+    which takes a while for a large snapshot and is logged.
 
     Each iteration is the next epoch, unless ``set_epoch`` of the result, of the dataset or of a
     DistributedSampler said otherwise; the sampler is told too.  Loaders over one dataset share its
@@ -66,7 +81,9 @@ def with_logits(
                 f"the loader's LogitDataset belongs to the snapshot with root {dataset.root}, "
                 f"{snapshot.name!r} has root {snapshot.root}: give both the same snapshot"
             )
-    return LogitLoader(loader, snapshot, [*datasets, *_samplers(loader)], device, ahead)
+    clocks = [*datasets, *_samplers(loader)]
+    log.info("%s", prepare_reading(snapshot, read, cache).note)
+    return LogitLoader(loader, snapshot, clocks, device, ahead)
 
 
 class LogitLoader:

@@ -15,10 +15,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from logitstore.cache import Cache
 from logitstore.errors import InputError
 from logitstore.precompute.images import parse_normalize
 from logitstore.precompute.models import build_model
 from logitstore.progress import Progress, Silent
+from logitstore.reading import prepare_reading
 from logitstore.schema import Normalize
 from trainer import metrics
 from trainer.binding import open_source, open_validation
@@ -92,6 +94,9 @@ def train(
                 probe(model, shown, normalize, device)
         for note in [*notes, *unseen_views(source, config.epochs)]:
             progress.message(note)
+        if source.snapshot is not None and done is None:
+            cache = Cache.default(config.cache)
+            progress.message(prepare_reading(source.snapshot, config.read, cache, progress).note)
         with run.lock(), recomputed(model) if config.recompute else nullcontext():
             tried = None if done else budget
             micro = micro_batch(

@@ -42,7 +42,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> list[Built]:
     NonFinite and InputError name samples that cannot be used and leave nothing of what began
     here; Unfinished (a full disk, …) keeps what is done for the same command.
     """
-    return write(prepare(config), progress)
+    return write(prepare(config, progress), progress)
 
 
 def write(prepared: Prepared, progress: Progress | None = None) -> list[Built]:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from logitstore.errors import InputError
 from logitstore.precompute.images import to_input
-from logitstore.schema import Normalize, Precision
+from logitstore.schema import Normalize, Precision, SnapshotPlan
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded network in eval mode, on its device, and the snapshot that it will fill."""
+
+    model: nn.Module
+    plan: SnapshotPlan
+    normalize: Normalize | None
 
 
 def forward(

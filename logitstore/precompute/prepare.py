@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from logitstore.encodings import encoding
+from logitstore.choice import SAMPLE_ROWS, EncodingWish, choose_encoding
 from logitstore.errors import InputError, MismatchError, NonFinite
-from logitstore.plan import default_rows_per_shard
 from logitstore.precompute.canaries import canary_samples, make_view_card
 from logitstore.precompute.datasets import ImageDataset, check_labels, open_dataset
 from logitstore.precompute.feed import feed, joined
 from logitstore.precompute.images import parse_normalize
-from logitstore.precompute.inference import forward, pick_device
+from logitstore.precompute.inference import Teacher, forward, pick_device
 from logitstore.precompute.mix import parse_mix
 from logitstore.precompute.models import build_model, portable_arch
+from logitstore.precompute.sampling import sample_logits, sample_pairs
 from logitstore.precompute.teachers import (
     TeacherSource,
     find_teachers,
@@ -28,6 +28,7 @@ from logitstore.precompute.teachers import (
     unwrapped,
 )
 from logitstore.precompute.views import Views, parse_views
+from logitstore.progress import Progress, Silent
 from logitstore.resume import check_target
 from logitstore.schema import (
     EncodingCard,
@@ -38,6 +39,7 @@ from logitstore.schema import (
     TeacherCard,
     ViewCard,
 )
+from logitstore.shards import shard_rows
 from logitstore.specs import file_sha256
 from logitstore.storage import Storage, open_storage
 from logitstore.writer import Shard
@@ -52,7 +54,8 @@ class BuildConfig:
     ``teachers`` are checkpoints, folders, globs or training runs; ``arch`` is one spec for all or
     one for each of them, and may be left out for runs of ours.  ``views`` views are made, from
     number ``first_view`` on of the sequence that view spec, size, mix and seed define; ``size``
-    None is the preset's own.  ``shard_rows`` makes shards smaller than the format's default (a
+    None is the preset's own.  ``encoding``, ``max_kl`` (nats) and ``at_temperature`` are an
+    ``EncodingWish``'s.  ``shard_rows`` makes shards smaller than the format's default (a
     power of two), so that an interruption loses less of a slow teacher's work.
     """
 
@@ -68,7 +71,9 @@ class BuildConfig:
     first_view: int = 0
     mix: str | None = None
     seed: int = 0
-    encoding: str = "float16"
+    encoding: str | None = None
+    max_kl: float | None = None
+    at_temperature: float | None = None
     batch_size: int = 256
     workers: int | None = None
     device: str | None = None
@@ -78,7 +83,6 @@ class BuildConfig:
     fresh: bool = False
 
     def __post_init__(self) -> None:
-        encoding(self.encoding)
         rows = self.shard_rows
         for name, value in (("batch size", self.batch_size), ("views", self.views)):
             if value < 1:
@@ -89,13 +93,14 @@ class BuildConfig:
             raise InputError(f"shard rows must be a power of two up to 16384, not {rows}")
         if self.first_view < 0:
             raise InputError(f"first view must not be negative, not {self.first_view}")
+        _ = self.wish
 
-
-@dataclass(frozen=True)
-class Teacher:
-    model: nn.Module
-    plan: SnapshotPlan
-    normalize: Normalize | None
+    @property
+    def wish(self) -> EncodingWish:
+        """What is asked of the encoding; InputError if it is contradictory."""
+        return EncodingWish(
+            text=self.encoding, max_kl=self.max_kl, at_temperature=self.at_temperature
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Prepared:
     input_shape: tuple[int, int, int]
 
 
-def prepare(config: BuildConfig) -> Prepared:
+def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
     """Open and check everything that a build needs: data, checkpoints, class counts, the target.
 
     Raises InputError, MismatchError, NotFound, UnknownName or NonFinite; writes nothing.
@@ -144,6 +149,7 @@ def prepare(config: BuildConfig) -> Prepared:
     meta = StoreMeta(
         classes=classes, class_names=dataset.class_names, dataset=dataset.samples().card()
     )
+    teachers = _encoded(config, dataset, views, teachers, device, progress or Silent())
     for teacher in teachers:
         check_target(storage, meta, teacher.plan, fresh=config.fresh)
     return Prepared(config, dataset, views, storage, meta, tuple(teachers), device, shape)
@@ -187,13 +193,13 @@ def _load(
     model.to(memory_format=torch.channels_last)
     classes = _probe(config, model, normalize, source, dataset, views, device)
     portable, digest = portable_arch(arch)
-    entry = encoding(config.encoding)
+    entry = config.wish.unmeasured(classes)
     plan = SnapshotPlan(
         name=source.name,
         views=config.views,
         samples=len(dataset),
         classes=classes,
-        rows_per_shard=config.shard_rows or default_rows_per_shard(entry, classes),
+        rows_per_shard=config.shard_rows or shard_rows(entry.widest),
         teacher=TeacherCard(
             file=source.path.name,
             weights_sha256=file_sha256(source.path),
@@ -208,10 +214,45 @@ def _load(
             batch_size=config.batch_size,
         ),
         view=card,
-        encoding=EncodingCard(name=config.encoding),
+        encoding=EncodingCard(name=entry.name, parameters=entry.parameters),
+        temperatures=config.wish.temperatures,
         packages={name: version(name) for name in NUMERIC_PACKAGES},
     )
     return Teacher(model, plan, normalize)
+
+
+def _encoded(
+    config: BuildConfig,
+    dataset: ImageDataset,
+    views: Views,
+    teachers: list[Teacher],
+    device: torch.device,
+    progress: Progress,
+) -> list[Teacher]:
+    """The teachers with the encoding that their rows call for; nothing is run if none is to be."""
+    wish = config.wish
+    if wish.bound is None:
+        return teachers
+    pairs = sample_pairs(len(dataset), config.views, SAMPLE_ROWS)
+    logits = sample_logits(
+        teachers,
+        dataset,
+        views,
+        [(config.first_view + view, sample) for view, sample in pairs],
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        precision=config.precision,
+        progress=progress,
+    )
+    labels = dataset.labels[[sample for _, sample in pairs]]
+    names = ", ".join(teacher.plan.name for teacher in teachers)
+    entry = choose_encoding(wish, logits, labels, names)
+    chosen = {
+        "encoding": EncodingCard(name=entry.name, parameters=entry.parameters),
+        "rows_per_shard": config.shard_rows or shard_rows(entry.widest),
+    }
+    return [replace(each, plan=each.plan.model_copy(update=chosen)) for each in teachers]
 
 
 def _built_for(

@@ -15,13 +15,13 @@ from time import perf_counter, thread_time
 import numpy as np
 from torch import Tensor
 
-from logitstore.encodings import Logits, encoding
-from logitstore.errors import Damaged, InputError, NonFinite, NotFound
-from logitstore.footprint import encoded, shard_bytes
+from logitstore.encodings import Logits
+from logitstore.errors import Damaged, InputError, NotFound
+from logitstore.footprint import encoded, planned, shard_bytes
 from logitstore.plan import Estimate, Trial, predict
 from logitstore.precompute.feed import default_workers, image_batches, joined
-from logitstore.precompute.inference import forward
 from logitstore.precompute.prepare import BuildConfig, Prepared, prepare
+from logitstore.precompute.sampling import Pair, forward_batch, portions, sample_pairs
 from logitstore.progress import Progress, Silent
 from logitstore.resume import open_writer
 from logitstore.schema import ShardMark, SnapshotPlan, build_folder, snapshot_folder
@@ -30,9 +30,6 @@ from logitstore.writer import Samples
 
 SAMPLE_ROWS = 512
 _PORTIONS_PER_WORKER, _PUTS = 16, 4
-
-Pair = tuple[int, int]
-"""(view, sample)."""
 
 
 def estimate(
@@ -45,7 +42,7 @@ def estimate(
     """
     if epochs < 1:
         raise InputError(f"--epochs must be at least 1, not {epochs}")
-    prepared = prepare(config)
+    prepared = prepare(config, progress)
     plans = [teacher.plan for teacher in prepared.teachers]
     return predict(
         prepared.meta,
@@ -58,18 +55,12 @@ def estimate(
     )
 
 
-def sample_pairs(samples: int, views: int, most: int = SAMPLE_ROWS) -> list[Pair]:
-    """At most ``most`` different pairs, evenly spaced over the samples, in turn over the views."""
-    count = min(most, samples * views)
-    return [(i % views, i * samples // count) for i in range(count)]
-
-
 def run_trial(prepared: Prepared, progress: Progress | None = None) -> Trial:
     """Read and forward a sample of the rows; the first batch warms up and is not timed."""
     progress = progress or Silent()
-    pairs = sample_pairs(len(prepared.dataset), prepared.config.views)
+    pairs = sample_pairs(len(prepared.dataset), prepared.config.views, SAMPLE_ROWS)
     read = _reading_seconds(prepared, pairs, progress)
-    batches = _cut(pairs, prepared.config.batch_size)
+    batches = portions(pairs, prepared.config.batch_size)
     images = _views(prepared, [batches[0], *batches])
     names = [teacher.plan.name for teacher in prepared.teachers]
     logits: dict[str, list[Logits]] = {name: [] for name in names}
@@ -102,9 +93,9 @@ def run_trial(prepared: Prepared, progress: Progress | None = None) -> Trial:
 
 
 def _reading_seconds(prepared: Prepared, pairs: Sequence[Pair], progress: Progress) -> float:
-    portions = _cut(pairs, _portion_size(prepared, len(pairs)))
+    parts = portions(pairs, _portion_size(prepared, len(pairs)))
     progress.start("trial of reading", len(pairs), "images")
-    stream = _views(prepared, [portions[0], *portions])
+    stream = _views(prepared, [parts[0], *parts])
     next(stream)
     begun = perf_counter()
     for images in stream:
@@ -116,15 +107,17 @@ def _views(prepared: Prepared, batches: Sequence[Sequence[Pair]]) -> Iterator[Te
     """Yield uint8 (N, C, H, W) of each batch, through the build's reading path."""
     step = _portion_size(prepared, sum(map(len, batches)))
     first = prepared.config.first_view
-    portions = [_cut([(first + view, sample) for view, sample in batch], step) for batch in batches]
+    pieces = [
+        portions([(first + view, sample) for view, sample in batch], step) for batch in batches
+    ]
     stream = image_batches(
         prepared.dataset,
         prepared.views,
-        (portion for of_a_batch in portions for portion in of_a_batch),
+        (piece for of_a_batch in pieces for piece in of_a_batch),
         workers=prepared.config.workers,
         pin=prepared.device.type == "cuda",
     )
-    for of_a_batch in portions:
+    for of_a_batch in pieces:
         parts = list(islice(stream, len(of_a_batch)))
         yield parts[0] if len(parts) == 1 else joined(parts)
 
@@ -146,24 +139,17 @@ def _forward(
     logits, seconds = [], []
     for teacher in prepared.teachers:
         begun = perf_counter()
-        output = forward(teacher.model, moved, teacher.normalize, prepared.config.precision)
+        logits.append(forward_batch(teacher, moved, batch, prepared.config.precision))
         seconds.append(perf_counter() - begun)
-        logits.append(output.numpy())
-        broken = np.flatnonzero(~np.isfinite(logits[-1]).all(axis=1))
-        if len(broken):
-            view, sample = batch[broken[0]]
-            raise NonFinite(
-                f"{teacher.plan.name}: the logits of {len(broken)} of {len(batch)} images tried "
-                f"are NaN or infinite (sample {sample}, view {view}, …); check the checkpoint, "
-                "--normalize and --precision"
-            )
     return logits, seconds
 
 
 def _encoding_seconds(plan: SnapshotPlan, logits: Logits) -> float:
     """Seconds of one thread that encoding, measuring and compressing these rows takes."""
     begun = thread_time()
-    arrays, _ = encoded(encoding(plan.encoding.name), logits)
+    arrays, _ = encoded(
+        planned(plan), logits, np.full(len(logits), -1, np.int32), plan.temperatures
+    )
     for rows in arrays.values():
         shard_bytes(rows, len(rows), plan)
     return thread_time() - begun
@@ -196,7 +182,3 @@ def _rows_done(prepared: Prepared, plan: SnapshotPlan) -> int:
             mark = ShardMark.parse(key, storage.get(key))
             done += mark.stop - mark.start
     return done
-
-
-def _cut(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
-    return [list(pairs[start : start + size]) for start in range(0, len(pairs), size)]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from logitstore.encodings import encoding
 from logitstore.errors import InputError, MismatchError
 from logitstore.precompute.canaries import check_canaries
 from logitstore.precompute.datasets import open_dataset
@@ -104,6 +105,9 @@ def _differences(
     stored = snapshot.logits(indices, view)
     spread = live.max(axis=1) - live.min(axis=1)
     allowed = snapshot.encoding.bound(live) + _TOLERANCE[card.precision] * (1 + spread)
+    if snapshot.meta.transcoded is not None:
+        before = snapshot.meta.transcoded.encoding
+        allowed += encoding(before.name, snapshot.meta.classes, before.parameters).bound(live)
     distance = np.abs(stored - live).max(axis=1)
     return [
         f"{snapshot.name}: view {view}, sample {indices[row]}: stored logits are "

@@ -1,0 +1,59 @@
+"""The same work on many items in a few threads, for work that lets go of Python's lock.
+
+Hashing, zstd, crc32c, reading and writing do.  The threads are daemons and are not joined: a Ctrl-C
+must not wait for a server that is away.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parallel(work: Callable[[T], R], items: Sequence[T], threads: int) -> Generator[R]:
+    """Yield ``work(item)`` of every item, as they are done; the first error ends it.
+
+    Ended early, at most one item per thread is still worked on.
+    """
+    threads = min(threads, len(items))
+    if threads < 2:
+        yield from map(work, items)
+        return
+    todo: SimpleQueue[T] = SimpleQueue()
+    for item in items:
+        todo.put(item)
+    results: SimpleQueue[tuple[R | None, BaseException | None]] = SimpleQueue()
+    stopped = Event()
+
+    def run() -> None:
+        while not stopped.is_set():
+            try:
+                results.put((work(todo.get_nowait()), None))
+            except Empty:
+                return
+            except BaseException as error:
+                results.put((None, error))
+                return
+
+    for _ in range(threads):
+        Thread(target=run, name="logitstore-parallel", daemon=True).start()
+    try:
+        for _ in items:
+            value, error = results.get()
+            if error is not None:
+                raise error
+            yield value  # type: ignore[misc]
+    finally:
+        stopped.set()
+        error = None  # it refers to this frame: a circle would keep the caller's files open

@@ -1,0 +1,649 @@
+"""Decoded copies: whole or absent whatever dies when, shared, checked, and never in the way."""
+
+import errno
+import fcntl
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from logitstore.cache import Cache
+from logitstore.cache_folder import CacheFolder, digest_of
+from logitstore.decoded import Copy
+from logitstore.errors import CacheFull, Damaged, InputError, NoCache, Unfinished
+from logitstore.mapped import MappedCopy
+from logitstore.opening import open_store
+from logitstore.progress import Silent
+from logitstore.reader import Snapshot
+
+ROOT = Path(__file__).parent.parent
+SAMPLES, CLASSES, VIEWS = 300, 40, 2
+COPY_BYTES = VIEWS * SAMPLES * (2 * CLASSES + 8)
+
+# Each script forks its children; the parent starts no threads.
+PREAMBLE = """
+import os, random, shutil, signal, sys, time, traceback
+from pathlib import Path
+import numpy as np
+from logitstore.cache import Cache
+from logitstore.opening import open_store
+
+top, store = Path(sys.argv[1]), sys.argv[2]
+
+def snapshot(name="teacher"):
+    return open_store(store).snapshots[name]
+
+def child(work):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def check(folder, most=10**9):
+    '''The copy is right; besides it an ended process leaves its lock's file at most.'''
+    found = snapshot()
+    copy = Cache(folder, most).materialise(found, in_memory=False)
+    for view, start, stop in found.shards():
+        for name, rows in found.read_shard(view, start).items():
+            assert (copy.arrays[name][view, start:stop] == rows).all(), (name, view, start)
+    name = copy.path.name
+    assert {name, "lock"} <= set(os.listdir(folder)) <= {name, "lock", name + ".lock"}
+    del copy
+    Cache(folder).clear()
+    assert os.listdir(folder) == ["lock"], os.listdir(folder)
+"""
+
+
+def run(script: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PREAMBLE + script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def store(tiny_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three snapshots of 2 x 300 x 40; a decoded copy of one takes COPY_BYTES."""
+    path = tmp_path_factory.mktemp("cache") / "s.zarr"
+    names = ("teacher", "second", "third")
+    return tiny_store(path, names, samples=SAMPLES, classes=CLASSES, views=VIEWS)
+
+
+@pytest.fixture
+def teacher(store: Path) -> Snapshot:
+    return open_store(store).snapshots["teacher"]
+
+
+def mapped(cache: Cache, snapshot: Snapshot) -> MappedCopy:
+    copy = cache.materialise(snapshot, in_memory=False)
+    assert isinstance(copy, MappedCopy)
+    return copy
+
+
+def check_rows(copy: Copy, snapshot: Snapshot) -> None:
+    for view, start, stop in snapshot.shards():
+        for name, rows in snapshot.read_shard(view, start).items():
+            assert copy.arrays[name][view, start:stop].tobytes() == rows.tobytes()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_copy_holds_every_row_and_cannot_be_written(
+    teacher: Snapshot, tmp_path: Path, in_memory: bool
+) -> None:
+    copy = Cache(tmp_path / "c").materialise(teacher, in_memory=in_memory)
+    check_rows(copy, teacher)
+    assert copy.bytes == COPY_BYTES
+    assert (copy.path is None) == in_memory == (not (tmp_path / "c").exists())
+    assert copy.made
+    assert copy.seconds > 0
+    for name, array in copy.arrays.items():
+        assert array.shape == teacher.layouts[name].shape
+        with pytest.raises(ValueError, match="read-only"):
+            array[0, 0, 0] = 1
+
+
+def test_small_snapshots_go_to_memory_unasked(teacher: Snapshot, tmp_path: Path) -> None:
+    assert Cache(tmp_path / "c").materialise(teacher).path is None
+    assert not (tmp_path / "c").exists()
+
+
+def test_rows_are_taken_in_order_with_repetitions_and_into_given_arrays(
+    teacher: Snapshot, tmp_path: Path
+) -> None:
+    copy = mapped(Cache(tmp_path), teacher)
+    wanted = np.array([299, 0, 7, 0])
+    taken = copy.take(1, wanted)
+    out = {name: np.empty_like(array) for name, array in taken.items()}
+    copy.take(1, wanted, out)
+    for name, array in copy.arrays.items():
+        assert taken[name].tobytes() == array[1][wanted].tobytes() == out[name].tobytes()
+
+
+def test_a_copy_is_made_once_and_then_found(store: Path, tmp_path: Path) -> None:
+    cache, snapshots = Cache(tmp_path), open_store(store).snapshots
+    first = mapped(cache, snapshots["teacher"])
+    again = mapped(cache, open_store(store).snapshots["teacher"])
+    other = mapped(cache, snapshots["second"])
+    assert (first.made, again.made, other.made) == (True, False, True)
+    assert first.path == again.path != other.path
+    check_rows(again, snapshots["teacher"])
+    check_rows(other, snapshots["second"])
+
+
+RACE = """
+gate = os.pipe()
+
+def race():
+    os.close(gate[1])
+    os.read(gate[0], 1)  # all begin when the parent lets go
+    copy = Cache(top).materialise(snapshot(), in_memory=False)
+    inode = os.stat(copy.path / "codes.bin").st_ino
+    os.write(1, f"{copy.made} {inode} {copy.arrays['codes'].tobytes().__hash__()}\\n".encode())
+
+children = [child(race) for _ in range(8)]
+os.close(gate[1])
+assert [ended(pid) for pid in children] == [0] * 8
+check(top)
+"""
+
+
+def test_of_racing_processes_one_makes_the_copy_and_all_share_it(
+    store: Path, tmp_path: Path
+) -> None:
+    lines = run(RACE, tmp_path, store).splitlines()
+    assert sorted(line.split()[0] for line in lines) == ["False"] * 7 + ["True"]
+    assert len({tuple(line.split()[1:]) for line in lines}) == 1
+
+
+def test_all_is_on_the_disk_before_the_copy_gets_its_name(
+    teacher: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may take whatever was not synced before."""
+    done: list[tuple[str, str]] = []
+
+    def sync(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        real(descriptor)
+
+    def rename(source: Path, target: Path, real: Callable[..., None] = os.rename) -> None:
+        real(source, target)
+        done.append(("rename", source.name))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", rename)
+    mapped(Cache(tmp_path), teacher)
+    draft = next(name for kind, name in done if kind == "rename")
+    at = done.index(("rename", draft))
+    files = {("sync", name) for name in ("codes.bin", "scalars.bin", "index.json", draft)}
+    assert files == set(done[:at])
+    assert done[at - 1] == ("sync", draft)
+    assert done[at + 1 :] == [("sync", tmp_path.name)]
+
+
+KILLED_EVERYWHERE = """
+import fcntl, threading
+
+def prepare():
+    '''An idle copy that must go, and a damaged one of the snapshot itself.'''
+    Cache(top / "before").materialise(snapshot("second"), in_memory=False)
+    copy = Cache(top / "before").materialise(snapshot(), in_memory=False)
+    with open(copy.path / "codes.bin", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+
+assert ended(child(prepare)) == 0
+MOST = 2 * int(sys.argv[3]) - 1
+CALLS = ("open", "mkdir", "posix_fallocate", "pwrite", "ftruncate", "fsync", "rename", "unlink",
+         "rmdir", "utime")
+
+def die_at(point, torn):
+    left, lock = [point], threading.Lock()
+
+    def mortal(call, tear=None):
+        def counted(*arguments, **options):
+            with lock:
+                left[0] -= 1
+                if left[0] == 0:
+                    if tear:
+                        tear(*arguments)
+                    os._exit(9)
+            return call(*arguments, **options)
+        return counted
+
+    half = lambda fd, data, offset: write(fd, bytes(data)[: len(data) // 2], offset)
+    write = os.pwrite
+    if torn:
+        os.pwrite = mortal(os.pwrite, half)
+        return
+    for name in CALLS:
+        setattr(os, name, mortal(getattr(os, name)))
+    fcntl.flock = mortal(fcntl.flock)
+
+def work(folder, point, torn):
+    found = snapshot()
+    die_at(point, torn)
+    Cache(folder, MOST).materialise(found, in_memory=False)
+
+points = 0
+for torn in (False, True):
+    point = 1
+    while True:
+        folder = top / f"{torn}-{point}"
+        shutil.copytree(top / "before", folder)
+        code = ended(child(lambda: work(folder, point, torn)))
+        assert code in (0, 9), (point, code)
+        assert ended(child(lambda: check(folder, MOST))) == 0, point
+        if code == 0:
+            break
+        points, point = points + 1, point + 1
+        shutil.rmtree(folder)
+print(points)
+"""
+
+
+def test_killed_at_every_call_the_next_one_makes_it_whole_and_leaves_nothing_else(
+    tiny_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, names = tmp_path / "s.zarr", ("teacher", "second")
+    store = tiny_store(path, names, samples=200, views=2, classes=5, rows_per_shard=128)
+    points = int(run(KILLED_EVERYWHERE, tmp_path, store, 2 * 200 * (2 * 5 + 8)))
+    assert points > 50  # 4 shards of 2 arrays and the index are written in 9 calls, twice
+
+
+KILLED_AT_RANDOM = """
+draw = random.Random(int(sys.argv[3]))
+
+def work():
+    Cache(top).materialise(snapshot(), in_memory=False)
+
+begun = time.monotonic()
+assert ended(child(work)) == 0
+whole = time.monotonic() - begun
+killed = 0
+for _ in range(40):
+    shutil.rmtree(top)
+    pid = child(work)
+    time.sleep(draw.uniform(0, 1.2 * whole))
+    os.kill(pid, signal.SIGKILL)
+    killed += ended(pid) == -signal.SIGKILL
+    assert ended(child(lambda: check(top))) == 0
+print(killed)
+"""
+
+
+def test_killed_at_random_moments_the_next_one_makes_it_whole(store: Path, tmp_path: Path) -> None:
+    assert int(run(KILLED_AT_RANDOM, tmp_path / "c", store, 4)) > 10
+
+
+def flip(path: Path, place: float) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "first bit of the codes": lambda p: flip(p / "codes.bin", 0.0),
+    "a bit of the codes": lambda p: flip(p / "codes.bin", 0.61),
+    "last bit of the codes": lambda p: flip(p / "codes.bin", 1.0),
+    "a bit of the scalars": lambda p: flip(p / "scalars.bin", 0.5),
+    "cut short": lambda p: os.truncate(p / "codes.bin", COPY_BYTES // 3),
+    "empty": lambda p: os.truncate(p / "scalars.bin", 0),
+    "too long": lambda p: os.truncate(p / "scalars.bin", COPY_BYTES),
+    "file missing": lambda p: os.unlink(p / "codes.bin"),
+    "index missing": lambda p: os.unlink(p / "index.json"),
+    "index empty": lambda p: os.truncate(p / "index.json", 0),
+    "index of another root": lambda p: (p / "index.json").write_text(
+        (p / "index.json").read_text().replace('"root":"', '"root":"0000')[:-5]
+    ),
+    "a checksum too few": lambda p: drop_checksum(p / "index.json"),
+    "a file in its place": lambda p: (p.rename(p.with_name("x")), p.write_text("?")),
+}
+
+
+def drop_checksum(path: Path) -> None:
+    index = json.loads(path.read_text())
+    index["arrays"]["codes"]["crc32c"].pop()
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_copy_is_noticed_and_made_again(
+    teacher: Snapshot, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    cache = Cache(tmp_path)
+    path = mapped(cache, teacher).path
+    assert path is not None
+    DAMAGES[damage](path)
+    copy = mapped(cache, teacher)
+    assert copy.made
+    assert "the copy of teacher is made again" in caplog.text
+    check_rows(copy, teacher)
+    assert not mapped(cache, teacher).made
+
+
+def test_a_copy_damaged_while_in_use_is_made_anew_beside_it(
+    teacher: Snapshot, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path)
+    old = mapped(cache, teacher)
+    assert old.path is not None
+    with open(old.path / "codes.bin", "r+b") as file:
+        file.write(b"\xff")
+    new = mapped(cache, teacher)
+    assert new.made
+    check_rows(new, teacher)
+    assert old.arrays["codes"].reshape(-1).view(np.uint8)[0] == 0xFF  # its own file, still mapped
+
+
+def test_who_waits_says_for_whom_and_goes_on_when_that_one_ends(
+    teacher: Snapshot, tmp_path: Path
+) -> None:
+    class Heard(Silent):
+        def __init__(self) -> None:
+            self.waiting, self.lines = threading.Event(), list[str]()
+
+        def message(self, text: str) -> None:
+            self.lines.append(text)
+            self.waiting.set()
+
+    heard, copies = Heard(), list[Copy]()
+    make = threading.Thread(
+        target=lambda: copies.append(Cache(tmp_path).materialise(teacher, heard, in_memory=False))
+    )
+    with CacheFolder(tmp_path, 0).maker(digest_of(teacher.root)) as other:
+        assert other is None
+        make.start()
+        assert heard.waiting.wait(20)
+        time.sleep(0.1)
+        assert not copies
+    make.join(20)
+    check_rows(copies[0], teacher)
+    assert len(heard.lines) == 1
+    assert f"waiting for process {os.getpid()} on " in heard.lines[0]
+
+
+def test_the_least_recently_used_copy_goes_first_and_one_in_use_never(
+    store: Path, tmp_path: Path
+) -> None:
+    snapshots = open_store(store).snapshots
+    room_for_two = Cache(tmp_path, 2 * COPY_BYTES + COPY_BYTES // 2)
+
+    def use(name: str, when: float) -> None:
+        path = mapped(room_for_two, snapshots[name]).path
+        assert path is not None
+        os.utime(path / "index.json", (when, when))
+
+    def there() -> list[str]:
+        return [entry.snapshot for entry in room_for_two.entries()]
+
+    use("teacher", 1000)
+    use("second", 2000)
+    use("teacher", 3000)
+    assert there() == ["second", "teacher"]
+    use("third", 4000)
+    assert there() == ["teacher", "third"]
+    held = mapped(room_for_two, snapshots["teacher"])
+    os.utime(held.path / "index.json", (1, 1))  # type: ignore[operator]
+    use("second", 5000)
+    assert sorted(there()) == ["second", "teacher"]
+    also_held = mapped(room_for_two, snapshots["second"])
+    with pytest.raises(NoCache, match=r"in use \(.*teacher.*\)"):
+        mapped(room_for_two, snapshots["third"])
+    assert sorted(there()) == ["second", "teacher"]
+    del also_held
+
+
+def test_a_limit_below_one_copy_is_refused_and_costs_no_other_copy(
+    store: Path, tmp_path: Path
+) -> None:
+    snapshots = open_store(store).snapshots
+    mapped(Cache(tmp_path), snapshots["second"])
+    with pytest.raises(NoCache, match=r"LOGITSTORE_CACHE_BYTES.*--cache.*--read") as caught:
+        mapped(Cache(tmp_path, COPY_BYTES - 1), snapshots["teacher"])
+    assert str(tmp_path) in str(caught.value)
+    assert isinstance(caught.value, InputError)
+    assert [entry.snapshot for entry in Cache(tmp_path).entries()] == ["second"]
+
+
+def test_clearing_keeps_what_is_in_use_here_or_in_another_process(
+    store: Path, tmp_path: Path
+) -> None:
+    cache, snapshots = Cache(tmp_path / "c"), open_store(store).snapshots
+    assert cache.clear() == ([], [])
+    assert not cache.folder.exists()
+    for name in snapshots:
+        mapped(cache, snapshots[name])
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom logitstore.cache import Cache\n"
+        "from logitstore.opening import open_store\n"
+        "kept = Cache(Path(sys.argv[1])).materialise("
+        "open_store(sys.argv[2]).snapshots['second'], in_memory=False)\n"
+        "print(kept.made, flush=True)\nsys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(cache.folder), str(store)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"False\n"
+    here = mapped(cache, snapshots["third"])
+    removed, kept = cache.clear()
+    assert [entry.snapshot for entry in removed] == ["teacher"]
+    assert sorted(entry.snapshot for entry in kept) == ["second", "third"]
+    assert all(entry.in_use for entry in kept)
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    del here
+    removed, kept = cache.clear()
+    assert len(removed) == 2
+    assert kept == []
+    assert os.listdir(cache.folder) == ["lock"]
+
+
+def test_a_worker_process_maps_the_same_files_or_reads_the_store(
+    teacher: Snapshot, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path)
+    copy = mapped(cache, teacher)
+    teacher.attach(copy)
+    sent = pickle.dumps(teacher)
+    assert len(sent) < 200_000
+    twin = pickle.loads(sent)
+    assert isinstance(twin.copy, MappedCopy)
+    assert twin.copy.path == copy.path
+    expected = teacher.logits([5, 3], view=1)
+    assert (twin.logits([5, 3], view=1) == expected).all()
+    del twin, copy
+    teacher.attach(None)
+    cache.clear()
+    without = pickle.loads(sent)
+    assert without.copy is None
+    assert (without.logits([5, 3], view=1) == expected).all()
+
+
+def test_a_copy_in_memory_travels_to_a_worker(teacher: Snapshot, tmp_path: Path) -> None:
+    expected = teacher.logits([5, 3], view=1)
+    teacher.attach(Cache(tmp_path).materialise(teacher))
+    twin = pickle.loads(pickle.dumps(teacher))
+    assert isinstance(twin.copy, Copy)
+    assert (twin.logits([5, 3], view=1) == expected).all()
+
+
+def test_a_damaged_store_makes_no_copy(tiny_store: Callable[..., Path], tmp_path: Path) -> None:
+    path = tiny_store(tmp_path / "s.zarr")
+    flip(path / "snapshots/teacher/codes/c/0/2/0", 0.5)
+    snapshot = open_store(path).snapshots["teacher"]
+    for in_memory in (True, False):
+        with pytest.raises(Damaged, match=r"codes/c/0/2/0 \(view 0, samples 64..95\)"):
+            Cache(tmp_path / "c").materialise(snapshot, in_memory=in_memory)
+    assert os.listdir(tmp_path / "c") == ["lock"]
+
+
+def test_an_interrupted_copy_leaves_nothing(teacher: Snapshot, tmp_path: Path) -> None:
+    class Interrupting(Silent):
+        def advance(self, count: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Cache(tmp_path).materialise(teacher, Interrupting(), in_memory=False)
+    assert os.listdir(tmp_path) == ["lock"]
+    assert mapped(Cache(tmp_path), teacher).made
+
+
+def fail_in_child(work: Callable[[], object]) -> str:
+    """The class and text of the error that ``work`` raises in a forked process."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            said = repr(work())
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as answer:
+        said = answer.read().decode()
+    os.waitpid(pid, 0)
+    return said
+
+
+@pytest.mark.parametrize("allocates", [True, False])
+def test_a_file_system_that_takes_no_more_gives_one_clear_error_and_keeps_nothing(
+    teacher: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocates: bool
+) -> None:
+    """With RLIMIT_FSIZE; on a file system without fallocate it is the writing that fails."""
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (COPY_BYTES // 2, COPY_BYTES // 2))
+        mapped(Cache(tmp_path), teacher)
+
+    if not allocates:
+
+        def unknown(*_: object) -> None:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+
+        monkeypatch.setattr(os, "posix_fallocate", unknown)
+        monkeypatch.setattr(os, "ftruncate", lambda *_: None)
+    said = fail_in_child(work)
+    assert said.startswith(f"CacheFull: {tmp_path}: no space: a decoded copy of 'teacher' takes")
+    assert "--cache" in said
+    assert os.listdir(tmp_path) == ["lock"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> object:
+    """A file system of 2 MiB; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_with_figures_after_idle_copies_were_removed(
+    tiny_store: Callable[..., Path], tmp_path: Path, small_disk: Path
+) -> None:
+    store = tiny_store(
+        tmp_path / "s.zarr", ("a", "b", "c"), samples=4000, rows_per_shard=1024
+    )  # 112,000 bytes each
+    big = open_store(
+        tiny_store(tmp_path / "big.zarr", samples=40000, rows_per_shard=8192)
+    ).snapshots["teacher"]
+    cache, small = Cache(small_disk / "c"), open_store(store).snapshots
+    mapped(cache, small["a"])
+    (small_disk / "other").write_bytes(bytes((2 << 20) - (300 << 10) - (1 << 20)))
+    mapped(cache, small["b"])
+    mapped(cache, small["c"])
+    assert [entry.snapshot for entry in cache.entries()] == ["b", "c"]
+    with pytest.raises(CacheFull, match=r"takes 1\.1 MiB, .* can be had there") as caught:
+        mapped(cache, big)
+    assert isinstance(caught.value, Unfinished)
+    assert caught.value.exit_code == 3
+    assert [entry.snapshot for entry in cache.entries()] == ["b", "c"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becoming another user needs root")
+def test_without_rights_a_copy_can_be_used_but_not_made(store: Path, tmp_path: Path) -> None:
+    snapshots = open_store(store).snapshots
+    known, unknown = snapshots["teacher"], snapshots["second"]
+    made = mapped(Cache(tmp_path), known)
+    for folder in [*tmp_path.parents, tmp_path]:
+        if folder.stat().st_mode & 0o055 != 0o055:
+            folder.chmod(folder.stat().st_mode | 0o055)
+
+    def found() -> bool:
+        os.setuid(65534)
+        return mapped(Cache(tmp_path), known).made
+
+    def refused() -> None:
+        os.setuid(65534)
+        mapped(Cache(tmp_path), unknown)
+
+    assert made.made
+    assert fail_in_child(found) == "False"
+    said = fail_in_child(refused)
+    assert said.startswith(f"NoCache: {tmp_path}: this folder cannot hold decoded copies: Permiss")
+    assert "--cache" in said
+
+
+def test_a_folder_in_a_file_and_one_without_locks_are_refused_with_the_reason(
+    teacher: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NoCache, match=r"file/c: this folder cannot hold.*Not a directory"):
+        mapped(Cache(tmp_path / "file/c"), teacher)
+
+    def lockless(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", lockless)
+    with pytest.raises(NoCache, match=r"no file locks.*--cache or LOGITSTORE_CACHE"):
+        mapped(Cache(tmp_path / "c"), teacher)
+
+
+def test_folder_and_limit_come_from_the_argument_or_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, teacher: Snapshot
+) -> None:
+    monkeypatch.delenv("LOGITSTORE_CACHE", raising=False)
+    monkeypatch.delenv("LOGITSTORE_CACHE_BYTES", raising=False)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert Cache.default() == Cache(Path("/home/someone/.cache/logitstore"), 64 << 30)
+    monkeypatch.setenv("LOGITSTORE_CACHE", str(tmp_path / "env"))
+    monkeypatch.setenv("LOGITSTORE_CACHE_BYTES", "1.5 GiB")
+    assert Cache.default() == Cache(tmp_path / "env", 3 << 29)
+    assert Cache.default(tmp_path) == Cache(tmp_path, 3 << 29)
+    monkeypatch.setenv("LOGITSTORE_CACHE_BYTES", "plenty")
+    with pytest.raises(InputError, match="LOGITSTORE_CACHE_BYTES='plenty'"):
+        Cache.default()
+    with pytest.raises(NoCache, match="no home folder"):
+        mapped(Cache(Path("~nobody-of-that-name/c")), teacher)
