@@ -1,58 +1,146 @@
-"""Interleaved timing: the sides of a ratio take turns, so that a noisy machine hits both."""
+"""A benchmark is two sides that take turns, so that a noisy machine hits both.
+
+A side is a call that does its work once and returns its figure in the benchmark's unit: seconds,
+rows/s, B/row, MiB.  The ratio is always ours over theirs.  Nothing here knows what is measured.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from shutil import which
+from typing import Any, Literal
 
-REPEATS = 7
+Side = Callable[[], float]
+Call = Callable[[], object]
+
+PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""nginx lies in /usr/sbin, which is not on everybody's PATH."""
+
+
+class NotRun(Exception):
+    """This benchmark cannot run here; the message says why and what would help."""
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """One line of the table; ``reach`` is the target of the ratio of the median times."""
+class Reach:
+    """The target of a ratio."""
 
+    sign: Literal["<=", ">="]
+    value: float
+
+    def met(self, ratio: float) -> bool:
+        return ratio <= self.value if self.sign == "<=" else ratio >= self.value
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.value:.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One line of the table; ``sides`` is ``module.function`` of this package.
+
+    The function is a context manager, called with the workplace and ``given``, that sets everything
+    up, checks that both sides do the same, and gives ``Sides``.
+    """
+
+    name: str
     what: str
     against: str
-    ratio: float
-    low: float
-    high: float
-    reach: str
-    seconds: float
+    unit: str
+    reach: Reach | None
+    sides: str
+    given: tuple[Any, ...] = ()
 
 
-def compare(
-    what: str,
-    against: str,
-    reach: str,
-    left: Callable[[], object],
-    right: Callable[[], object],
-    *,
-    inverse: bool = False,
-    repeats: int = REPEATS,
-) -> Ratio:
-    """Time of ``left`` over time of ``right`` (``inverse``: the rates' ratio), turn by turn."""
-    left()
-    right()
-    ratios, lefts = [], []
-    for turn in range(repeats):
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """``ours`` and ``theirs`` take turns ``repeats`` times; ``facts`` go to the report.
+
+    A side may add to ``facts`` while it runs.  ``warm`` runs each side once before it counts.
+    """
+
+    ours: Side
+    theirs: Side
+    repeats: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    warm: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A benchmark that ran, or why it did not; figures are medians over ``turns``."""
+
+    benchmark: Benchmark
+    state: Literal["run", "not run", "failed"]
+    reason: str = ""
+    turns: tuple[tuple[float, float], ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratios(self) -> list[float]:
+        return [ours / theirs for ours, theirs in self.turns]
+
+    @property
+    def ratio(self) -> float | None:
+        """The median of the turns' ratios; None if there are none."""
+        return statistics.median(self.ratios) if self.turns else None
+
+    @property
+    def medians(self) -> list[float]:
+        """Ours and theirs; empty if it did not run."""
+        return [statistics.median(side) for side in zip(*self.turns, strict=True)]
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the ratio reaches its target; None if there is no ratio or no target."""
+        reach = self.benchmark.reach
+        return None if reach is None or self.ratio is None else reach.met(self.ratio)
+
+
+def take_turns(sides: Sides) -> tuple[tuple[float, float], ...]:
+    """(ours, theirs) of each repeat."""
+    if sides.warm:
+        sides.ours()
+        sides.theirs()
+    turns = []
+    for turn in range(sides.repeats):
         # Each goes first every other turn: what the first leaves in caches helps the second.
-        order = (left, right) if turn % 2 else (right, left)
-        spent = {}
-        for side in order:
-            begun = time.perf_counter()
-            side()
-            spent[side] = time.perf_counter() - begun
-        lefts.append(spent[left])
-        ratios.append(spent[right] / spent[left] if inverse else spent[left] / spent[right])
-    return Ratio(
-        what,
-        against,
-        statistics.median(ratios),
-        min(ratios),
-        max(ratios),
-        reach,
-        statistics.median(lefts),
-    )
+        order = (sides.ours, sides.theirs) if turn % 2 else (sides.theirs, sides.ours)
+        found = {side: side() for side in order}
+        turns.append((found[sides.ours], found[sides.theirs]))
+    return tuple(turns)
+
+
+def seconds(run: Call, count: int = 1) -> Side:
+    """A side whose figure is how long ``run`` takes, or each of the ``count`` things it does."""
+
+    def side() -> float:
+        begun = time.perf_counter()
+        run()
+        return (time.perf_counter() - begun) / count
+
+    return side
+
+
+def per_second(amount: float, run: Call) -> Side:
+    """A side whose figure is ``amount`` over the seconds that ``run`` takes."""
+    spent = seconds(run)
+    return lambda: amount / spent()
+
+
+def need_module(name: str) -> None:
+    """NotRun unless a package of the dependency group ``bench`` is there."""
+    if find_spec(name) is None:
+        raise NotRun(f"{name} is not installed (make bench installs it)")
+
+
+def program(name: str) -> str:
+    """The path of a program that no Python package brings; NotRun if it is not there."""
+    path = which(name, path=PROGRAMS)
+    if path is None:
+        raise NotRun(f"{name} is not installed (apt-get install {name})")
+    return path

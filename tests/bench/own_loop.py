@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -18,49 +18,58 @@ from logitstore.precompute.images import to_input
 from logitstore.precompute.models import build_model
 from logitstore.precompute.views import Views, parse_views
 from logitstore.reader import Snapshot
-from tests.bench.harness import Ratio, compare
+from logitstore.reading import Read
+from tests.bench.harness import Side, Sides, seconds
+from tests.bench.images import STUDENT, make_noise
+from tests.bench.steps import READS, opened
+from tests.bench.workplace import Workplace
 from trainer import LogitDataset, losses, with_logits
 
 BATCH, STEPS = 128, 4
 
+Stream = Iterator[tuple[Tensor, Tensor, Tensor]]
 
-def own_steps(data: str, student: str, snapshots: dict[str, Snapshot]) -> list[Ratio]:
+
+@contextmanager
+def own_step(place: Workplace, by: str) -> Iterator[Sides]:
     """Steps over ``with_logits`` against the same loader, views and loss with logits in memory."""
-    found = []
-    for name, snapshot in snapshots.items():
+    data = place.once(make_noise).data
+    with opened(place, by) as (_, snapshot):
         dataset = LogitDataset(data, snapshot)
         memory = torch.from_numpy(snapshot.logits(np.arange(len(dataset))))
-        ours = _stepping(student, dataset, _own(dataset, snapshot))
-        bare = _stepping(student, dataset, _bare(dataset, memory))
-        what = f"an own step with_logits, store by {name}"
-        found.append(compare(what, "the same, logits in memory", "<= 1.03", ours, bare, repeats=15))
-    return found
+        ours, bare = _own(dataset, snapshot, READS[by]), _bare(dataset, memory)
+        for part, other in zip(next(ours), next(bare), strict=True):
+            assert torch.equal(part, other)
+        yield Sides(
+            ours=seconds(_stepping(dataset, ours), STEPS),
+            theirs=seconds(_stepping(dataset, bare), STEPS),
+            repeats=place.sizes.step_repeats,
+            facts={"batch": BATCH},
+        )
 
 
 def _loader(dataset: LogitDataset) -> DataLoader[Any]:
     return DataLoader(dataset, BATCH, shuffle=True, generator=torch.Generator().manual_seed(0))
 
 
-def _own(dataset: LogitDataset, snapshot: Snapshot) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    loader = with_logits(_loader(dataset), snapshot)
+def _own(dataset: LogitDataset, snapshot: Snapshot, read: Read) -> Stream:
+    loader = with_logits(_loader(dataset), snapshot, read=read)
     while True:
         for batch in loader:
             yield batch.image, batch.label, batch.teacher
 
 
-def _bare(dataset: LogitDataset, memory: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _bare(dataset: LogitDataset, memory: Tensor) -> Stream:
     loader = _loader(dataset)
     while True:
         for image, label, index, _ in loader:
             yield image, label, memory[index]
 
 
-def _stepping(
-    student: str, dataset: LogitDataset, stream: Iterator[tuple[Tensor, Tensor, Tensor]]
-) -> Callable[[], None]:
+def _stepping(dataset: LogitDataset, stream: Stream) -> Callable[[], None]:
     torch.manual_seed(0)
     shape = dataset[0].image.shape
-    model = build_model(student, classes=dataset.classes, shape=(shape[0], shape[1], shape[2]))
+    model = build_model(STUDENT, classes=dataset.classes, shape=(shape[0], shape[1], shape[2]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def run() -> None:
@@ -75,31 +84,34 @@ def _stepping(
     return run
 
 
-def replays() -> list[Ratio]:
-    """A view of each preset against decoding the image; the last column is for 1,000 samples."""
+@contextmanager
+def replay(place: Workplace, preset: str) -> Iterator[Sides]:
+    """A view of a preset against decoding the image; for comparison, it has no target."""
+    load, count = _images()[preset]
+
+    def shown(by: Views) -> Side:
+        def run() -> None:
+            for sample in range(count):
+                by(load(), sample=sample, view=1)
+
+        return seconds(run, count)
+
+    yield Sides(
+        ours=shown(parse_views(preset, None)),
+        theirs=shown(Views(())),
+        repeats=place.sizes.repeats,
+    )
+
+
+def _images() -> dict[str, tuple[Callable[[], Any], int]]:
+    """An image for each preset, and how many views of it are made in a turn."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     jpeg = io.BytesIO()
     coarse.resize((500, 375), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=90)
-    sources: dict[str, tuple[Callable[[], Any], int]] = {
+    return {
         "cifar-train": (lambda: small, 1000),
         "cifar-strong": (lambda: small, 1000),
         "imagenet-train": (lambda: Image.open(jpeg).convert("RGB"), 50),
     }
-    return [_replay(preset, *source) for preset, source in sources.items()]
-
-
-def _replay(preset: str, load: Callable[[], Any], count: int) -> Ratio:
-    views, plain = parse_views(preset, None), Views(())
-
-    def made(by: Views) -> Callable[[], None]:
-        def run() -> None:
-            for sample in range(count):
-                by(load(), sample=sample, view=1)
-
-        return run
-
-    what = f"a view of {preset}, x 1,000"
-    ratio = compare(what, "the image as it is, decoded", "", made(views), made(plain))
-    return replace(ratio, seconds=ratio.seconds * 1000 / count)

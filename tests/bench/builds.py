@@ -1,0 +1,59 @@
+"""A build against the bare forward of its teacher over the same loader.
+
+What a build checks before its first batch costs the same for any dataset and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from logitstore.precompute.build import write
+from logitstore.precompute.datasets import open_dataset
+from logitstore.precompute.feed import cut, feed
+from logitstore.precompute.inference import forward
+from logitstore.precompute.models import build_model
+from logitstore.precompute.prepare import prepare
+from logitstore.precompute.views import Views
+from logitstore.writer import Shard
+from tests.bench.harness import Sides, seconds
+from tests.bench.images import SIDE, Task, make_cifar, make_noise
+from tests.bench.workplace import CLASSES, Workplace
+
+
+@contextmanager
+def noise(place: Workplace) -> Iterator[Sides]:
+    """Many classes for a small network: the rows are as much work as they can be."""
+    yield _sides(place, place.once(make_noise), CLASSES)
+
+
+@contextmanager
+def cifar(place: Workplace) -> Iterator[Sides]:
+    """Ten classes: what CIFAR is."""
+    yield _sides(place, place.once(make_cifar), 10)
+
+
+def _sides(place: Workplace, task: Task, classes: int) -> Sides:
+    dataset = open_dataset(task.data)
+    model = build_model(task.arch, classes=classes, shape=(3, SIDE, SIDE))
+    model.load_state_dict(torch.load(task.checkpoint, weights_only=True))
+    model.eval().to(memory_format=torch.channels_last)
+    spans = cut([Shard(0, 0, len(dataset))], 256)
+
+    def bare() -> None:
+        for images in feed(dataset, Views(()), spans, workers=0):
+            forward(model, images, None, "fp32")
+
+    repeats = max(5, place.sizes.few_repeats)
+    prepared = [
+        prepare(task.config(place.new_folder("build") / "b.zarr")) for _ in range(repeats + 1)
+    ]
+    turn = iter(prepared)
+    return Sides(
+        ours=seconds(lambda: write(next(turn))),
+        theirs=seconds(bare),
+        repeats=repeats,
+        facts={"images": len(dataset)},
+    )

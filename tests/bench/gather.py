@@ -1,0 +1,137 @@
+"""Shuffled batches of rows after materialising, against other ways to keep the same bytes.
+
+Each side turns indices into fresh arrays in memory; one batch is compared byte by byte before
+anything is timed.  All files are in the page cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.decoded import Copy
+from logitstore.reader import Snapshot
+from tests.bench.harness import Side, Sides, per_second
+from tests.bench.materialise import copy_of, materialised
+from tests.bench.peers import PEERS, Records
+from tests.bench.workplace import Workplace, disk_bytes, open_synthetic, shuffled_batches
+
+
+@contextmanager
+def codes(place: Workplace) -> Iterator[Sides]:
+    """The codes alone, out of the copy that ``rows`` gathers from."""
+    copy = place.once(copy_of)
+    alone = Copy(copy.index, {"codes": copy.arrays["codes"]}, made=False)
+    stored = place.once(open_memmaps)["codes"]
+
+    def ours(indices: NDArray[np.int64]) -> Any:
+        return alone.take(0, indices)
+
+    def theirs(indices: NDArray[np.int64]) -> Any:
+        return {"codes": stored[indices]}
+
+    _check_equal(place, ours, theirs)
+    yield Sides(ours=_rate(place, ours), theirs=_rate(place, theirs), repeats=place.sizes.repeats)
+
+
+@contextmanager
+def against(place: Workplace, peer: str) -> Iterator[Sides]:
+    """``Snapshot.rows`` against a peer that gives the codes and the scalars of the same samples."""
+    snapshot = place.once(materialised)
+
+    def ours(indices: NDArray[np.int64]) -> Any:
+        return snapshot.rows(indices).arrays
+
+    with _opened(place, peer) as (read, share, peer_bytes):
+        _check_equal(place, ours, read)
+        yield Sides(
+            ours=_rate(place, ours),
+            theirs=_rate(place, read, share),
+            repeats=place.sizes.repeats,
+            facts={
+                "store B/row": _stored(snapshot) / place.sizes.rows,
+                "peer B/row": peer_bytes / place.sizes.rows,
+            },
+        )
+
+
+def as_records(rows: Any) -> Records:
+    """The arrays of some rows side by side, uint8 (N, B)."""
+    if not isinstance(rows, Mapping):
+        found: Records = rows
+        return found
+    parts = [np.ascontiguousarray(array) for array in rows.values()]
+    return np.hstack([part.view(np.uint8).reshape(len(part), -1) for part in parts])
+
+
+def make_records(place: Workplace) -> Records:
+    """Every row of the synthetic store."""
+    return as_records(place.once(materialised).rows(np.arange(place.sizes.rows)).arrays)
+
+
+def open_memmaps(place: Workplace) -> dict[str, NDArray[Any]]:
+    """The store's arrays as uncompressed .npy files, mapped."""
+    folder = place.new_folder("memmap")
+    rows = place.once(materialised).rows(np.arange(place.sizes.rows))
+    for name, array in rows.arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in rows.arrays}
+
+
+def _stored(snapshot: Snapshot) -> int:
+    return disk_bytes(Path(snapshot.url) / "snapshots" / snapshot.name)
+
+
+def _check_equal(place: Workplace, ours: Callable[..., Any], theirs: Callable[..., Any]) -> None:
+    """One batch with a sample twice, byte by byte."""
+    first = shuffled_batches(place, 1)[0].copy()
+    first[-1] = first[0]
+    assert np.array_equal(as_records(ours(first)), as_records(theirs(first)))
+
+
+def _rate(place: Workplace, gather: Callable[..., Any], share: float = 1.0) -> Side:
+    """Rows per second over a share of the batches."""
+    batches = shuffled_batches(place, max(1, round(share * place.sizes.batches)))
+
+    def run() -> None:
+        for indices in batches:
+            gather(indices)
+
+    return per_second(batches.size, run)
+
+
+@contextmanager
+def _opened(place: Workplace, peer: str) -> Iterator[tuple[Any, float, int]]:
+    """How to read the peer, the share of the batches that is enough, and its bytes on the disk."""
+    if peer == "memmap":
+        maps = place.once(open_memmaps)
+        yield _read_memmaps(maps), 1.0, sum(array.nbytes for array in maps.values())
+    elif peer == "zarr-same":
+        snapshot = place.once(open_synthetic)
+        yield _read_arrays(snapshot), 0.004, _stored(snapshot)
+    else:
+        entry = PEERS[peer]
+        entry.check()
+        path = place.new_folder(peer) / "records"
+        rows_per_shard = place.once(open_synthetic).meta.rows_per_shard
+        entry.write(path, place.once(make_records), rows_per_shard)
+        with entry.open(path) as read:
+            yield read, entry.share, disk_bytes(path)
+
+
+def _read_memmaps(maps: Mapping[str, NDArray[Any]]) -> Callable[..., Any]:
+    return lambda indices: {name: array[indices] for name, array in maps.items()}
+
+
+def _read_arrays(snapshot: Snapshot) -> Callable[..., Any]:
+    """zarr-python over the very files of the store."""
+    import zarr
+
+    group = zarr.open_group(snapshot.url, mode="r")
+    arrays = {name: group[f"snapshots/{snapshot.name}/{name}"] for name in snapshot.encoding.layout}
+    return lambda indices: {name: array.oindex[0, indices] for name, array in arrays.items()}

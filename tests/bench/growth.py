@@ -1,0 +1,97 @@
+"""Peak memory of whole commands as the dataset grows tenfold: what a leak of rows would show.
+
+The figure is the peak of RssAnon, which leaves out the cache's mapped files; the images are small,
+because they are in memory, and the logits of ten times N would be hundreds of MiB.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from logitstore.precompute.build import build as build_store
+from tests.bench.harness import Side, Sides
+from tests.bench.images import Task, make_task
+from tests.bench.processes import MIB, Watch, with_cache
+from tests.bench.workplace import CLASSES, Workplace
+
+GROWTH = 10
+_NETWORK, _SIDE = "mlp?hidden=64", 4
+
+
+@contextmanager
+def build(place: Workplace) -> Iterator[Sides]:
+    """``logitstore build`` with a small network."""
+    rows, shard = place.sizes.growth
+
+    def side(task: Task) -> Side:
+        def run() -> float:
+            out = place.new_folder("growth") / "s.zarr"
+            command = ["build", "--teacher", str(task.checkpoint), "--arch", task.arch]
+            command += ["--data", task.data, "--out", str(out), "--shard-rows", str(shard)]
+            return _peak(place, [*command, "--device", "cpu"])
+
+        return run
+
+    small, large = (make_task(place, n, CLASSES, arch=_NETWORK, side=_SIDE) for n in _counts(rows))
+    yield _sides(place, side(large), side(small))
+
+
+@contextmanager
+def train(place: Workplace) -> Iterator[Sides]:
+    """``logitstore train`` for an epoch, with a copy of the store in a cache of its own."""
+    rows, shard = place.sizes.growth
+
+    def side(task: Task) -> Side:
+        out = place.new_folder("growth") / "s.zarr"
+        build_store(task.config(out, shard))
+
+        def run() -> float:
+            folder = place.new_folder("growth")
+            command = ["train", "--data", task.data, "--student", _NETWORK, "--store", str(out)]
+            command += ["--method", "kd", "--epochs", "1", "--out", str(folder / "run")]
+            command += ["--read", "materialise"]
+            return _peak(place, [*command, "--device", "cpu"])
+
+        return run
+
+    small, large = (make_task(place, n, CLASSES, arch=_NETWORK, side=_SIDE) for n in _counts(rows))
+    yield _sides(place, side(large), side(small))
+
+
+def _counts(rows: int) -> tuple[int, int]:
+    return rows, GROWTH * rows
+
+
+def _sides(place: Workplace, large: Side, small: Side) -> Sides:
+    rows = place.sizes.growth[0]
+    return Sides(
+        ours=large,
+        theirs=small,
+        repeats=place.sizes.few_repeats,
+        facts={
+            "N": rows,
+            "logits of 10 N MiB": GROWTH * rows * CLASSES * 4 / MIB,
+            "measured": "RssAnon",
+        },
+        warm=False,
+    )
+
+
+def _peak(place: Workplace, arguments: Sequence[str]) -> float:
+    """MiB of anonymous memory at the command's worst moment; RuntimeError if it fails."""
+    folder = place.new_folder("command")
+    log = folder / "log"
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "logitstore", *arguments]
+        own = with_cache(folder)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=own)
+        with Watch(process.pid) as watch:
+            code = process.wait()
+    if code:
+        raise RuntimeError(
+            f"logitstore {arguments[0]} ended with {code}:\n{log.read_text()[-2000:]}"
+        )
+    return watch.anonymous

@@ -1,0 +1,175 @@
+"""Servers and commands as processes of their own, and what /proc tells of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+
+from tests.bench.harness import NotRun, program
+from tests.bench.workplace import Workplace
+
+MIB = 1 << 20
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers at ``url``; ``pid`` is its first process."""
+
+    url: str
+    pid: int
+
+    def processes(self) -> list[int]:
+        """The first process and those that it started."""
+        return family(self.pid)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants that live; NotRun where /proc does not tell."""
+    if not Path("/proc/self/task").is_dir():
+        raise NotRun("there is no /proc to read memory and processor time from")
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [c for task in tasks for c in (task / "children").read_text().split()]
+    except OSError:  # it has just ended
+        children = []
+    return [pid, *(found for child in children for found in family(int(child)))]
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Processor time that processes have used so far, user and system."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pids: Sequence[int], entry: str = "RssAnon") -> float:
+    """MiB of an entry of /proc/PID/status, over some processes; those that are gone count 0."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(f"{entry}:"))
+    return total / 1024
+
+
+class Watch:
+    """The peaks of a process family's RssAnon and VmRSS, looked at every 10 ms.
+
+    RssAnon leaves out what is mapped from files, which the kernel may drop at any time.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.anonymous, self.resident = pid, 0.0, 0.0
+        self._stopped = Event()
+        self._thread = Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stopped.wait(0.01):
+            pids = family(self.pid)
+            self.anonymous = max(self.anonymous, memory(pids))
+            self.resident = max(self.resident, memory(pids, "VmRSS"))
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def pinned(command: Sequence[str], place: int) -> list[str]:
+    """The command on one processor: servers on the first (0), clients on the last (-1)."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    return [program("taskset"), "-c", str(cpus[place]), *command] if cpus[1:] else list(command)
+
+
+def with_cache(folder: Path) -> dict[str, str]:
+    """The environment with a cache of its own."""
+    return {**os.environ, "LOGITSTORE_CACHE": str(folder / "cache")}
+
+
+@contextmanager
+def running(command: Sequence[str], url: str, ready: str, folder: Path) -> Iterator[Running]:
+    """A server, once ``ready`` answers 200; RuntimeError if it never does."""
+    log, own = folder / "log", with_cache(folder)
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=own) as process,
+    ):
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while not _answers(ready):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{command} did not start:\n{log.read_text()[-2000:]}")
+                time.sleep(0.05)
+            yield Running(url, process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@contextmanager
+def serve(place: Workplace, store: Path, *, pin: bool = False) -> Iterator[Running]:
+    """``logitstore serve`` of one store, with a cache of its own; its url is the server's."""
+    folder, port = place.new_folder("serve"), free_port()
+    command = [sys.executable, "-m", "logitstore", "serve", str(store), "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    started = pinned(command, 0) if pin else command
+    with running(started, url, f"{url}/readyz", folder) as server:
+        yield server
+
+
+@contextmanager
+def nginx(place: Workplace, files: Path) -> Iterator[Running]:
+    """One nginx worker with the settings that distributions give it, serving a folder."""
+    folder, port = place.new_folder("nginx"), free_port()
+    user = "user root;" if os.geteuid() == 0 else ""  # else it may not read the folder
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+    (folder / "nginx.conf").write_text(
+        f"""{user} worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/errors;
+        events {{ worker_connections 256; }}
+        http {{
+          access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000000; {temporary}
+          default_type application/octet-stream;
+          server {{ listen 127.0.0.1:{port}; root {files}; }}
+        }}
+        """
+    )
+    url = f"http://127.0.0.1:{port}"
+    command = pinned([program("nginx"), "-c", str(folder / "nginx.conf")], 0)
+    ready = f"{url}/{next(files.iterdir()).name}"
+    with running(command, url, ready, folder) as server:
+        yield server

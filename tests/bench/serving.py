@@ -1,0 +1,176 @@
+"""The server under load against nginx, and its memory.
+
+Each side serves the same bytes, compared before; ours answers POST with 64 different bodies, nginx
+GET.  Where there are two processors, the servers have one and the client (``load``) has another;
+the facts tell how busy each was (1.0: never idle): the one near 1 is what the figure is about.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore import wire
+from tests.bench.harness import Side, Sides
+from tests.bench.materialise import materialised
+from tests.bench.processes import Running, Watch, cpu_seconds, memory, nginx, pinned, serve
+from tests.bench.workplace import BATCH, Workplace, make_store, shuffled_batches
+
+BODIES = 64
+ALLOWED_MIB = 256.0
+_SNAPSHOT = "/v1/stores/synthetic/snapshots/teacher"
+
+
+@contextmanager
+def objects(place: Workplace) -> Iterator[Sides]:
+    """One shard of codes, downloaded again and again."""
+    store, key = place.once(make_store), "snapshots/teacher/codes/c/0/0/0"
+    files = place.new_folder("static")
+    copyfile(store / key, files / "shard")
+    with serve(place, store, pin=True) as server, nginx(place, files) as other:
+        ours, theirs = f"{server.url}{_SNAPSHOT}/objects/{key}", f"{other.url}/shard"
+        assert _get(ours) == _get(theirs)
+        facts: dict[str, Any] = {"bytes": (files / "shard").stat().st_size}
+        yield _loaded(place, (server, [ours]), (other, [theirs]), facts)
+
+
+@contextmanager
+def rows(place: Workplace) -> Iterator[Sides]:
+    """Batches of rows; nginx has an answer of the same length as a file."""
+    store, folder = place.once(make_store), place.new_folder("bodies")
+    files = place.new_folder("static")
+    batches, bodies = write_bodies(place, folder)
+    with serve(place, store, pin=True) as server:
+        url = f"{server.url}{_SNAPSHOT}/rows?view=0"
+        answer = _post_until_there(url, batches[0].astype("<u4").tobytes())
+        assert answer == wire.pack(place.once(materialised).rows(batches[0]))
+        (files / "answer").write_bytes(answer)
+        with nginx(place, files) as other:
+            theirs = f"{other.url}/answer"
+            assert _get(theirs) == answer
+            facts: dict[str, Any] = {"bytes": len(answer)}
+            yield _loaded(place, (server, [url, *bodies]), (other, [theirs]), facts)
+
+
+@contextmanager
+def memory_under_load(place: Workplace) -> Iterator[Sides]:
+    """A fresh server each time: its first rows request, then rows and objects at once."""
+    store, folder = place.once(make_store), place.new_folder("bodies")
+    batches, bodies = write_bodies(place, folder)
+    facts: dict[str, Any] = {"measured": "RssAnon of all its processes"}
+
+    def ours() -> float:
+        with serve(place, store) as server:
+            idle = memory(server.processes())
+            with Watch(server.pid) as watch:
+                url = f"{server.url}{_SNAPSHOT}/rows?view=0"
+                _post_until_there(url, batches[0].astype("<u4").tobytes())
+                key = "snapshots/teacher/codes/c/0/0/0"
+                loads = [
+                    _start(place, [url, *bodies]),
+                    _start(place, [f"{server.url}{_SNAPSHOT}/objects/{key}"]),
+                ]
+                for load in loads:
+                    _finished(load)
+            facts.update(
+                {
+                    "idle MiB": idle,
+                    "peak MiB": watch.anonymous,
+                    "peak with maps MiB": watch.resident,
+                }
+            )
+        return watch.anonymous - idle
+
+    yield Sides(
+        ours=ours,
+        theirs=lambda: ALLOWED_MIB,
+        repeats=place.sizes.few_repeats,
+        facts=facts,
+        warm=False,
+    )
+
+
+def write_bodies(place: Workplace, folder: Path) -> tuple[NDArray[np.int64], list[str]]:
+    """Requests for rows, written into ``folder``: their indices, and the client's options."""
+    batches = shuffled_batches(place, BODIES)
+    (folder / "bodies").write_bytes(batches.astype("<u4").tobytes())
+    return batches, ["--bodies", str(folder / "bodies"), "--length", str(4 * BATCH)]
+
+
+def _loaded(
+    place: Workplace,
+    ours: tuple[Running, list[str]],
+    theirs: tuple[Running, list[str]],
+    facts: dict[str, Any],
+) -> Sides:
+    return Sides(
+        ours=_load(place, *ours, facts, "ours"),
+        theirs=_load(place, *theirs, facts, "theirs"),
+        repeats=place.sizes.repeats,
+        facts=facts,
+    )
+
+
+def _load(
+    place: Workplace, server: Running, target: list[str], facts: dict[str, Any], key: str
+) -> Side:
+    """Answers per second; ``facts`` learn which share of a processor server and client used."""
+
+    def side() -> float:
+        client = _start(place, target)
+        before = cpu_seconds(server.processes())
+        found = _finished(client)
+        spent = cpu_seconds(server.processes()) - before
+        facts[f"cpu {key}"] = round(spent / found["seconds"], 2)
+        facts[f"cpu of client, {key}"] = round(found["cpu"], 2)
+        return found["rate"]
+
+    return side
+
+
+def _start(place: Workplace, target: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.bench.load", *target]
+    command += ["--seconds", str(place.sizes.load_seconds)]
+    return subprocess.Popen(pinned(command, -1), stdout=subprocess.PIPE, text=True)
+
+
+def _finished(client: subprocess.Popen[str]) -> dict[str, float]:
+    said, _ = client.communicate()
+    if client.returncode:
+        raise RuntimeError("the client found an error: see above")
+    found: dict[str, float] = json.loads(said)
+    return found
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url) as answer:
+        found: bytes = answer.read()
+        return found
+
+
+def _post_until_there(url: str, body: bytes) -> bytes:
+    """The answer, once the server has materialised the snapshot; it says 503 until then."""
+    request = urllib.request.Request(
+        url, data=body, headers={"Content-Type": "application/octet-stream"}
+    )
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                found: bytes = answer.read()
+                return found
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise RuntimeError(f"{url}: {json.load(error)}") from None
+            time.sleep(0.25)
+    raise RuntimeError(f"{url}: still 503 after a minute")

@@ -1,0 +1,79 @@
+"""Bytes per row against KL: every encoding, written as a real store and measured on all rows.
+
+Bytes are those of the snapshot's chunks, row scalars and checksums included.  They do not vary, so
+one turn is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.choice import EncodingWish, candidates
+from logitstore.encodings import spelled
+from logitstore.opening import open_store
+from logitstore.reader import Snapshot
+from tests.bench.harness import NotRun, Sides
+from tests.bench.workplace import Workplace, import_store, synthetic
+
+MOST_KL, AT_TEMPERATURE = 1e-4, 4.0
+_FP16_BYTES = 2
+
+
+@contextmanager
+def synthetic_curve(place: Workplace) -> Iterator[Sides]:
+    """Logits like those of an ImageNet classifier; see ``workplace``."""
+    logits, labels = synthetic(place.sizes.curve_rows, seed=1)
+    yield _sides(place, logits, labels)
+
+
+@contextmanager
+def real_curve(place: Workplace, file: Path | None) -> Iterator[Sides]:
+    """Somebody's logits, (N, C); their labels are not needed for this."""
+    if file is None:
+        raise NotRun("LOGITSTORE_BENCH_DATA names no folder with .npy files of logits")
+    logits = np.load(file, mmap_mode="r")[: place.sizes.curve_rows]
+    yield _sides(place, logits, np.full(len(logits), -1, np.int32))
+
+
+def _sides(place: Workplace, logits: NDArray[Any], labels: NDArray[np.int32]) -> Sides:
+    wishes = [EncodingWish(text=spelled(entry)) for entry in candidates(logits.shape[1])]
+    wishes.append(EncodingWish(text="auto", max_kl=MOST_KL, at_temperature=AT_TEMPERATURE))
+    curve = [_point(place, wish, logits, labels) for wish in wishes]
+    within = [point for point in curve if point["KL T=4"] <= MOST_KL]
+    best = min(within, key=lambda point: point["B/row"])
+    return Sides(
+        ours=lambda: best["B/row"],
+        theirs=lambda: float(_FP16_BYTES * logits.shape[1]),
+        repeats=1,
+        facts={"smallest": best["encoding"], "rows": len(logits), "curve": curve},
+        warm=False,
+    )
+
+
+def _point(
+    place: Workplace, wish: EncodingWish, logits: NDArray[Any], labels: NDArray[np.int32]
+) -> dict[str, Any]:
+    """An encoding's bytes and loss."""
+    store = open_store(import_store(place, "curve", logits, labels, wish))
+    snapshot = store.snapshots["teacher"]
+    found = {entry.temperature: entry for entry in snapshot.meta.fidelity.divergence}
+    return {
+        "encoding": spelled(snapshot.encoding),
+        "B/row": _chunk_bytes(snapshot) / len(logits),
+        "KL T=1": found[1.0].mean,
+        "KL T=4": found[AT_TEMPERATURE].mean,
+        "worst KL T=4": found[AT_TEMPERATURE].max,
+        "same top-1": snapshot.meta.fidelity.top1_agreement,
+    }
+
+
+def _chunk_bytes(snapshot: Snapshot) -> int:
+    prefix = f"snapshots/{snapshot.name}/"
+    entries = snapshot.commit.objects.items()
+    return sum(e.length for key, e in entries if key.startswith(prefix) and "/c/" in key)

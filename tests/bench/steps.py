@@ -1,0 +1,108 @@
+"""Steps of distillation from a store, against logits in memory and against plain cross-entropy.
+
+By path the rows come from a mapped copy; by URL they are streamed, which is the harder case: a
+copy made from a URL is read like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from logitstore.cache import Cache
+from logitstore.encodings import Rows
+from logitstore.opening import open_store
+from logitstore.precompute.datasets import open_dataset
+from logitstore.precompute.models import build_model
+from logitstore.reader import Snapshot
+from logitstore.reading import Read, prepare_reading
+from tests.bench.harness import Sides, seconds
+from tests.bench.images import SIDE, STUDENT, make_built, make_noise
+from tests.bench.processes import serve
+from tests.bench.workplace import CLASSES, Workplace
+from trainer.binding import bind
+from trainer.config import TrainConfig
+from trainer.data import Batch, Plan, Source, batches
+from trainer.step import make_learner, take_step
+
+BATCH, STEPS = 128, 2
+READS: dict[str, Read] = {"path": "materialise", "url": "stream"}
+
+
+@contextmanager
+def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
+    """``by`` is path or url; ``side`` is memory or ce."""
+    dataset = open_dataset(place.once(make_noise).data)
+    with opened(place, by) as (location, snapshot):
+        source, _ = bind(open_store(location), snapshot, dataset)
+        plan = Plan(
+            samples=np.arange(len(dataset)), seed=0, batch_size=BATCH, view_count=1, epochs=10**6
+        )
+        other = _in_memory(source, snapshot, plan)
+        ours = iter(batches(source, plan))
+        _check_equal(next(ours), next(other))
+        if side == "ce":
+            other = iter(batches(replace(source, snapshot=None), plan))
+        yield Sides(
+            ours=seconds(_stepping("kd", ours), STEPS),
+            theirs=seconds(_stepping("ce" if side == "ce" else "kd", other), STEPS),
+            repeats=place.sizes.step_repeats,
+            facts={"batch": BATCH},
+        )
+
+
+@contextmanager
+def opened(place: Workplace, by: str) -> Iterator[tuple[str, Snapshot]]:
+    """The store of noise by path, mapped, or by URL, streamed: where it is and its snapshot."""
+    store = place.once(make_built)
+    if by == "path":
+        snapshot = open_store(store).snapshots["teacher"]
+        cache = Cache(place.new_folder("cache"), 1 << 30)
+        snapshot.attach(cache.materialise(snapshot, in_memory=False))
+        yield str(store), snapshot
+        return
+    with serve(place, store) as server:
+        url = f"{server.url}/noise"
+        snapshot = open_store(url).snapshots["teacher"]
+        prepare_reading(snapshot, READS[by])
+        yield url, snapshot
+
+
+def _in_memory(source: Source, snapshot: Snapshot, plan: Plan) -> Iterator[Batch]:
+    whole = snapshot.rows(np.arange(snapshot.meta.samples))
+    for batch in batches(replace(source, snapshot=None), plan):
+        chosen = {name: array[batch.request.indices] for name, array in whole.arrays.items()}
+        yield batch._replace(teacher=Rows(whole.encoding, chosen))
+
+
+def _check_equal(ours: Batch, theirs: Batch) -> None:
+    assert ours.teacher is not None
+    assert theirs.teacher is not None
+    for name, array in ours.teacher.arrays.items():
+        assert np.array_equal(array, theirs.teacher.arrays[name])
+    assert torch.equal(ours.images, theirs.images)
+
+
+def _stepping(method: str, stream: Iterator[Batch]) -> Callable[[], object]:
+    config = TrainConfig(
+        data="unused",
+        student=STUDENT,
+        out="unused",
+        store="unused" if method == "kd" else None,
+        method=method,
+        device="cpu",
+    ).resolved()
+    torch.manual_seed(0)
+    model = build_model(STUDENT, classes=CLASSES, shape=(3, SIDE, SIDE))
+    learner, chosen = make_learner(config, model, torch.device("cpu")), config.make_method()
+
+    def run() -> None:
+        for batch in islice(stream, STEPS):
+            take_step(learner, chosen, batch, lr=0.01, normalize=None, precision="fp32")
+
+    return run
