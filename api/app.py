@@ -24,12 +24,17 @@ from uvicorn.supervisors import Multiprocess
 
 import logitstore
 from api.auth import BearerAuth, Tokens
-from api.limits import Guard
+from api.lane import Lane
+from api.limits import Bodies, Guard
+from api.objects import ObjectsEndpoint
 from api.problems import Frame
 from api.protocol import GuardedProtocol
 from api.registry import Registry
 from api.routes import BY_HAND, add_routes
+from api.rows import RowsEndpoint
 from api.settings import Settings
+from api.warm import Warming
+from logitstore.cache import Cache
 from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -72,14 +77,20 @@ class Drain:
 
 def create_app(settings: Settings) -> FastAPI:
     """The service over ``settings.root``; reads nothing from the environment."""
-    registry, drain = Registry(settings.root), Drain()
+    registry, drain = Registry(settings.root, Cache.default(settings.cache)), Drain()
+    warming = Warming(registry) if settings.warm else None
     tokens = Tokens(settings.token_file) if settings.token_file else None
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="logitstore")
+    rows = RowsEndpoint(registry, threads, Bodies(settings.limits.rows_bytes))
+    loopback_only = settings.loopback and tokens is None
+    lane = Lane(rows, tokens, settings.limits, loopback_only=loopback_only)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         drain.watch()
-        yield {"limits": settings.limits}
+        if warming is not None:
+            warming.start()
+        yield {"limits": settings.limits, "lane": lane}
         threads.shutdown(wait=False, cancel_futures=True)
 
     app = Service(
@@ -92,15 +103,11 @@ def create_app(settings: Settings) -> FastAPI:
         middleware=[
             Middleware(Frame),
             Middleware(BearerAuth, tokens=tokens),
-            Middleware(
-                Guard,
-                limits=settings.limits,
-                loopback_only=settings.loopback and tokens is None,
-            ),
+            Middleware(Guard, limits=settings.limits, loopback_only=loopback_only),
         ],
         exception_handlers={HTTPException: _rise},
     )
-    add_routes(app, registry, threads, drain)
+    add_routes(app, registry, rows, ObjectsEndpoint(registry, threads), drain, warming)
     return app
 
 

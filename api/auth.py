@@ -21,6 +21,7 @@ from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
 
+Headers = list[tuple[bytes, bytes]]
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 MIN_TOKEN = 16
 _HASHED = re.compile(r"^sha256:([0-9a-fA-F]{64})$")
@@ -95,6 +96,15 @@ class Tokens:
         return found.st_ino, found.st_mtime_ns, found.st_size, found.st_mode
 
 
+def admitted(headers: Headers, tokens: Tokens | None) -> bool:
+    """Whether a request brings one of the tokens, or none are wanted."""
+    if tokens is None:
+        return True
+    given = [value for name, value in headers if name == b"authorization"]
+    scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+    return scheme.lower() == b"bearer" and tokens.accept(token.strip())
+
+
 class BearerAuth:
     """Answers 401 to all that comes without an accepted token, before anything else looks at it."""
 
@@ -106,12 +116,7 @@ class BearerAuth:
             await send({"type": "websocket.close", "code": 1008})
             return
         guarded = scope["type"] == "http" and scope["path"] not in OPEN_PATHS
-        if guarded and self.tokens is not None:
-            given = [value for name, value in scope["headers"] if name == b"authorization"]
-            scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-            if scheme.lower() != b"bearer" or not self.tokens.accept(token.strip()):
-                detail = (
-                    "the header 'Authorization: Bearer TOKEN' is missing or names no known token"
-                )
-                raise Refusal(401, "unauthorized", detail, {"www-authenticate": "Bearer"})
+        if guarded and not admitted(scope["headers"], self.tokens):
+            detail = "the header 'Authorization: Bearer TOKEN' is missing or names no known token"
+            raise Refusal(401, "unauthorized", detail, {"www-authenticate": "Bearer"})
         await self.app(scope, receive, send)

@@ -1,6 +1,6 @@
 """``GET …/objects/{key}``: an object that the snapshot's commit lists, as it lies on disk.
 
-Sent in 256 KiB pieces read from one open descriptor, whose length must be the committed one.  The
+Sent in 1 MiB pieces read from one open descriptor, whose length must be the committed one.  The
 digest is the client's to check (it is the ETag).  If a read fails half-way the connection is cut.
 """
 
@@ -14,22 +14,23 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from starlette.types import Receive, Scope, Send
 
 from api.problems import Refusal
-from api.registry import Registry, ServedStore
+from api.registry import Opened, Registry
 from api.rows import check_root
 from logitstore.errors import Damaged, NotFound, UnknownName
-from logitstore.reader import Snapshot
 from logitstore.schema import ObjectEntry, snapshot_folder
 from logitstore.wire import ROOT_HEADER
 
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 1 << 20
+"""Measured: pieces of 256 KiB reach 0.86 of nginx, of 1 MiB 0.97."""
 _RANGE = re.compile(r"^bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))$")
 
 
 @dataclass(frozen=True)
-class Opened:
+class Sending:
     """An object ready to be sent: bytes in memory (the commit) or an open descriptor."""
 
     entry: ObjectEntry
@@ -45,16 +46,16 @@ class Opened:
             raise Damaged(f"an object ended {count - len(data)} bytes early while it was sent")
         return data
 
-    def read_cached(self, count: int, offset: int) -> bytes | bytearray | None:
+    def read_cached(self, count: int, offset: int) -> bytes | memoryview | None:
         """The same if that needs no disk, else None; a thread costs a third of the rate."""
         if isinstance(self.content, bytes):
             return self.read(count, offset)
-        piece = bytearray(count)
+        piece = np.empty(count, np.uint8)  # a bytearray would be zeroed first
         try:
-            read = os.preadv(self.content, [piece], offset, os.RWF_NOWAIT)
+            read = os.preadv(self.content, [piece.data], offset, os.RWF_NOWAIT)
         except OSError:
             return None
-        return piece if read == count else None
+        return piece.data if read == count else None
 
     def close(self) -> None:
         if isinstance(self.content, int):
@@ -69,36 +70,37 @@ class ObjectsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        opened = await loop.run_in_executor(self._threads, self._open, scope)
+        sending = await loop.run_in_executor(self._threads, self._open, scope)
         try:
-            status, headers, start, stop = plan_answer(opened, dict(scope["headers"]))
+            status, headers, start, stop = plan_answer(sending, dict(scope["headers"]))
             await send({"type": "http.response.start", "status": status, "headers": headers})
             if scope["method"] == "HEAD" or start == stop:
                 await send({"type": "http.response.body"})
                 return
             for offset in range(start, stop, PIECE_BYTES):
                 count = min(PIECE_BYTES, stop - offset)
-                piece: bytes | bytearray | None = opened.read_cached(count, offset)
+                piece: bytes | memoryview | None = sending.read_cached(count, offset)
                 if piece is None:
-                    piece = await loop.run_in_executor(self._threads, opened.read, count, offset)
+                    piece = await loop.run_in_executor(self._threads, sending.read, count, offset)
                 more = offset + count < stop
                 await send({"type": "http.response.body", "body": piece, "more_body": more})
         finally:
-            opened.close()
+            sending.close()
 
-    def _open(self, scope: Scope) -> Opened:
+    def _open(self, scope: Scope) -> Sending:
         names = scope["path_params"]
-        served, snapshot = self._registry.snapshot(names["store"], names["snapshot"])
-        check_root(snapshot, served.name, dict(scope["headers"]))
-        return open_object(served, snapshot, names["key"])
+        opened = self._registry.open(names["store"], names["snapshot"])
+        check_root(opened.snapshot, opened.store.name, dict(scope["headers"]))
+        return open_object(opened, names["key"])
 
 
-def open_object(served: ServedStore, snapshot: Snapshot, key: str) -> Opened:
+def open_object(opened: Opened, key: str) -> Sending:
     """Open an object for sending; UnknownName if the commit does not list it, Damaged if it is not
     a plain file of the committed length."""
+    served, snapshot = opened.store, opened.snapshot
     if key == f"{snapshot_folder(snapshot.name)}/commit.json":
         commit = snapshot.commit.to_bytes()
-        return Opened(ObjectEntry.of(commit), snapshot.root, commit)
+        return Sending(ObjectEntry.of(commit), snapshot.root, commit)
     entry = snapshot.commit.objects.get(key)
     if entry is None:
         raise UnknownName(f"the commit of snapshot {snapshot.name!r} lists no such object")
@@ -112,19 +114,19 @@ def open_object(served: ServedStore, snapshot: Snapshot, key: str) -> Opened:
         raise Damaged(
             f"{served.name}: {key} has {found.st_size} bytes, the commit lists {entry.length}"
         )
-    return Opened(entry, snapshot.root, descriptor)
+    return Sending(entry, snapshot.root, descriptor)
 
 
 def plan_answer(
-    opened: Opened, headers: dict[bytes, bytes]
+    sending: Sending, headers: dict[bytes, bytes]
 ) -> tuple[int, list[tuple[bytes, bytes]], int, int]:
     """Status, headers, and the bytes ``start .. stop-1`` to send (RFC 9110, 13 and 14)."""
-    length, etag = opened.entry.length, f'"{opened.entry.sha256}"'
+    length, etag = sending.entry.length, f'"{sending.entry.sha256}"'
     common = {
         "etag": etag,
         "cache-control": "public, max-age=31536000, immutable",
         "accept-ranges": "bytes",
-        ROOT_HEADER: opened.root,
+        ROOT_HEADER: sending.root,
     }
     held = headers.get(b"if-none-match", b"").decode("latin-1")
     if held.strip() == "*" or etag in [part.strip().removeprefix("W/") for part in held.split(",")]:

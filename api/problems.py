@@ -76,6 +76,11 @@ def problem_document(refusal: Refusal, request_id: str) -> bytes:
     ).to_bytes()
 
 
+def frame_headers(request_id: str) -> list[tuple[bytes, bytes]]:
+    """What every answer carries."""
+    return [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+
+
 class Frame:
     """Gives every answer a request id and turns every error into a problem document."""
 
@@ -92,11 +97,7 @@ class Frame:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
+                message["headers"] = [*message["headers"], *frame_headers(request_id)]
             await send(message)
 
         try:

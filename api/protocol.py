@@ -18,6 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from api.lane import Lane, Plain
 from api.limits import Limits
 from api.problems import Refusal, problem_document
 from logitstore.wire import PROBLEM_TYPE
@@ -39,6 +40,9 @@ class GuardedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.limits: Limits = app_state["limits"]
+        self.lane: Lane = app_state["lane"]
+        self._plain: Plain | None = None
+        self._request = b""
         self._awaits: Literal["head", "body", "nothing"] = "head"
         self._since = self._progress = self.loop.time()
         self._head_bytes = self._requests = self._unsent = 0
@@ -75,11 +79,52 @@ class GuardedProtocol(HttpToolsProtocol):
             raise ValueError("headers too large")  # the parser stops and send_400_response answers
         self._requests += 1
         self._await("body")
-        super().on_headers_complete()
+        self._plain, self._request = self._for_lane(), b""
+        if self._plain is None:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._plain is None:
+            super().on_body(body)
+        else:
+            self._request += body
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
+        if self._plain is None or not self._answered(self._plain):
+            self._leave_lane()
+            super().on_message_complete()
+        self._plain = None
         self._await("nothing")
+
+    def shutdown(self) -> None:
+        self._leave_lane()  # only outside it is a request that has begun seen, and waited for
+        super().shutdown()
+
+    def _for_lane(self) -> Plain | None:
+        """The request, if nothing is being answered or sent on this connection and it stays."""
+        free = self.cycle is None or self.cycle.response_complete
+        if not free or self.flow.write_paused or not self.parser.should_keep_alive():
+            return None
+        post = self.parser.get_method() == b"POST"
+        return self.lane.plain(self.url, self.headers) if post else None
+
+    def _answered(self, plain: Plain) -> bool:
+        answer = self.lane.answer(plain, self.headers, self._request)
+        if answer is None:
+            return False
+        lines, body = answer
+        usual = [b"%b: %b\r\n" % field for field in self.server_state.default_headers]
+        head = b"".join([STATUS_LINE[200], *usual, lines, b"\r\n"])
+        self.transport.writelines((head, body.data))  # one system call wakes the client once
+        self.server_state.total_requests += 1
+        return True
+
+    def _leave_lane(self) -> None:
+        """Hand a request that has begun in the lane to the application."""
+        if self._plain is not None:
+            self._plain = None
+            super().on_headers_complete()
+            super().on_body(self._request)
 
     def resume_writing(self) -> None:
         self._progress = self.loop.time()
@@ -107,7 +152,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif not self.transport.is_closing():
             waited = now - self._since
-            if (self._awaits == "head" and waited > self.limits.header_seconds) or (
+            idle = self.cycle is None or self.cycle.response_complete
+            if self._awaits == "nothing" and idle and waited > self.limits.idle_seconds:
+                self.transport.close()
+            elif (self._awaits == "head" and waited > self.limits.header_seconds) or (
                 self._awaits == "body" and waited > self.limits.body_seconds
             ):
                 self._refuse(_LATE)
@@ -118,11 +166,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer in place of the application and close; never into the middle of an answer."""
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if answering and (self.cycle.response_started or self._awaits != "body"):
+        cycle = None if self._plain is not None else self.cycle  # else it is an earlier request's
+        answered = False
+        if cycle is not None and cycle.response_complete:
+            answered = self._awaits == "body"
+        elif cycle is not None and (cycle.response_started or self._awaits != "body"):
             self.transport.abort()
             return
-        answered = self.cycle is not None and self._awaits == "body" and not answering
         unborn = self._awaits == "head" and not self._head_bytes and refusal is _LATE
         if not answered and not unborn:
             request_id = secrets.token_hex(8)

@@ -7,133 +7,61 @@ just committed, or replaced, is served as it is now, without a restart.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import re
 import time
-from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+from api.copies import Decoder, Decoding
+from api.folder import ServedStore, Signature, find_stores
+from logitstore.cache import Cache
 from logitstore.errors import Damaged, InputError, NotFound, UnknownName
 from logitstore.reader import Snapshot
-from logitstore.schema import ATTRIBUTE, NAME_PATTERN, snapshot_folder
-from logitstore.storage import LocalStorage
-from logitstore.stores import LogitStore, open_stored
-from logitstore.wire import SnapshotEntry, StoreEntry, StoreReply
+from logitstore.wire import StoreEntry
 
 log = logging.getLogger(__name__)
 
 RESCAN_SECONDS = 1.0
-KEPT_SNAPSHOTS = 4
-"""Snapshots that stay open with their decoded shards (at most 512 MiB each)."""
-
-Signature = tuple[int, int, int]
-
-
-def find_stores(root: Path) -> dict[str, Path]:
-    """Stores by name: ``root`` itself, or its direct child folders; ``.zarr`` is no part of a name.
-
-    Links and folders whose name cannot be a store's are left out.  InputError if ``root`` is no
-    folder, or a store with such a name.
-    """
-    try:
-        if _holds_store(root):
-            name = root.resolve().name.removesuffix(".zarr")
-            if not re.fullmatch(NAME_PATTERN, name):
-                raise InputError(f"{root}: {name!r} cannot be a store's name; rename the folder")
-            return {name: root}
-        with os.scandir(root) as entries:
-            folders = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"{root} is not a folder that can be read: {error.strerror}") from None
-    found: dict[str, Path] = {}
-    for folder in folders:
-        name = folder.removesuffix(".zarr")
-        if re.fullmatch(NAME_PATTERN, name) and _holds_store(root / folder):
-            found[name] = root / folder  # of "a" and "a.zarr" the latter
-    return found
+KEPT_SNAPSHOTS = 64
+"""Snapshots that stay open, with their mapped copies."""
+KEPT_DECODED = 4
+"""Of those that are read directly, so many: each has up to 512 MiB of decoded shards."""
+IDLE_SECONDS = 60.0
+"""A copy unused for so long is let go where the cache has no space for another."""
 
 
-def _holds_store(folder: Path) -> bool:
-    """Whether a folder holds a logit store, be it damaged; not any other zarr group or array."""
-    try:
-        group = json.loads((folder / "zarr.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return False
-    except ValueError:
-        return True
-    attributes = group.get("attributes") if isinstance(group, dict) else None
-    return isinstance(attributes, dict) and ATTRIBUTE in attributes
+@dataclass(eq=False)
+class Opened:
+    """A snapshot as it was committed when the disk was last looked at (``seen``), and its copy."""
 
+    store: ServedStore
+    snapshot: Snapshot
+    signature: Signature | None
+    seen: float
+    used: float
+    decoding: Decoding | None = None
 
-def _signature(path: Path) -> Signature | None:
-    """Changes when a file is replaced; None if there is none."""
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-class ServedStore:
-    """One store; the name it is served by is also all that its errors say of its place."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-        self.storage = LocalStorage(folder)
-        self.storage.url = name
-        self._entries: dict[str, tuple[Signature | None, SnapshotEntry]] = {}
-
-    def open(self) -> LogitStore:
-        """The store as it is on disk now."""
-        return open_stored(self.storage)
-
-    def signature(self, snapshot: str) -> Signature | None:
-        """That of the snapshot's commit; ``snapshot`` comes from ``names``, never from a client."""
-        return _signature(self.folder / snapshot_folder(snapshot) / "commit.json")
-
-    def reply(self) -> StoreReply:
-        """The store and its snapshots; those that cannot be opened are named as damaged."""
-        store, entries, damaged = self.open(), [], []
-        for name in store.snapshots:
-            signature = self.signature(name)
-            if self._entries.get(name, (None,))[0] != signature:
-                try:
-                    self._entries[name] = signature, _entry(store.snapshots[name])
-                except Damaged as error:
-                    log.error("%s", error)
-                    damaged.append(name)
-                    continue
-            entries.append(self._entries[name][1])
-        return StoreReply(
-            name=self.name, meta=store.meta, snapshots=tuple(entries), damaged=tuple(damaged)
-        )
-
-
-def _entry(snapshot: Snapshot) -> SnapshotEntry:
-    return SnapshotEntry(
-        name=snapshot.name,
-        root=snapshot.root,
-        views=snapshot.meta.views,
-        samples=snapshot.meta.samples,
-        classes=snapshot.meta.classes,
-        encoding=snapshot.meta.encoding.name,
-        top1=snapshot.meta.top1,
-        bytes=snapshot.stored_bytes(),
-    )
+    @property
+    def direct(self) -> bool:
+        """Whether its rows are read from the store, so that decoded shards stay in memory."""
+        decoding = self.decoding
+        return decoding is not None and decoding.ended.done() and decoding.copy is None
 
 
 class Registry:
-    """Stores and snapshots by name.  Thread-safe; everything here may wait for the disk."""
+    """Stores and snapshots by name, and the copies that their rows come from.
 
-    def __init__(self, root: Path) -> None:
+    Thread-safe; everything but ``recent`` may wait for the disk.
+    """
+
+    def __init__(self, root: Path, cache: Cache) -> None:
         self.root = root
-        self._lock = Lock()
+        self._decoder = Decoder(cache, self._make_room)
+        self._lock, self._opening = Lock(), Lock()
         self._scanned = float("-inf")
         self._stores: dict[str, ServedStore] = {}
-        self._open: OrderedDict[tuple[str, str], tuple[Signature | None, Snapshot]] = OrderedDict()
+        self._open: dict[tuple[str, str], Opened] = {}
 
     def stores(self) -> dict[str, ServedStore]:
         """All stores; the disk is looked at if that was not done within the last second."""
@@ -149,6 +77,8 @@ class Registry:
                     name: self._stores.get(name) or ServedStore(name, folder)
                     for name, folder in found.items()
                 }
+                for gone in [key for key in self._open if key[0] not in found]:
+                    self._open.pop(gone, None)
                 self._scanned = time.monotonic()
             return self._stores
 
@@ -180,24 +110,66 @@ class Registry:
             )
         return entries
 
-    def snapshot(self, store: str, name: str) -> tuple[ServedStore, Snapshot]:
-        """A store and its snapshot, as committed on disk now; UnknownName or Damaged."""
-        served = self.store(store)
-        known = self._open.get((store, name))
-        if known is not None and known[0] is not None and known[0] == served.signature(name):
-            self._keep(store, name, known)
-            return served, known[1]
-        snapshots = served.open().snapshots
-        if name not in list(snapshots):
-            raise UnknownName.among(f"snapshot of store {store!r}:", name, snapshots)
-        signature = served.signature(name)
-        snapshot = snapshots[name]
-        self._keep(store, name, (signature, snapshot))
-        return served, snapshot
+    def recent(self, store: str, name: str) -> Opened | None:
+        """A snapshot whose commit was looked at within the last second; touches no disk."""
+        opened = self._open.get((store, name))
+        now = time.monotonic()
+        if opened is None or now - opened.seen > RESCAN_SECONDS:
+            return None
+        opened.used = now
+        return opened
 
-    def _keep(self, store: str, name: str, opened: tuple[Signature | None, Snapshot]) -> None:
+    def open(self, store: str, name: str) -> Opened:
+        """A snapshot as committed on disk now; UnknownName or Damaged."""
+        served = self.store(store)
+        with self._opening:
+            known = self._open.get((store, name))
+            now = time.monotonic()
+            if known is not None:  # only then is the name one of ours and no client's
+                if known.signature is not None and known.signature == served.signature(name):
+                    known.seen = known.used = now
+                    return known
+                self._open.pop((store, name), None)
+            snapshots = served.open().snapshots
+            if name not in list(snapshots):
+                raise UnknownName.among(f"snapshot of store {store!r}:", name, snapshots)
+            signature = served.signature(name)
+            opened = Opened(served, snapshots[name], signature, seen=now, used=now)
+            with self._lock:
+                self._open[store, name] = opened
+            self._forget([*self._open.items()], KEPT_SNAPSHOTS)
+            return opened
+
+    def decoding(self, opened: Opened) -> Decoding:
+        """The way to the snapshot's copy; begun now if it is not, or failed a while ago."""
+        with self._opening:
+            if opened.decoding is None or opened.decoding.expired:
+                opened.decoding = self._decoder.start(opened.snapshot)
+                direct = [item for item in self._open.items() if item[1].direct]
+                self._forget(direct, KEPT_DECODED)
+            return opened.decoding
+
+    def committed(self) -> list[tuple[str, str]]:
+        """Store and snapshot of every commit, the newest first."""
+        found = []
+        for store, served in self.stores().items():
+            try:
+                signatures = {name: served.signature(name) for name in served.open().snapshots}
+            except (Damaged, NotFound) as error:
+                log.error("%s", error)
+                continue
+            found += [(mark[1], store, name) for name, mark in signatures.items() if mark]
+        return [(store, name) for _, store, name in sorted(found, reverse=True)]
+
+    def _forget(self, among: list[tuple[tuple[str, str], Opened]], kept: int) -> None:
+        """Close those of ``among`` that were not used for longest, all but ``kept``."""
         with self._lock:
-            self._open[store, name] = opened
-            self._open.move_to_end((store, name))
-            while len(self._open) > KEPT_SNAPSHOTS:
-                self._open.popitem(last=False)
+            for key, _ in sorted(among, key=lambda item: -item[1].used)[kept:]:
+                self._open.pop(key, None)
+
+    def _make_room(self) -> bool:
+        """Let go of the copy that was not used for longest; False if all were used lately."""
+        held = [i for i in [*self._open.items()] if i[1].decoding and i[1].decoding.copy]
+        idle = [item for item in held if time.monotonic() - item[1].used > IDLE_SECONDS]
+        self._forget(idle, len(idle) - 1)
+        return bool(idle)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from typing import Any, Protocol
 
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from api import objects, rows
+import api.objects
+import api.rows
 from api.registry import Registry
+from api.warm import Warming
 from logitstore.wire import CRC_HEADER, SnapshotReply, StoreEntry, StoreReply, crc32c
 
 SNAPSHOT_PATH = "/v1/stores/{store}/snapshots/{snapshot}"
 ROWS_PATH = SNAPSHOT_PATH + "/rows"
 OBJECTS_PATH = SNAPSHOT_PATH + "/objects/{key}"
-BY_HAND: dict[str, dict[str, Any]] = {ROWS_PATH: rows.OPENAPI, OBJECTS_PATH: objects.OPENAPI}
+BY_HAND: dict[str, dict[str, Any]] = {
+    ROWS_PATH: api.rows.OPENAPI,
+    OBJECTS_PATH: api.objects.OPENAPI,
+}
 """OpenAPI of the two routes that are plain ASGI."""
 
 
@@ -30,7 +35,14 @@ class Drain(Protocol):
     begun: bool
 
 
-def add_routes(app: FastAPI, registry: Registry, threads: Executor, drain: Drain) -> None:
+def add_routes(
+    app: FastAPI,
+    registry: Registry,
+    rows: ASGIApp,
+    objects: ASGIApp,
+    drain: Drain,
+    warming: Warming | None,
+) -> None:
     """Add every route of the service to ``app``."""
 
     @app.get("/livez", summary="Is the process alive?")
@@ -39,9 +51,12 @@ def add_routes(app: FastAPI, registry: Registry, threads: Executor, drain: Drain
 
     @app.get("/readyz", summary="Should requests be sent here?")
     def readyz() -> JSONResponse:
-        ready = not drain.begun and bool(registry.stores())
-        status = "ready" if ready else "stopping" if drain.begun else "no store"
-        return JSONResponse({"status": status}, 200 if ready else 503)
+        if drain.begun:
+            return JSONResponse({"status": "stopping"}, 503)
+        if warming is not None and not warming.over:
+            return JSONResponse({"status": "warming", "detail": warming.told()}, 503)
+        ready = bool(registry.stores())
+        return JSONResponse({"status": "ready" if ready else "no store"}, 200 if ready else 503)
 
     @app.get("/v1/stores", summary="The stores served here", response_model=list[StoreEntry])
     def stores() -> Response:
@@ -53,16 +68,13 @@ def add_routes(app: FastAPI, registry: Registry, threads: Executor, drain: Drain
 
     @app.get(SNAPSHOT_PATH, summary="A snapshot's metadata", response_model=SnapshotReply)
     def snapshot(store: str, snapshot: str) -> Response:
-        _, opened = registry.snapshot(store, snapshot)
+        opened = registry.open(store, snapshot).snapshot
         return checked(SnapshotReply(root=opened.root, meta=opened.meta).to_bytes())
 
     app.router.routes += [
-        Route(ROWS_PATH, rows.RowsEndpoint(registry, threads), methods=["POST"], name="rows"),
+        Route(ROWS_PATH, rows, methods=["POST"], name="rows"),
         Route(
-            OBJECTS_PATH.replace("{key}", "{key:path}"),
-            objects.ObjectsEndpoint(registry, threads),
-            methods=["GET"],
-            name="objects",
+            OBJECTS_PATH.replace("{key}", "{key:path}"), objects, methods=["GET"], name="objects"
         ),
     ]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from api.auth import read_tokens
+from api.folder import find_stores
 from api.limits import Limits
-from api.registry import find_stores
+from logitstore.cache import Cache
 from logitstore.errors import InputError
 
 
@@ -16,8 +17,11 @@ from logitstore.errors import InputError
 class Settings:
     """``root`` is a store or a folder of stores; ``token_file`` is explained in ``auth``.
 
+    Decoded copies are kept in the folder ``cache`` (None: ``Cache.default``); ``warm`` makes them
+    before the server says that it is ready.
+
     InputError if the address is reachable by others and nothing keeps them out, if the token file
-    is unusable, or if there is no store under ``root``.
+    or the cache's limit is unusable, or if there is no store under ``root``.
     """
 
     root: Path
@@ -26,6 +30,8 @@ class Settings:
     workers: int = 1
     token_file: Path | None = None
     insecure_no_auth: bool = False
+    cache: str | Path | None = None
+    warm: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -42,6 +48,7 @@ class Settings:
             )
         if self.token_file is not None:
             read_tokens(self.token_file)
+        Cache.default(self.cache)
         if not find_stores(self.root):
             raise InputError(
                 f"{self.root} is neither a logit store nor a folder with one; `logitstore build` "

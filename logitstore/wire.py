@@ -32,6 +32,7 @@ PROBLEM = "urn:logitstore:"
 """A problem document's ``type`` is this and one word, of which clients act on ``DAMAGED``."""
 DAMAGED = PROBLEM + "damaged"
 
+_INDEX = np.dtype("<u4")
 MAX_INDICES = 4096
 MAX_ROWS_BYTES = 16 << 20
 
@@ -49,14 +50,16 @@ def pack(rows: Rows) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """Where ``pack`` puts the arrays of ``count`` rows: the bytes before them, and each one's span.
+    """Where ``pack`` puts the arrays of ``count`` rows, and the bytes before them.
+
+    A place is an array's name, shape, dtype and first byte.
 
     What is written through ``arrays`` into a body of ``length`` bytes makes it a whole document.
     """
 
     header: NDArray[np.uint8]
     length: int
-    spans: tuple[tuple[str, slice, np.dtype[Any], tuple[int, int]], ...]
+    places: tuple[tuple[str, tuple[int, int], np.dtype[Any], int], ...]
 
     @classmethod
     def of(cls, form: Encoding, count: int) -> Template:
@@ -66,26 +69,25 @@ class Template:
             Rows(form, {n: np.zeros((1, width), kind) for n, (kind, width) in kinds.items()})
         )
         described = json.loads(row[8 : 8 + int.from_bytes(row[:8], "little")])
-        entries, shapes, stop = {}, {}, 0
+        entries, stop = {}, 0
         for name in described:  # in the library's order, which is that of the bytes too
             kind, width = kinds[name]
             start, stop = stop, stop + count * width * kind.itemsize
-            entries[name] = {**described[name], "shape": [count, width]}
+            entries[name] = {**described[name], "shape": (count, width)}
             entries[name]["data_offsets"] = [start, stop]
-            shapes[name] = (slice(start, stop), kind, (count, width))
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         header = len(text).to_bytes(8, "little") + text
-        spans = tuple(
-            (name, slice(len(header) + span.start, len(header) + span.stop), kind, shape)
-            for name, (span, kind, shape) in shapes.items()
+        places = tuple(
+            (name, entry["shape"], kinds[name][0], len(header) + entry["data_offsets"][0])
+            for name, entry in entries.items()
         )
-        return cls(header=np.frombuffer(header, np.uint8), length=len(header) + stop, spans=spans)
+        return cls(header=np.frombuffer(header, np.uint8), length=len(header) + stop, places=places)
 
     def arrays(self, body: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Write the header into ``body``, (length,), and show the places of the arrays in it."""
         body[: len(self.header)] = self.header
-        return {n: body[span].view(kind).reshape(shape) for n, span, kind, shape in self.spans}
+        return {name: np.ndarray(shape, kind, body, at) for name, shape, kind, at in self.places}
 
 
 @lru_cache(maxsize=256)
@@ -125,7 +127,7 @@ def unpack_indices(data: bytes) -> NDArray[np.int64]:
         raise InputError(
             f"{len(data)} bytes of indices: not a whole number of little-endian uint32"
         )
-    return np.frombuffer(data, "<u4").astype(np.int64)
+    return np.frombuffer(data, _INDEX).astype(np.int64)
 
 
 def crc32c(data: bytes | NDArray[np.uint8]) -> str:

@@ -14,6 +14,7 @@ from logitstore.wire import (
     pack,
     pack_indices,
     rows_per_request,
+    template,
     unpack,
     unpack_indices,
 )
@@ -55,6 +56,27 @@ def test_the_bytes_on_the_wire_are_these() -> None:
     scalars = bytes.fromhex("00004040 0000803f 0000003f 00000040")
     codes = bytes.fromhex("0000 00bc 00c0 0000")
     assert pack(rows) == len(header).to_bytes(8, "little") + header + scalars + codes
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 256])
+@pytest.mark.parametrize("classes", [4, 7, 10, 1000])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_written_into_a_template_are_the_packed_bytes(
+    form: str, classes: int, count: int
+) -> None:
+    """The server writes into the body itself; the safetensors library is the reference."""
+    entry = parse_encoding(form, classes)
+    rng = np.random.default_rng(count)
+    layout = {name: (np.dtype(kind), width) for name, (kind, width) in entry.layout.items()}
+    arrays = {
+        name: rng.integers(0, 256, (count, width * kind.itemsize), np.uint8).view(kind)
+        for name, (kind, width) in layout.items()
+    }
+    found = template(entry, count)
+    body = np.full(found.length, 255, np.uint8)
+    for name, place in found.arrays(body).items():
+        place[...] = arrays[name]
+    assert body.tobytes() == pack(Rows(entry, arrays))
 
 
 def test_indices_are_little_endian_uint32() -> None:
