@@ -88,7 +88,7 @@ class Cache:
 
     def clear(self) -> tuple[list[Entry], list[Entry]]:
         """Remove every copy that is not in use; returns those removed and those kept."""
-        if not self.folder.is_dir():
+        if not self.folder.exists():
             return [], []
         with self._explained(), self._copies.alone():
             self._copies.sweep()

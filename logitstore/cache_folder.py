@@ -116,14 +116,17 @@ class CacheFolder:
                         _remove(path)
 
     def remove(self, digest: str) -> bool:
-        """Remove a copy, whole; False if it is in use or gone."""
-        with suppress(FileNotFoundError, PermissionError):
-            index = OpenFile(self.of(digest) / INDEX, os.O_RDWR)
-            if not index.lock(fcntl.LOCK_EX):
-                return False
+        """Remove a copy, whole; False if it is in use or another user's."""
+        try:
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                # Without an index it is damaged, and in nobody's use.
+                index = OpenFile(self.of(digest) / INDEX, os.O_RDWR)
+                if not index.lock(fcntl.LOCK_EX):
+                    return False
             self.discard(digest)
-            return True
-        return False
+        except PermissionError:
+            return False
+        return True
 
     def discard(self, digest: str) -> None:
         """Remove a copy that is there, in whatever state; those who have it mapped keep theirs."""

@@ -34,6 +34,9 @@ _SAMPLED = 0.97
 _LEVELS, _KEPT = (192, 160, 128, 96, 64), (10, 30, 100)
 _UINT8_CLASSES = range(33, 4097)
 
+Pair = tuple[int, int]
+"""(view, sample)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingWish:
@@ -86,6 +89,15 @@ class EncodingWish:
         if self.text in (None, AUTO):
             return default_encoding(classes)
         return parse_encoding(self.text, classes)
+
+
+def sample_pairs(samples: int, views: int, most: int) -> list[Pair]:
+    """At most ``most`` different pairs, evenly spaced over the samples, in turn over the views.
+
+    Not the first ones: many datasets come in the order of their classes.
+    """
+    count = min(most, samples * views)
+    return [(i % views, i * samples // count) for i in range(count)]
 
 
 def default_encoding(classes: int) -> Encoding:

@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 
 Precision = Literal["fp32", "bf16", "fp16"]
+_MUCH_KL = 1e-3
+"""More nats than an encoding that nobody asked for should lose without a word."""
 Store = Annotated[str, typer.Argument(metavar="STORE|URL", help="A store's path or URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[
@@ -741,39 +743,53 @@ def _print_estimate(config: BuildConfig, epochs: int, as_json: bool) -> None:
 
 def _print_built(out: str, names: list[str], as_json: bool, wish: EncodingWish) -> None:
     """What was written; exit code 1 if all rows together lost more than was allowed."""
-    from logitstore.describe import describe_store
+    from logitstore.describe import describe_store, encoding_text
     from logitstore.opening import open_store
 
     found = describe_store(open_store(out), names)
     lines = [
         f"{out}: {entry['name']}: {entry['views'] * entry['samples']:,} rows, teacher top-1 "
         f"{percent(entry['top1'])}, {entry['bytes_per_row']:.1f} bytes per row as "
-        f"{entry['encoding']['name']}, root {entry['root']}"
+        f"{encoding_text(entry)}, mean KL {_lost(entry, wish):.2g} at T={wish.temperature:g}, "
+        f"root {entry['root']}"
         for entry in found["snapshots"]
     ]
     for entry in found["snapshots"]:
         near_chance = entry["top1"] is not None and entry["top1"] < 1.5 / entry["classes"]
         if near_chance and entry["classes"] > 2:
+            ask = "is --normalize right, and " if entry["teacher"] else ""
             typer.echo(
-                f"note: {entry['name']} is near chance on these labels: is --normalize right, and "
-                "do the classes come in the teacher's order?",
+                f"note: {entry['name']} is near chance on these labels: {ask}do the classes come "
+                "in the teacher's order?",
+                err=True,
+            )
+        if wish.text is None and _lost(entry, wish) > _MUCH_KL:
+            typer.echo(
+                f"note: {entry['name']} loses {_lost(entry, wish):.2g} nats at "
+                f"T={wish.temperature:g} as {encoding_text(entry)}, which is much (masked classes?)"
+                "; --encoding auto keeps it below 1e-4",
                 err=True,
             )
     emit(as_json, found, lines)
     beyond = [
-        f"{entry['name']}: all rows lose {loss['mean']:.3g} nats at T={loss['temperature']:g} on "
-        f"average, more than the {wish.bound:.3g} allowed (the sample lost less): make it again "
-        "with a smaller --max-kl, under another --snapshot name"
+        f"{entry['name']}: all rows lose {_lost(entry, wish):.3g} nats at T={wish.temperature:g} "
+        f"on average, more than the {wish.bound:.3g} allowed (the sample lost less): make it again "
+        "with a smaller --max-kl, under another "
+        f"{'--name' if entry['transcoded'] else '--snapshot name'}"
         for entry in found["snapshots"]
-        for loss in entry["fidelity"]["divergence"]
-        if loss["temperature"] == wish.temperature
-        and wish.bound is not None
-        and loss["mean"] > wish.bound
+        if wish.bound is not None and _lost(entry, wish) > wish.bound
     ]
     for line in beyond:
         typer.echo(line, err=True)
     if beyond:
         raise typer.Exit(1)
+
+
+def _lost(entry: dict[str, Any], wish: EncodingWish) -> float:
+    """Mean KL in nats of a described snapshot, at the temperature of the wish."""
+    by_temperature = {loss["temperature"]: loss for loss in entry["fidelity"]["divergence"]}
+    lost: float = by_temperature[wish.temperature]["mean"]
+    return lost
 
 
 def _copy_lines(folder: str, most_bytes: int, entries: list[Any]) -> list[str]:

@@ -58,11 +58,15 @@ def _refuse_break(before: Snapshot, after: Snapshot) -> None:
     expected = first.view.first_view + first.views
     same = {"canaries": (), "first_view": 0}
     pairs = (
-        (first.teacher, second.teacher),
-        (first.encoding, second.encoding),
-        (first.view.model_copy(update=same), second.view.model_copy(update=same)),
+        (first.teacher, second.teacher, "build both with one teacher"),
+        (first.encoding, second.encoding, "build or transcode both with one --encoding"),
+        (
+            first.view.model_copy(update=same),
+            second.view.model_copy(update=same),
+            "build both with one --view-spec, --size, --mix and --seed",
+        ),
     )
-    for left, right in pairs:
+    for left, right, remedy in pairs:
         assert left is not None  # a snapshot with views has a teacher
         assert right is not None
         difference = first_difference(left, right)
@@ -70,7 +74,7 @@ def _refuse_break(before: Snapshot, after: Snapshot) -> None:
             field, there, here = difference
             raise MismatchError(
                 f"{after.name} does not continue {before.name}: {field} is {there!r} there and "
-                f"{here!r} here"
+                f"{here!r} here: {remedy}"
             )
     if second.view.first_view != expected:
         raise MismatchError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.console import percent, size, table
+from logitstore.encodings import encoding, spelled
 from logitstore.errors import InputError, LogitstoreError, NotFound
 from logitstore.opening import open_store
 from logitstore.reader import Snapshot
@@ -111,6 +112,12 @@ def _encoding(card: dict[str, Any]) -> str:
     return ", ".join(
         [card["name"], *(f"{key} {value}" for key, value in card["parameters"].items())]
     )
+
+
+def encoding_text(found: dict[str, Any]) -> str:
+    """What ``--encoding`` takes for the encoding of a described snapshot: "uint8:64"."""
+    card = found["encoding"]
+    return spelled(encoding(card["name"], found["classes"], card["parameters"]))
 
 
 def _fidelity(title: str, found: dict[str, Any]) -> str:

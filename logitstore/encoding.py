@@ -26,6 +26,9 @@ _LEAST_SPREAD = 2.0**-60
 FLOAT16_FLOOR = -65504.0
 """Below this a class has probability 0 in float64 at any temperature up to 80."""
 FLOAT16_TOP_BITS = 13
+_MOST_TOP, _LEAST = 2.0**38, -(2.0**126)
+"""Past these a float16 is lost in the roundings of the maximum, and a range in those of float32."""
+LIMITS = "logits must be within ±2.7e11, those of masked classes at least -8.5e37"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,12 @@ class Encoding(ABC):
     def empty(self, rows: int) -> Arrays:
         """The arrays of so many rows, to be filled."""
         return {name: np.empty((rows, width), kind) for name, (kind, width) in self.layout.items()}
+
+
+def unusable(logits: Logits) -> NDArray[np.intp]:
+    """Which rows (N, C) are not finite or beyond ``LIMITS``: no encoding promises to keep them."""
+    top, least = logits.max(axis=1), logits.min(axis=1)
+    return np.flatnonzero(~((np.abs(top) <= _MOST_TOP) & (least >= _LEAST)))
 
 
 def blocks(rows: int, classes: int) -> Iterator[slice]:

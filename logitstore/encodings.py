@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.dense import Float16, Float32, Uint8
-from logitstore.encoding import Arrays, Encoding, Labels, Logits
+from logitstore.encoding import LIMITS, Arrays, Encoding, Labels, Logits, unusable
 from logitstore.errors import InputError, UnknownName
 from logitstore.topk import TopK
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENCODINGS",
+    "LIMITS",
     "Arrays",
     "Encoding",
     "Float16",
@@ -37,6 +38,7 @@ __all__ = [
     "encoding",
     "parse_encoding",
     "spelled",
+    "unusable",
 ]
 
 ENCODINGS: dict[str, type[Encoding]] = {

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from logitstore.choice import SAMPLE_ROWS, EncodingWish, choose_encoding
-from logitstore.encodings import Logits
+from logitstore.choice import SAMPLE_ROWS, EncodingWish, choose_encoding, sample_pairs
+from logitstore.encodings import LIMITS, Logits, unusable
 from logitstore.errors import InputError, MismatchError, NotFound
 from logitstore.progress import Progress, Silent
 from logitstore.reader import Snapshot
@@ -79,8 +79,8 @@ def import_logits(
         entry = wish.unmeasured(classes)
     else:
         _check_finite(values, path)
-        chosen = np.arange(min(SAMPLE_ROWS, count)) * count // min(SAMPLE_ROWS, count)
-        sample = np.asarray(values[0][chosen], np.float32)
+        view, chosen = np.array(sample_pairs(count, views, SAMPLE_ROWS)).T
+        sample = np.asarray(values[view, chosen], np.float32)
         entry = choose_encoding(wish, [sample], known[chosen].astype(np.int32), path.name)
     storage = open_storage(out)
     samples, meta = _described(storage, known.astype(np.int32), classes)
@@ -222,10 +222,11 @@ def _looks_like_probabilities(values: NDArray[Any]) -> bool:
 def _check_finite(values: NDArray[Any], path: Path) -> None:
     for view in range(len(values)):
         for start in range(0, values.shape[1], 16_384):
-            block = np.asarray(values[view, start : start + 16_384], np.float32)
-            broken = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            with np.errstate(over="ignore"):  # of float64; it is infinite then
+                block = np.asarray(values[view, start : start + 16_384], np.float32)
+            broken = unusable(block)
             if len(broken):
                 raise MismatchError(
                     f"{path}: view {view}, sample {start + broken[0]} is NaN or infinite (as "
-                    "float32); logits must be finite"
+                    f"float32), or too large: {LIMITS}"
                 )

@@ -16,6 +16,7 @@ from logitstore.schema import (
     Commit,
     Document,
     ObjectEntry,
+    SnapshotMeta,
     SnapshotPlan,
     StoreMeta,
     ViewCard,
@@ -66,7 +67,7 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
             built,
             plan,
             f"{where}: snapshot {plan.name!r} is committed and was built differently",
-            "a committed snapshot is never changed: use another --snapshot name",
+            f"a committed snapshot is never changed: use another {_name_flag(plan)}",
         )
     elif not fresh:
         unfinished = _unfinished_plan(storage, plan.name)
@@ -75,8 +76,26 @@ def check_target(storage: Storage, meta: StoreMeta, plan: SnapshotPlan, *, fresh
                 unfinished,
                 plan,
                 f"{where}: an unfinished build of {plan.name!r} was begun differently",
-                "give the same arguments, start over with --fresh, or use another --snapshot name",
+                "give the same arguments, start over with --fresh, or use another "
+                f"{_name_flag(plan)}",
             )
+
+
+def continued_by(storage: Storage, plan: SnapshotPlan) -> SnapshotMeta | None:
+    """The committed snapshot whose views end where those of a plan, of the same teacher, begin."""
+    for name in storage.names("snapshots/"):
+        commit = _commit_of(storage, name)
+        meta = None if commit is None else Snapshot(storage, name, commit).meta
+        if (
+            meta is not None
+            and meta.view is not None
+            and plan.view is not None
+            and (meta.teacher, meta.transcoded) == (plan.teacher, None)
+            and _sequence(meta.view) == _sequence(plan.view)
+            and meta.view.first_view + meta.views == plan.view.first_view
+        ):
+            return meta
+    return None
 
 
 def _refuse_more_views(where: str, built: SnapshotPlan, plan: SnapshotPlan) -> None:
@@ -111,6 +130,10 @@ def _refuse_other_images(storage: Storage, plan: SnapshotPlan) -> None:
                 )
 
 
+def _name_flag(plan: SnapshotPlan) -> str:
+    return "--snapshot name" if plan.transcoded is None else "--name"
+
+
 def _sequence(card: ViewCard) -> tuple[object, ...]:
     """What defines the sequence of views that a card's views are part of."""
     return card.spec, card.size, card.seed, card.mix
@@ -129,11 +152,18 @@ def _commit_of(storage: Storage, name: str) -> bytes | None:
 
 
 def _unfinished_plan(storage: Storage, name: str) -> SnapshotPlan | None:
+    where = f"{storage.url}: {build_folder(name)}/plan.json"
     try:
-        key = f"{build_folder(name)}/plan.json"
-        return SnapshotPlan.parse(f"{storage.url}: {key} (--fresh forgets it)", storage.get(key))
+        data = storage.get(f"{build_folder(name)}/plan.json")
     except NotFound:
         return None
+    plan = SnapshotPlan.parse(f"{where} (--fresh forgets it)", data)
+    if plan.to_bytes() != data:
+        raise MismatchError(
+            f"{where} was begun by another version of logitstore, whose rows may have other bytes: "
+            "finish it with that version, or start over with --fresh"
+        )
+    return plan
 
 
 def _refuse_difference(old: Document, new: Document, what: str, remedy: str) -> None:

@@ -172,7 +172,7 @@ class LocalStorage:
                     os.fsync(file.fileno())
                 yield temporary, path
             finally:
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError, NotADirectoryError):
                     os.unlink(temporary)
             _sync_folder(path.parent)
 

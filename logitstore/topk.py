@@ -46,7 +46,9 @@ class TopK(Encoding):
     k: int = 10
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k < self.classes:
+        if self.k < 1:
+            raise InputError(f"encoding topk keeps at least one class, not {self.k}: use topk:10")
+        if self.k >= self.classes:
             raise InputError(
                 f"encoding topk:{self.k} keeps {self.k} classes and the label, of {self.classes}: "
                 f"k must be 1 to {self.classes - 1}"

@@ -10,8 +10,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from logitstore.choice import SAMPLE_ROWS, EncodingWish, choose_encoding
-from logitstore.encodings import Encoding
+from logitstore.choice import SAMPLE_ROWS, EncodingWish, choose_encoding, sample_pairs
+from logitstore.encodings import Encoding, spelled
 from logitstore.errors import InputError
 from logitstore.progress import Progress, Silent
 from logitstore.reader import Snapshot
@@ -57,11 +57,14 @@ def transcode(
 
 
 def _chosen(store: LogitStore, snapshot: Snapshot, wish: EncodingWish) -> Encoding:
-    count = min(SAMPLE_ROWS, snapshot.meta.samples)
-    chosen = np.arange(count) * snapshot.meta.samples // count
     if wish.bound is None:
         return wish.unmeasured(snapshot.meta.classes)
-    return choose_encoding(wish, [snapshot.logits(chosen)], store.labels[chosen], snapshot.name)
+    pairs = np.array(sample_pairs(snapshot.meta.samples, snapshot.meta.views, SAMPLE_ROWS))
+    logits = np.empty((len(pairs), snapshot.meta.classes), np.float32)
+    for view in range(snapshot.meta.views):
+        of_view = pairs[:, 0] == view
+        logits[of_view] = snapshot.logits(pairs[of_view, 1], view)
+    return choose_encoding(wish, [logits], store.labels[pairs[:, 1]], snapshot.name)
 
 
 def _plan(snapshot: Snapshot, name: str, wish: EncodingWish, entry: Encoding) -> SnapshotPlan:
@@ -74,8 +77,8 @@ def _plan(snapshot: Snapshot, name: str, wish: EncodingWish, entry: Encoding) ->
         )
     if card == meta.encoding:
         raise InputError(
-            f"{snapshot.url}: snapshot {snapshot.name!r} is kept as {entry.name} already: choose "
-            "another --encoding, or copy the store"
+            f"{snapshot.url}: snapshot {snapshot.name!r} is kept as {spelled(entry)} already: "
+            "choose another --encoding, or copy the store"
         )
     here = {each: version(each) for each in ("logitstore", "numcodecs", "numpy", "zarr")}
     changed = {

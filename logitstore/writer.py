@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore import shards
-from logitstore.encodings import Logits, encoding
+from logitstore.encodings import LIMITS, Logits, encoding, unusable
 from logitstore.errors import Damaged, InputError, MismatchError, NonFinite, NotFound, Unfinished
 from logitstore.fidelity import compare, summarise
 from logitstore.schema import (
@@ -108,15 +108,16 @@ class SnapshotWriter:
     def write(self, shard: Shard, logits: Logits, labels: NDArray[np.int32]) -> None:
         """Encode and write one shard: float32 (rows, C), with its labels (rows,).
 
-        NonFinite names the samples whose logits are not finite; nothing is written then.  Nothing
-        is written either once an equal build beside this one has committed the snapshot.
+        NonFinite names the samples whose logits are not finite or too large; nothing is written
+        then.  Nothing is written either once an equal build beside this one has committed the
+        snapshot.
         """
-        broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        broken = unusable(logits)
         if len(broken):
             raise NonFinite(
-                f"{self.plan.name}: the logits of {len(broken)} samples are NaN or infinite: "
-                f"samples {_listed(broken + shard.start)} (view {shard.view}); check the "
-                "checkpoint, --normalize and --precision"
+                f"{self.plan.name}: the logits of {len(broken)} samples are NaN, infinite or too "
+                f"large: samples {_listed(broken + shard.start)} (view {shard.view}); {LIMITS}: "
+                "check the checkpoint, --normalize and --precision"
             )
         self._check_plan()
         if self.root is not None:

@@ -374,6 +374,23 @@ def test_a_copy_in_memory_travels_to_a_worker(teacher: Snapshot, tmp_path: Path)
     assert (twin.logits([5, 3], view=1) == expected).all()
 
 
+def test_a_copy_without_an_index_goes_when_the_cache_is_cleared_or_space_is_needed(
+    store: Path, tmp_path: Path
+) -> None:
+    """As something that removes old files leaves it."""
+    snapshots, cache = open_store(store).snapshots, Cache(tmp_path, COPY_BYTES * 3 // 2)
+    path = mapped(cache, snapshots["teacher"]).path
+    assert path is not None
+    (path / "index.json").unlink()
+    path = mapped(cache, snapshots["second"]).path
+    assert path is not None
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, "lock"])
+    (path / "index.json").unlink()
+    removed, kept = cache.clear()
+    assert ([entry.bytes for entry in removed], kept) == ([COPY_BYTES], [])
+    assert os.listdir(tmp_path) == ["lock"]
+
+
 def test_a_damaged_store_makes_no_copy(tiny_store: Callable[..., Path], tmp_path: Path) -> None:
     path = tiny_store(tmp_path / "s.zarr")
     flip(path / "snapshots/teacher/codes/c/0/2/0", 0.5)

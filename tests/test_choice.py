@@ -17,11 +17,12 @@ from logitstore.choice import (
     measure,
 )
 from logitstore.cli import app
+from logitstore.continued import Continued
 from logitstore.encodings import Uint8, encoding, parse_encoding, spelled
-from logitstore.errors import InputError, UnknownName
+from logitstore.errors import InputError, MismatchError, UnknownName
 from logitstore.exchange import import_logits
 from logitstore.fidelity import kl_divergence
-from logitstore.opening import open_store
+from logitstore.opening import chosen_views, open_store
 from logitstore.precompute.build import build, write
 from logitstore.precompute.datasets import open_dataset
 from logitstore.precompute.models import build_model
@@ -100,6 +101,7 @@ def test_topk_is_taken_at_t_1_and_refused_above_unless_the_bound_holds() -> None
         ({"text": "uint9"}, "did you mean 'uint8'"),
         ({"text": "uint8:0"}, "2 to 256 levels"),
         ({"text": "uint8:1e2"}, "whole number"),
+        ({"text": "topk:0"}, "keeps at least one class, not 0"),
         ({"text": "float16:3"}, "takes no parameter"),
         ({"text": "auto", "max_kl": -1.0}, "max-kl must be"),
         ({"text": "auto", "max_kl": float("nan")}, "max-kl must be"),
@@ -147,6 +149,24 @@ def test_all_rows_beyond_the_bound_that_the_sample_met_are_a_failed_check(
     assert CliRunner().invoke(app, ["verify", out]).exit_code == 0
 
 
+def test_imported_and_transcoded_views_are_all_sampled(tmp_path: Path) -> None:
+    """The second view is harder to keep than the first."""
+    logits, labels = some()
+    np.save(tmp_path / "l.npy", np.stack([logits * 0.3, logits * 3]))
+    np.save(tmp_path / "y.npy", labels)
+    files = ["import", str(tmp_path / "l.npy"), "--labels", str(tmp_path / "y.npy")]
+    whole, wish = str(tmp_path / "whole.zarr"), ["--encoding", "auto", "--max-kl", "1e-4"]
+    for command in (
+        [*files, "--snapshot", "one", "--out", str(tmp_path / "s.zarr"), *wish],
+        [*files, "--snapshot", "one", "--out", whole, "--encoding", "float32"],
+        ["transcode", whole, "--out", str(tmp_path / "t.zarr"), *wish],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+    card = open_store(tmp_path / "t.zarr").snapshots["one"].meta.encoding
+    assert f"bytes per row as uint8:{card.parameters['levels']}, mean KL " in done.stdout
+
+
 def build_config(tmp_path: Path, **changes: object) -> BuildConfig:
     """Two teachers of 10 classes over 200 digits; the second is much surer than the first."""
     for name, factor in (("one", 1.0), ("two", 30.0)):
@@ -187,6 +207,29 @@ def test_a_build_chooses_one_encoding_that_does_for_all_its_teachers(tmp_path: P
     assert spelled(fewer) not in sizes
 
 
+def test_auto_keeps_the_encoding_of_the_views_that_it_goes_on_with(tmp_path: Path) -> None:
+    """Alone, the views 2 and 3 would get another number of levels."""
+    (tmp_path / "v.json").write_text('[{"name": "RandomErasing", "p": 1.0}]')
+    views = {
+        "view_spec": str(tmp_path / "v.json"),
+        "views": 2,
+        "data": "digits?samples=0:600",
+        "max_kl": 3e-4,
+    }
+    build(build_config(tmp_path, **views))
+    build(build_config(tmp_path, first_view=2, **views))
+    build(build_config(tmp_path, first_view=2, out=str(tmp_path / "alone.zarr"), **views))
+    store, alone = open_store(tmp_path / "s.zarr"), open_store(tmp_path / "alone.zarr")
+    card = store.snapshots["two"].meta.encoding
+    assert store.snapshots["two-view2"].meta.encoding == card
+    assert alone.snapshots["two-view2"].meta.encoding != card
+    assert chosen_views(store, "two+two-view2").meta.views == 4
+    with pytest.raises(MismatchError, match="transcode both with one --encoding"):
+        Continued([store.snapshots["two"], alone.snapshots["two-view2"]])
+    with pytest.raises(InputError, match=r"1e-06 nats .* but only views in uint8:.* go on with"):
+        build(build_config(tmp_path, first_view=4, **{**views, "max_kl": 1e-6}))
+
+
 def test_the_same_auto_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
     wanted = build_config(tmp_path, shard_rows=64)
     build(wanted)
@@ -204,3 +247,16 @@ def test_the_same_auto_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
         write(interrupted)
     assert 0 < build(wanted)[0].rows_written < 200
     assert {p: p.read_bytes() for p in (tmp_path / "s.zarr").rglob("*") if p.is_file()} == whole
+
+
+def test_masked_classes_that_spoil_the_default_encoding_are_noted(tmp_path: Path) -> None:
+    logits, labels = some(64)
+    logits[:, 0] = -1e6
+    np.save(tmp_path / "l.npy", logits)
+    np.save(tmp_path / "y.npy", labels)
+    files = [str(tmp_path / "l.npy"), "--labels", str(tmp_path / "y.npy"), "--snapshot", "one"]
+    done = CliRunner().invoke(app, ["import", *files, "--out", str(tmp_path / "s.zarr")])
+    assert done.exit_code == 0
+    assert "which is much (masked classes?)" in done.stderr
+    quiet = ["--out", str(tmp_path / "t.zarr"), "--encoding", "auto"]
+    assert "masked" not in CliRunner().invoke(app, ["import", *files, *quiet]).stderr

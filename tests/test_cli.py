@@ -165,6 +165,8 @@ def test_logits_from_elsewhere_join_a_store_with_the_same_labels(
     [
         (np.full((4, 3), 1 / 3), "these rows are probabilities"),
         (np.array([[1.0, np.nan, 2.0]] * 4), "sample 0 is NaN or infinite"),
+        (np.array([[1.0, -1e300, 2.0]] * 4), "sample 0 is NaN or infinite"),
+        (np.array([[1.0, np.finfo(np.float32).min, 2.0]] * 4), "those of masked classes at least"),
         (np.zeros(4), r"expected numbers (N, C)"),
         (np.zeros((5, 3)), "4 labels for the 5 samples"),
     ],
@@ -179,6 +181,18 @@ def test_impossible_imports_write_nothing(tmp_path: Path, array: np.ndarray, mes
     )
     assert message in said
     assert not out.exists()
+
+
+def test_a_file_where_a_store_shall_be_is_named_and_left(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 3)))
+    np.save(tmp_path / "y.npy", np.arange(4) % 3)
+    before = (tmp_path / "a.npy").read_bytes()
+    for out in (tmp_path / "a.npy", tmp_path / "a.npy/s.zarr"):
+        assert "a file is in the way" in refused(
+            *("import", tmp_path / "a.npy", "--labels", tmp_path / "y.npy"),
+            *("--out", out, "--snapshot", "x"),
+        )
+    assert (tmp_path / "a.npy").read_bytes() == before
 
 
 def test_wrong_words_are_answered_with_right_ones(tiny_store: Build, tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numcodecs import zstd
 
-from logitstore.encodings import ENCODINGS, Encoding, Rows, TopK, encoding, parse_encoding, spelled
+from logitstore.encodings import (
+    ENCODINGS,
+    Encoding,
+    Rows,
+    TopK,
+    encoding,
+    parse_encoding,
+    spelled,
+    unusable,
+)
 from logitstore.errors import Damaged, InputError, UnknownName
 from logitstore.fidelity import compare, kl_divergence
 
@@ -139,6 +148,27 @@ def test_a_close_second_does_not_become_first(spelling: str, top: float, spread:
     again = decoded(spelling, logits)[0]
     assert again.argmax() == 5
     assert (np.delete(again, 5) < again[5]).all()
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_largest_logits_that_are_taken_keep_finite_and_keep_their_argmax(spelling: str) -> None:
+    most, least, classes = np.float32(2.0**38), np.float32(-(2.0**126)), MOST_CLASSES
+    for top in (most, -most, np.float32(3)):
+        for rest in (np.nextafter(top, np.float32(-np.inf)), np.float32(-1e30), least):
+            logits = np.full((1, classes), rest)
+            logits[0, 4] = top
+            assert not len(unusable(logits))
+            again = decoded(spelling, logits)
+            assert np.isfinite(again).all()
+            assert (np.delete(again[0], 4) < again[0, 4]).all()
+
+
+def test_rows_that_are_not_finite_or_too_large_are_named() -> None:
+    outside = [np.nan, np.inf, -np.inf, 2.0**38 * 1.001, np.finfo(np.float32).min]
+    logits = np.zeros((2 * len(outside), 3), np.float32)
+    logits[1::2, 1] = outside
+    assert unusable(logits).tolist() == [1, 3, 5, 7, 9]
+    assert unusable(np.full((1, 3), -(2.0**38) * 1.001, np.float32)).tolist() == [0]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -280,7 +310,7 @@ def test_topk_numbers_many_classes_in_four_bytes() -> None:
     ("make", "says"),
     [
         (lambda: TopK(classes=10, k=10), "k must be 1 to 9"),
-        (lambda: TopK(classes=10, k=0), "topk:0 keeps 0 classes"),
+        (lambda: TopK(classes=10, k=0), "at least one class, not 0"),
         (lambda: parse_encoding("uint8:1", 10), "2 to 256 levels, not 1"),
         (lambda: parse_encoding("uint8:257", 10), "2 to 256 levels, not 257"),
         (lambda: parse_encoding("topk:ten", 10), "a whole number follows the colon"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from logitstore.choice import sample_pairs
 from logitstore.cli import app
 from logitstore.encodings import ENCODINGS
 from logitstore.errors import InputError, MismatchError, NonFinite
@@ -19,7 +20,6 @@ from logitstore.plan import Trial, build_seconds, duration, predict
 from logitstore.precompute.build import build
 from logitstore.precompute.models import build_model
 from logitstore.precompute.prepare import BuildConfig
-from logitstore.precompute.sampling import sample_pairs
 from logitstore.precompute.trial import SAMPLE_ROWS, estimate
 from logitstore.resume import open_writer
 from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta

@@ -177,6 +177,17 @@ def test_a_build_notices_that_a_fresh_one_took_its_place(tmp_path: Path) -> None
     assert verify_store(str(tmp_path / "s")).ok
 
 
+def test_what_another_version_began_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Its plan says the same, but lacks a field; its rows may have other bytes."""
+    writer_for(tmp_path / "s")
+    plan = tmp_path / "s/.build/a/plan.json"
+    said = json.loads(plan.read_bytes())
+    del said["transcoded"]
+    plan.write_bytes(canonical(said))
+    with pytest.raises(MismatchError, match=r"another version of logitstore.* --fresh"):
+        writer_for(tmp_path / "s")
+
+
 def test_the_slower_of_two_equal_builds_stops_when_the_other_is_done(tmp_path: Path) -> None:
     slow, fast = writer_for(tmp_path / "s"), writer_for(tmp_path / "s")
     shards = slow.missing()

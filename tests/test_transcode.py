@@ -140,6 +140,7 @@ def test_what_cannot_be_transcoded_is_refused_and_leaves_nothing(
         "transcode", path, "--encoding", "uint8:64", "--out", out
     )
     assert tree(out) == before
+    assert "use another --name" in refused("transcode", path, "--encoding", "uint8", "--out", path)
 
 
 def test_an_encoding_of_a_later_version_is_named_with_that_version(

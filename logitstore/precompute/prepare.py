@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from logitstore.choice import SAMPLE_ROWS, EncodingWish, choose_encoding
+from logitstore.choice import AUTO, SAMPLE_ROWS, EncodingWish, choose_encoding, sample_pairs
+from logitstore.encodings import LIMITS, spelled, unusable
 from logitstore.errors import InputError, MismatchError, NonFinite
+from logitstore.footprint import planned
 from logitstore.precompute.canaries import canary_samples, make_view_card
 from logitstore.precompute.datasets import ImageDataset, check_labels, open_dataset
 from logitstore.precompute.feed import feed, joined
@@ -19,7 +20,7 @@ from logitstore.precompute.images import parse_normalize
 from logitstore.precompute.inference import Teacher, forward, pick_device
 from logitstore.precompute.mix import parse_mix
 from logitstore.precompute.models import build_model, portable_arch
-from logitstore.precompute.sampling import sample_logits, sample_pairs
+from logitstore.precompute.sampling import sample_logits
 from logitstore.precompute.teachers import (
     TeacherSource,
     find_teachers,
@@ -29,7 +30,7 @@ from logitstore.precompute.teachers import (
 )
 from logitstore.precompute.views import Views, parse_views
 from logitstore.progress import Progress, Silent
-from logitstore.resume import check_target
+from logitstore.resume import check_target, continued_by
 from logitstore.schema import (
     EncodingCard,
     Normalize,
@@ -149,7 +150,7 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
     meta = StoreMeta(
         classes=classes, class_names=dataset.class_names, dataset=dataset.samples().card()
     )
-    teachers = _encoded(config, dataset, views, teachers, device, progress or Silent())
+    teachers = _encoded(config, storage, dataset, views, teachers, device, progress or Silent())
     for teacher in teachers:
         check_target(storage, meta, teacher.plan, fresh=config.fresh)
     return Prepared(config, dataset, views, storage, meta, tuple(teachers), device, shape)
@@ -223,6 +224,7 @@ def _load(
 
 def _encoded(
     config: BuildConfig,
+    storage: Storage,
     dataset: ImageDataset,
     views: Views,
     teachers: list[Teacher],
@@ -230,7 +232,7 @@ def _encoded(
     progress: Progress,
 ) -> list[Teacher]:
     """The teachers with the encoding that their rows call for; nothing is run if none is to be."""
-    wish = config.wish
+    wish = _continuing(config.wish, storage, teachers)
     if wish.bound is None:
         return teachers
     pairs = sample_pairs(len(dataset), config.views, SAMPLE_ROWS)
@@ -247,12 +249,31 @@ def _encoded(
     )
     labels = dataset.labels[[sample for _, sample in pairs]]
     names = ", ".join(teacher.plan.name for teacher in teachers)
-    entry = choose_encoding(wish, logits, labels, names)
+    try:
+        entry = choose_encoding(wish, logits, labels, names)
+    except InputError as error:
+        if wish == config.wish:
+            raise
+        raise InputError(
+            f"{error}; but only views in {wish.text}, like those before these, go on with them: "
+            f"--encoding {wish.text} without --max-kl takes it all the same"
+        ) from None
     chosen = {
         "encoding": EncodingCard(name=entry.name, parameters=entry.parameters),
         "rows_per_shard": config.shard_rows or shard_rows(entry.widest),
     }
     return [replace(each, plan=each.plan.model_copy(update=chosen)) for each in teachers]
+
+
+def _continuing(wish: EncodingWish, storage: Storage, teachers: Sequence[Teacher]) -> EncodingWish:
+    """``auto`` for views that go on becomes the encoding of those before: only equal ones join."""
+    if wish.text != AUTO:
+        return wish
+    before = [continued_by(storage, teacher.plan) for teacher in teachers]
+    named = {spelled(planned(meta)) for meta in before if meta is not None}
+    if len(named) != 1:
+        return wish
+    return replace(wish, text=named.pop(), max_kl=wish.bound, at_temperature=wish.temperature)
 
 
 def _built_for(
@@ -308,11 +329,12 @@ def _probe(
             f"{source.path}: the teacher has {classes} classes, the dataset {dataset.name} has "
             f"{dataset.classes}: use the teacher's own dataset, or one with its classes"
         )
-    broken = np.flatnonzero(~np.isfinite(output.numpy()).all(axis=1))
+    broken = unusable(output.numpy())
     if len(broken):
         named = ", ".join(str(probes[i]) for i in broken[:5])
         raise NonFinite(
-            f"{source.path}: NaN or infinite logits for {len(broken)} of {len(probes)} samples "
-            f"tried (samples {named}): check the checkpoint, --normalize and --precision"
+            f"{source.path}: NaN, infinite or too large logits for {len(broken)} of {len(probes)} "
+            f"samples tried (samples {named}); {LIMITS}: check the checkpoint, --normalize and "
+            "--precision"
         )
     return classes

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitstore.encodings import Logits
+from logitstore.choice import Pair
+from logitstore.encodings import LIMITS, Logits, unusable
 from logitstore.errors import NonFinite
 from logitstore.precompute.datasets import ImageDataset
 from logitstore.precompute.feed import image_batches
@@ -16,18 +17,6 @@ from logitstore.precompute.inference import Teacher, forward
 from logitstore.precompute.views import Views
 from logitstore.progress import Progress
 from logitstore.schema import Precision
-
-Pair = tuple[int, int]
-"""(view, sample)."""
-
-
-def sample_pairs(samples: int, views: int, most: int) -> list[Pair]:
-    """At most ``most`` different pairs, evenly spaced over the samples, in turn over the views.
-
-    Not the first ones: many datasets come in the order of their classes.
-    """
-    count = min(most, samples * views)
-    return [(i % views, i * samples // count) for i in range(count)]
 
 
 def portions(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
@@ -65,12 +54,12 @@ def forward_batch(
 ) -> Logits:
     """Logits float32 (n, C) of uint8 images (n, C, H, W); NonFinite names the first bad one."""
     output: Logits = forward(teacher.model, images, teacher.normalize, precision).numpy()
-    broken = np.flatnonzero(~np.isfinite(output).all(axis=1))
+    broken = unusable(output)
     if len(broken):
         view, sample = batch[broken[0]]
         raise NonFinite(
             f"{teacher.plan.name}: the logits of {len(broken)} of {len(batch)} images tried are "
-            f"NaN or infinite (sample {sample}, view {view}, …); check the checkpoint, --normalize "
-            "and --precision"
+            f"NaN, infinite or too large (sample {sample}, view {view}, …); {LIMITS}: check the "
+            "checkpoint, --normalize and --precision"
         )
     return output

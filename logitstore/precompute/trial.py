@@ -15,13 +15,14 @@ from time import perf_counter, thread_time
 import numpy as np
 from torch import Tensor
 
+from logitstore.choice import Pair, sample_pairs
 from logitstore.encodings import Logits
 from logitstore.errors import Damaged, InputError, NotFound
 from logitstore.footprint import encoded, planned, shard_bytes
 from logitstore.plan import Estimate, Trial, predict
 from logitstore.precompute.feed import default_workers, image_batches, joined
 from logitstore.precompute.prepare import BuildConfig, Prepared, prepare
-from logitstore.precompute.sampling import Pair, forward_batch, portions, sample_pairs
+from logitstore.precompute.sampling import forward_batch, portions
 from logitstore.progress import Progress, Silent
 from logitstore.resume import open_writer
 from logitstore.schema import ShardMark, SnapshotPlan, build_folder, snapshot_folder
