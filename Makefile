@@ -35,7 +35,7 @@ $(READY_BENCH): $(READY)  # nginx is one of the peers; without it its rows say "
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --group bench
 	touch $@
 
-bench: $(READY_BENCH)  ## our figures beside their targets and other stores': about 20 minutes
+bench: $(READY_BENCH)  ## our figures beside their targets and other stores': about 12 minutes
 	$(BIN)/python -m tests.bench
 
 bench-quick: $(READY_BENCH)  ## the same with less of everything: under 3 minutes
