@@ -10,12 +10,28 @@ import inspect as introspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from logitstore import __version__
-from logitstore.console import Commands, emit, percent, shown_progress, size, table
+from logitstore.console import Commands, emit, shown_progress, size
+from logitstore.options import (
+    AtTemperature,
+    CacheDir,
+    ClassMap,
+    Data,
+    Device,
+    Encoding,
+    Fresh,
+    Json,
+    MatchBy,
+    MaxKl,
+    Normalization,
+    Precision,
+    Store,
+    TokenFile,
+)
 
 if TYPE_CHECKING:
     from logitstore.choice import EncodingWish
@@ -36,69 +52,6 @@ app = typer.Typer(
     Exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 unfinished (run the same command
     again), 130 interrupted (the same command goes on).""",
 )
-
-Precision = Literal["fp32", "bf16", "fp16"]
-_MUCH_KL = 1e-3
-"""More nats than an encoding that nobody asked for should lose without a word."""
-Store = Annotated[str, typer.Argument(metavar="STORE|URL", help="A store's path or URL.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        metavar="DATA",
-        help="npz:FILE?x=X&y=Y, torchvision:NAME?root=R&train=true, imagefolder:PATH, digits, "
-        "module:factory or file.py:factory; any of them with samples=START:STOP.",
-    ),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an unfinished build of that name.")]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="File with the server's bearer token (else the environment's LOGITSTORE_TOKEN)."
-    ),
-]
-Encoding = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ENCODING",
-        help="How rows are kept: float32, float16, uint8[:LEVELS], topk:K, or auto, the smallest "
-        "within --max-kl. Default: uint8 for 33 to 4,096 classes, else float16.",
-    ),
-]
-MaxKl = Annotated[
-    float | None,
-    typer.Option(help="Refuse to lose more nats of KL than this, on average; auto: 1e-4."),
-]
-AtTemperature = Annotated[
-    float | None, typer.Option(help="Where --max-kl holds; default 4, or 1 for topk.")
-]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")
-]
-Normalization = Annotated[
-    str | None,
-    typer.Option(help="imagenet, cifar10, none or MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2."),
-]
-
-
-MatchBy = Annotated[
-    str | None,
-    typer.Option(
-        metavar="index|key",
-        help="How samples are found in the store: by order (index, the default) or by file name.",
-    ),
-]
-CacheDir = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DIR",
-        help="Decoded copies; default: the environment's LOGITSTORE_CACHE or ~/.cache/logitstore.",
-    ),
-]
-ClassMap = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="JSON object: the data's class -> the store's class."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -296,6 +249,10 @@ def transcode(
 
     wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
     opened = open_store(store, read_token(token_file))
+    if snapshot is None and name is not None:
+        # Repeated into the same store, the command finds its own snapshot beside the other one.
+        others = [other for other in opened.snapshots if other != name]
+        snapshot = others[0] if len(others) == 1 else None
     source = chosen_snapshot(opened, snapshot)
     with shown_progress() as progress:
         run(opened, source, out, wish, name=name, fresh=fresh, progress=progress)
@@ -644,6 +601,7 @@ def cache_ls(cache: CacheDir = None, as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from logitstore.cache import Cache
+    from logitstore.outcome import copy_lines
 
     found = Cache.default(cache)
     entries = found.entries()
@@ -652,7 +610,7 @@ def cache_ls(cache: CacheDir = None, as_json: Json = False) -> None:
         "most_bytes": found.most_bytes,
         "copies": [asdict(entry) for entry in entries],
     }
-    emit(as_json, document, _copy_lines(str(found.folder), found.most_bytes, entries))
+    emit(as_json, document, copy_lines(str(found.folder), found.most_bytes, entries))
 
 
 @cache_app.command("clear")
@@ -743,73 +701,19 @@ def _print_estimate(config: BuildConfig, epochs: int, as_json: bool) -> None:
 
 def _print_built(out: str, names: list[str], as_json: bool, wish: EncodingWish) -> None:
     """What was written; exit code 1 if all rows together lost more than was allowed."""
-    from logitstore.describe import describe_store, encoding_text
+    from logitstore.describe import describe_store
     from logitstore.opening import open_store
+    from logitstore.outcome import beyond_bound, built_lines, built_notes
 
     found = describe_store(open_store(out), names)
-    lines = [
-        f"{out}: {entry['name']}: {entry['views'] * entry['samples']:,} rows, teacher top-1 "
-        f"{percent(entry['top1'])}, {entry['bytes_per_row']:.1f} bytes per row as "
-        f"{encoding_text(entry)}, mean KL {_lost(entry, wish):.2g} at T={wish.temperature:g}, "
-        f"root {entry['root']}"
-        for entry in found["snapshots"]
-    ]
-    for entry in found["snapshots"]:
-        near_chance = entry["top1"] is not None and entry["top1"] < 1.5 / entry["classes"]
-        if near_chance and entry["classes"] > 2:
-            ask = "is --normalize right, and " if entry["teacher"] else ""
-            typer.echo(
-                f"note: {entry['name']} is near chance on these labels: {ask}do the classes come "
-                "in the teacher's order?",
-                err=True,
-            )
-        if wish.text is None and _lost(entry, wish) > _MUCH_KL:
-            typer.echo(
-                f"note: {entry['name']} loses {_lost(entry, wish):.2g} nats at "
-                f"T={wish.temperature:g} as {encoding_text(entry)}, which is much (masked classes?)"
-                "; --encoding auto keeps it below 1e-4",
-                err=True,
-            )
-    emit(as_json, found, lines)
-    beyond = [
-        f"{entry['name']}: all rows lose {_lost(entry, wish):.3g} nats at T={wish.temperature:g} "
-        f"on average, more than the {wish.bound:.3g} allowed (the sample lost less): make it again "
-        "with a smaller --max-kl, under another "
-        f"{'--name' if entry['transcoded'] else '--snapshot name'}"
-        for entry in found["snapshots"]
-        if wish.bound is not None and _lost(entry, wish) > wish.bound
-    ]
+    for note in built_notes(found, wish):
+        typer.echo(f"note: {note}", err=True)
+    emit(as_json, found, built_lines(found, wish))
+    beyond = beyond_bound(found, wish)
     for line in beyond:
         typer.echo(line, err=True)
     if beyond:
         raise typer.Exit(1)
-
-
-def _lost(entry: dict[str, Any], wish: EncodingWish) -> float:
-    """Mean KL in nats of a described snapshot, at the temperature of the wish."""
-    by_temperature = {loss["temperature"]: loss for loss in entry["fidelity"]["divergence"]}
-    lost: float = by_temperature[wish.temperature]["mean"]
-    return lost
-
-
-def _copy_lines(folder: str, most_bytes: int, entries: list[Any]) -> list[str]:
-    import time
-
-    total = size(sum(entry.bytes for entry in entries))
-    summary = f"{folder}: {len(entries)} copies, {total} of at most {size(most_bytes)}"
-    if not entries:
-        return [summary]
-    rows = [
-        [
-            entry.snapshot,
-            entry.root[:12],
-            size(entry.bytes),
-            "now" if entry.in_use else time.strftime("%F %R", time.localtime(entry.last_used)),
-            entry.store,
-        ]
-        for entry in entries
-    ]
-    return [*table(["snapshot", "root", "bytes", "last used", "from"], rows), summary]
 
 
 def _check_recompute(data: str | None, sample: int) -> None:

@@ -160,3 +160,15 @@ def test_an_encoding_of_a_later_version_is_named_with_that_version(
     assert "unknown encoding 'uint4'" in text
     assert "written by logitstore 9.9.9" in text
     assert "float16" in text
+
+
+def test_the_same_command_into_the_same_store_finds_its_work_done(
+    tmp_path: Path, tiny_store: Build
+) -> None:
+    path = tiny_store(tmp_path / "a.zarr", classes=40)
+    command = ("transcode", path, "--out", path, "--name", "small", "--encoding", "uint8")
+    assert run(*command).exit_code == 0
+    before = tree(path)
+    again = run(*command)
+    assert again.exit_code == 0, again.output
+    assert tree(path) == before
