@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from functools import cached_property
 from pathlib import Path
 
 from logitstore.cache_folder import WAYS_OUT, CacheFolder, Entry, digest_of, no_space
+from logitstore.console import parse_size
 from logitstore.decoded import Copy, Index, decode_into_memory
-from logitstore.errors import Damaged, InputError, LogitstoreError, NoCache
+from logitstore.errors import Damaged, LogitstoreError, NoCache
 from logitstore.mapped import MappedCopy, allocate, fill, open_copy
 from logitstore.progress import Progress, Silent
 from logitstore.reader import Snapshot
@@ -33,7 +33,6 @@ DEFAULT_MOST_BYTES = 64 << 30
 SMALL_BYTES = 64 << 20
 """Decoded, so small a snapshot is kept in memory: decoding it again takes about 0.1 s."""
 _LOOK_SECONDS = 0.02
-_UNITS = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Cache:
         most = os.environ.get("LOGITSTORE_CACHE_BYTES")
         return cls(
             Path(chosen if chosen.startswith("~") else os.path.abspath(chosen)),
-            _parsed("LOGITSTORE_CACHE_BYTES", most) if most else DEFAULT_MOST_BYTES,
+            parse_size("LOGITSTORE_CACHE_BYTES", most) if most else DEFAULT_MOST_BYTES,
         )
 
     def materialise(
@@ -175,10 +174,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def _parsed(what: str, text: str) -> int:
-    read = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]iB)?", text.strip())
-    if read is None:
-        raise InputError(f"{what}={text!r}: expected a size such as 20GiB, 500MiB or plain bytes")
-    return int(float(read[1]) * _UNITS[read[2]])

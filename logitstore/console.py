@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from logitstore.errors import LogitstoreError, MissingExtra
+from logitstore.errors import InputError, LogitstoreError, MissingExtra
 
 INTERRUPTED = 130
+_UNITS = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _TRAIN = ("torch", "torchvision", "PIL", "sklearn", "tensorboard", "tomli_w")
 _SERVE = ("fastapi", "uvicorn", "starlette", "httptools", "uvloop")
 
@@ -93,6 +95,17 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def parse_size(what: str, text: str) -> int:
+    """``2GiB``, ``1500 MiB``, ``0.5GiB`` or plain bytes -> bytes; InputError names ``what``."""
+    read = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]iB)?", text.strip())
+    count = int(float(read[1]) * _UNITS[read[2]]) if read else 0
+    if count == 0:
+        raise InputError(
+            f"{what} {text!r}: expected a size above 0 such as 2GiB, 1500MiB or plain bytes"
+        )
+    return count
 
 
 def percent(share: float | None) -> str:

@@ -542,7 +542,7 @@ def test_folder_and_limit_come_from_the_argument_or_the_environment(
     assert Cache.default() == Cache(tmp_path / "env", 3 << 29)
     assert Cache.default(tmp_path) == Cache(tmp_path, 3 << 29)
     monkeypatch.setenv("LOGITSTORE_CACHE_BYTES", "plenty")
-    with pytest.raises(InputError, match="LOGITSTORE_CACHE_BYTES='plenty'"):
+    with pytest.raises(InputError, match="LOGITSTORE_CACHE_BYTES 'plenty'"):
         Cache.default()
     with pytest.raises(NoCache, match="no home folder"):
         mapped(Cache(Path("~nobody-of-that-name/c")), teacher)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from logitstore.console import parse_size
 from logitstore.encodings import Float16, Rows
 from logitstore.errors import InputError, MismatchError
 from logitstore.precompute.models import build_model
@@ -20,7 +21,7 @@ from trainer import TrainConfig, train
 from trainer.binding import open_source
 from trainer.checkpoint import Learner, Position, pack
 from trainer.data import Batch, Mixed, Request
-from trainer.device import Budget, budgeted_device, memory_bytes, memory_in_use, own_randomness
+from trainer.device import Budget, budgeted_device, memory_in_use, own_randomness
 from trainer.fitting import (
     find_micro_batch,
     halvings,
@@ -648,7 +649,7 @@ def test_a_network_in_one_piece_cannot_be_recomputed(config: TrainConfig) -> Non
     [("2GiB", 2**31), ("1500MiB", 1500 * 2**20), ("0.5 GiB", 2**29), ("3000000000", 3 * 10**9)],
 )
 def test_memory_is_read_as_people_write_it(text: str, size: int) -> None:
-    assert memory_bytes(text) == size
+    assert parse_size("memory_limit", text) == size
 
 
 @pytest.mark.parametrize(

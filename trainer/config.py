@@ -16,9 +16,10 @@ from typing import Any, Literal, get_type_hints
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from logitstore.console import parse_size
 from logitstore.errors import InputError, NotFound, UnknownName
 from logitstore.reading import Read, not_served
-from trainer.device import memory_bytes, needs_gpu
+from trainer.device import needs_gpu
 from trainer.methods import Method, find_method, hyper_parameters, make_method
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 0.001}
@@ -267,6 +268,6 @@ def _check_memory(config: TrainConfig) -> None:
             "smaller --micro-batch, or a larger --batch-size"
         )
     if config.memory_limit is not None:
-        memory_bytes(config.memory_limit)
+        parse_size("memory_limit", config.memory_limit)
         if config.device == "cpu":
             raise needs_gpu(config.memory_limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -10,10 +9,9 @@ from contextlib import contextmanager
 
 import torch
 
+from logitstore.console import parse_size
 from logitstore.errors import InputError
 from logitstore.precompute.inference import pick_device
-
-_UNITS = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def training_device(name: str | None, precision: str) -> torch.device:
@@ -68,17 +66,6 @@ def peak_reserved(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
-def memory_bytes(text: str) -> int:
-    """``2GiB``, ``1500 MiB``, ``0.5GiB`` or plain bytes -> bytes; InputError for anything else."""
-    read = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]iB)?", text.strip())
-    size = int(float(read[1]) * _UNITS[read[2]]) if read else 0
-    if size == 0:
-        raise InputError(
-            f"memory_limit {text!r}: expected a size above 0 such as 2GiB, 1500MiB or plain bytes"
-        )
-    return size
-
-
 def needs_gpu(limit: str) -> InputError:
     """What to do about a memory limit on the CPU."""
     return InputError(
@@ -96,7 +83,7 @@ class Budget:
     """
 
     def __init__(self, device: torch.device, text: str, others: int) -> None:
-        self.limit, self.context = memory_bytes(text), 0
+        self.limit, self.context = parse_size("memory_limit", text), 0
         self._device, self._text, self._others = device, text, others
 
     @contextmanager
