@@ -115,8 +115,10 @@ class Interrupt(Silent):
 
     def __init__(self, steps: int) -> None:
         self.left, self.training = steps, False
+        self.tasks = list[str]()
 
     def start(self, task: str, total: int, unit: str) -> None:
+        self.tasks.append(task)
         self.training = task.startswith("training")
 
     def advance(self, count: int) -> None:
@@ -235,6 +237,19 @@ def test_another_teacher_is_refused_in_an_unfinished_run_and_in_a_finished_one(
         with pytest.raises(MismatchError, match="with snapshot = None, asked for is 'teacher'"):
             train(replace(config, snapshot="teacher"))
         train(config)
+
+
+def test_what_is_refused_is_refused_before_rows_are_decoded(
+    config: TrainConfig, bound_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = bound_store(tmp_path / "o.zarr", config.data, np.zeros((2, 400, 10), np.float32))
+    interrupted, refused = Interrupt(6), Interrupt(1)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=interrupted)
+    with pytest.raises(MismatchError, match="was begun with root"):
+        train(replace(config, store=str(other)), progress=refused)
+    assert "decoding teacher" in interrupted.tasks
+    assert refused.tasks == []
 
 
 def test_a_folder_of_something_else_is_refused_untouched(

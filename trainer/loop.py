@@ -94,9 +94,6 @@ def train(
                 probe(model, shown, normalize, device)
         for note in [*notes, *unseen_views(source, config.epochs)]:
             progress.message(note)
-        if source.snapshot is not None and done is None:
-            cache = Cache.default(config.cache)
-            progress.message(prepare_reading(source.snapshot, config.read, cache, progress).note)
         with run.lock(), recomputed(model) if config.recompute else nullcontext():
             tried = None if done else budget
             micro = micro_batch(
@@ -105,6 +102,10 @@ def train(
             run.begin(config, _inputs(source, val, shape, device, notes, micro))
             if done is not None:
                 return done
+            if source.snapshot is not None:
+                cache = Cache.default(config.cache)
+                reading = prepare_reading(source.snapshot, config.read, cache, progress)
+                progress.message(reading.note)
             job = _Job(
                 config, run, source, samples, val, normalize, progress, tuple(notes), micro, budget
             )
