@@ -25,7 +25,7 @@ from logitstore.schema import ObjectEntry, snapshot_folder
 from logitstore.wire import ROOT_HEADER
 
 PIECE_BYTES = 1 << 20
-"""Measured: pieces of 256 KiB reach 0.86 of nginx, of 1 MiB 0.97."""
+"""In pieces of 256 KiB a download reaches an eighth less of nginx's rate."""
 _RANGE = re.compile(r"^bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))$")
 
 

@@ -49,7 +49,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal = _MALFORMED
         self._clock: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # TCP only
         super().connection_made(transport)
         self._tick()
         if len(self.connections) > self.limits.connections:

@@ -159,7 +159,7 @@ def _with_options_of_build(command: Callable[..., None]) -> Callable[..., None]:
     for name in ("fresh", "dry_run", "options"):
         del merged[name]
     keyword_only = [each.replace(kind=each.KEYWORD_ONLY) for each in merged.values()]
-    command.__signature__ = introspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    command.__signature__ = introspect.Signature(keyword_only)  # type: ignore[attr-defined]  # typer asks for it
     return command
 
 

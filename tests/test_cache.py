@@ -108,12 +108,12 @@ def test_a_copy_is_made_once_and_then_found(store: Path, tmp_path: Path) -> None
 def test_a_copy_made_between_looking_and_locking_is_used(
     teacher: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, others = cache_module._identity, list[Copy]()
+    real, others = cache_module._identity, list[Copy | None]()
 
     def late(folder: Path) -> Any:
         found = real(folder)
         if not others:
-            others.append(None)  # type: ignore[arg-type]
+            others.append(None)
             others.append(mapped(Cache(tmp_path), teacher))
         return found
 
@@ -285,7 +285,8 @@ def test_the_least_recently_used_copy_goes_first_and_one_in_use_never(
     use("third", 2e10)
     assert there() == ["teacher", "third"]
     held = mapped(room_for_two, snapshots["teacher"])
-    os.utime(held.path / "index.json", (1, 1))  # type: ignore[operator]
+    assert held.path is not None
+    os.utime(held.path / "index.json", (1, 1))
     use("second", 3e10)
     assert sorted(there()) == ["second", "teacher"]
     also_held = mapped(room_for_two, snapshots["second"])

@@ -26,6 +26,7 @@ from logitstore.errors import (
     Unreachable,
 )
 from logitstore.remote import list_stores, split_url
+from tests.impostor import Impostor
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -199,7 +200,7 @@ def test_a_server_that_never_was_there_is_named(monkeypatch: pytest.MonkeyPatch)
         assert not isinstance(caught.value, PatienceExhausted)
 
 
-class Proxy:
+class Proxy(Impostor):
     """A TCP proxy in front of a server that spoils answers: ``spoil(number, answer) -> bytes``.
 
     It reads one request and its whole answer per connection, passes on what ``spoil`` makes of it
@@ -208,35 +209,19 @@ class Proxy:
 
     def __init__(self, port: int, spoil: Callable[[int, bytes], bytes]) -> None:
         self.target, self.spoil, self.served = port, spoil, 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
+        super().__init__()
 
-    def _run(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            with client:
-                request = read_message(client)
-                if not request:
-                    continue
-                answer = b""
-                if self.target:
-                    with socket.create_connection(("127.0.0.1", self.target)) as server:
-                        server.sendall(request)
-                        answer = read_message(server)
-                number, self.served = self.served, self.served + 1
-                answer = self.spoil(number, answer)
-                client.sendall(answer)
-
-    def close(self) -> None:
-        if self.thread.is_alive():
-            self.listener.shutdown(socket.SHUT_RDWR)
-            self.thread.join()
-            self.listener.close()
+    def answer(self, client: socket.socket) -> None:
+        request = read_message(client)
+        if not request:
+            return
+        answer = b""
+        if self.target:
+            with socket.create_connection(("127.0.0.1", self.target)) as server:
+                server.sendall(request)
+                answer = read_message(server)
+        number, self.served = self.served, self.served + 1
+        client.sendall(self.spoil(number, answer))
 
 
 def read_message(connection: socket.socket) -> bytes:

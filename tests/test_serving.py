@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from logitstore.cache_folder import digest_of
 from logitstore.connection import Connection
 from logitstore.errors import Damaged
 from logitstore.wire import CRC_HEADER, ROOT_HEADER, crc32c, pack, pack_indices
+from tests.impostor import Impostor
 
 ROWS = "/v1/stores/c10/snapshots/teacher/rows"
 BINARY = {"content-type": "application/octet-stream"}
@@ -420,27 +420,15 @@ def test_bodies_count_until_nothing_refers_to_them() -> None:
     assert len(bodies.empty(1000)) == 1000, "one body is always possible"
 
 
-class Liar:
+class Liar(Impostor):
     """A server that passes requests on, but answers those for ``target`` itself: with ``start``,
     and then zeros until the client has had enough; ``sent`` counts them."""
 
     def __init__(self, port: int, target: bytes, start: bytes) -> None:
         self.port, self.target, self.start, self.sent = port, target, start, 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
+        super().__init__()
 
-    def _run(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            with client:
-                self._serve(client)
-
-    def _serve(self, client: socket.socket) -> None:
+    def answer(self, client: socket.socket) -> None:
         request = client.recv(65536)
         if self.target not in request.split(b"\r\n")[0]:
             with socket.create_connection(("127.0.0.1", self.port)) as server:
@@ -454,11 +442,6 @@ class Liar:
                 self.sent += client.send(bytes(65536))
         except OSError:
             return
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.thread.join()
-        self.listener.close()
 
 
 @pytest.fixture
