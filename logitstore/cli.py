@@ -7,34 +7,31 @@ where the heavy imports are too (``logitstore --help`` takes 0.2 s).
 from __future__ import annotations
 
 import inspect as introspect
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logitstore import __version__
+from logitstore import __version__, cli_classes, cli_studies, cli_train
 from logitstore.console import Commands, emit, shown_progress, size
 from logitstore.options import (
     AtTemperature,
     CacheDir,
-    ClassMap,
     Data,
     Device,
     Encoding,
     Fresh,
     Json,
-    MatchBy,
     MaxKl,
     Normalization,
     Precision,
     Store,
     TokenFile,
+    read_token,
 )
 
 if TYPE_CHECKING:
-    from logitstore.choice import EncodingWish
     from logitstore.precompute.prepare import BuildConfig
 
 app = typer.Typer(
@@ -144,11 +141,12 @@ def build(
     if dry_run:
         _print_estimate(config, 30, as_json)
         return
+    from logitstore.outcome import print_built
     from logitstore.precompute.build import build as run
 
     with shown_progress() as progress:
         built = run(config, progress)
-    _print_built(out, [entry.name for entry in built], as_json, config.wish)
+    print_built(out, [entry.name for entry in built], as_json, config.wish)
 
 
 def _with_options_of_build(command: Callable[..., None]) -> Callable[..., None]:
@@ -213,11 +211,28 @@ def import_(
     """
     from logitstore.choice import EncodingWish
     from logitstore.exchange import import_logits
+    from logitstore.outcome import print_built
 
     wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
     with shown_progress() as progress:
         import_logits(file, labels, out, snapshot, wish=wish, fresh=fresh, progress=progress)
-    _print_built(out, [snapshot], as_json, wish)
+    print_built(out, [snapshot], as_json, wish)
+
+
+@app.command()
+def discard(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A store's path.")],
+    snapshot: Annotated[str, typer.Option(help="Whose unfinished build.")],
+) -> None:
+    """Delete an unfinished build; snapshots stay.
+
+    \b
+    logitstore discard c10.zarr --snapshot resnet56
+    """
+    from logitstore.resume import abandon
+
+    abandon(store, snapshot)
+    typer.echo(f"{store}: the unfinished build of {snapshot} is gone")
 
 
 @app.command()
@@ -245,6 +260,7 @@ def transcode(
     """
     from logitstore.choice import EncodingWish
     from logitstore.opening import chosen_snapshot, open_store
+    from logitstore.outcome import print_built
     from logitstore.transcode import transcode as run
 
     wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
@@ -256,7 +272,7 @@ def transcode(
     source = chosen_snapshot(opened, snapshot)
     with shown_progress() as progress:
         run(opened, source, out, wish, name=name, fresh=fresh, progress=progress)
-    _print_built(out, [name or source.name], as_json, wish)
+    print_built(out, [name or source.name], as_json, wish)
 
 
 @app.command()
@@ -419,165 +435,9 @@ def serve(
     run(settings)
 
 
-@app.command()
-def train(
-    out: Annotated[str | None, typer.Option(metavar="RUN", help="The run's folder.")] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Training data; see build.")
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(metavar="ARCH", help="The network; see build.")
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(metavar="STORE|URL", help="Teacher's logits.")
-    ] = None,
-    snapshot: Annotated[str | None, typer.Option(help="Which snapshot teaches.")] = None,
-    method: Annotated[str | None, typer.Option(help="ce or kd.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Default 4 for kd.")] = None,
-    ce_weight: Annotated[float | None, typer.Option(help="Default 0.1 for kd.")] = None,
-    kd_weight: Annotated[float | None, typer.Option(help="Default 0.9 for kd.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default 30.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Default 128.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Initial weights and order; default 0.")] = None,
-    val: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Measured after each epoch.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Train on this many samples of the data.")
-    ] = None,
-    limit_seed: Annotated[int | None, typer.Option(help="Which ones; default 0.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Default 0.05 for sgd, 0.001 for adamw.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="Default 0.9.")] = None,
-    nesterov: Annotated[bool | None, typer.Option("--nesterov/--no-nesterov")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Default 5e-4.")] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="constant, step or cosine (default).")
-    ] = None,
-    milestones: Annotated[str | None, typer.Option(help="Epochs of the steps: 60,120,160.")] = None,
-    gamma: Annotated[float | None, typer.Option(help="Factor of a step; default 0.1.")] = None,
-    warmup_epochs: Annotated[int | None, typer.Option(help="Epochs of linear warm-up.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, or bf16 or fp16 on a GPU.")] = None,
-    normalize: Normalization = None,
-    augment: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PRESET|FILE",
-            help="Views of the student's own, new in each epoch; default: the store's.",
-        ),
-    ] = None,
-    size_: Annotated[
-        int | None, typer.Option("--size", help="Side of the image; default: the store's.")
-    ] = None,
-    snapshots: Annotated[
-        str | None, typer.Option(help="Keep weights: every-epoch, or epochs such as 1,5,60.")
-    ] = None,
-    expect_root: Annotated[
-        str | None, typer.Option(help="Refuse any other root than this.")
-    ] = None,
-    match_by: MatchBy = None,
-    class_map: ClassMap = None,
-    allow_unbound: Annotated[
-        bool | None, typer.Option("--allow-unbound", help="Accept imported logits.")
-    ] = None,
-    allow_mismatch: Annotated[
-        bool | None,
-        typer.Option("--allow-mismatch", help="Accept images that the teacher did not see."),
-    ] = None,
-    device: Device = None,
-    memory_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Of the GPU: 2GiB; trains in parts that fit.")
-    ] = None,
-    micro_batch: Annotated[
-        int | None, typer.Option(help="Images at once, if not the whole batch.")
-    ] = None,
-    recompute: Annotated[
-        bool | None, typer.Option("--recompute", help="Less memory, more time: run blocks twice.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
-    patience: Annotated[
-        float | None, typer.Option(help="Seconds that a server may stay away; default 600.")
-    ] = None,
-    read: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|materialise|stream|direct",
-            help="Rows from a copy decoded once (the default, if it fits), from the server batch "
-            "by batch, or by whole shards.",
-        ),
-    ] = None,
-    cache: CacheDir = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML with these settings; flags go before.")
-    ] = None,
-    token_file: TokenFile = None,
-    as_json: Json = False,
-) -> None:
-    """Train a student from a store, or plainly.
-
-    The store is local or served; --method ce needs none.
-
-    Running the same command again resumes; the result is the same, bit for bit.
-
-    \b
-    logitstore train --data digits --student mlp?hidden=32 --method ce --out runs/ce
-    logitstore train --data digits --student mlp?hidden=32 --store http://host:8000/digits \\
-        --snapshot epoch-0005 --method kd --temperature 4 --epochs 60 --out runs/kd
-    """
-    values = dict(locals())
-    from trainer import train as run
-
-    settings = _train_config(values)
-    with shown_progress() as progress:
-        result = run(settings, token=read_token(token_file), progress=progress)
-    found = result.summary()
-    emit(as_json, found, [f"{key:18} {_figure(value)}" for key, value in found.items()])
-
-
-@app.command()
-def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")],
-    data: Data,
-    student: Annotated[
-        str | None, typer.Option(metavar="ARCH", help="A checkpoint's network.")
-    ] = None,
-    normalize: Normalization = None,
-    store: Annotated[
-        str | None,
-        typer.Option(metavar="STORE|URL", help="Compare with a teacher's logits: KD error."),
-    ] = None,
-    snapshot: Annotated[str | None, typer.Option(help="Which snapshot.")] = None,
-    match_by: MatchBy = None,
-    class_map: ClassMap = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
-    device: Device = None,
-    token_file: TokenFile = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a trained network.
-
-    Accuracy, NLL and calibration; with a store its distance from the teacher.
-
-    \b
-    logitstore evaluate runs/kd --data digits?train=false
-    logitstore evaluate resnet20.th --student resnet20 --normalize imagenet --data imagefolder:val
-    """
-    from trainer import evaluate as measure
-
-    found = measure(
-        run,
-        data,
-        student=student,
-        normalize=normalize,
-        store=store,
-        snapshot=snapshot,
-        token=read_token(token_file),
-        match_by=match_by or "index",
-        class_map=class_map,
-        batch_size=batch_size,
-        device=device,
-    )
-    emit(as_json, found, [f"{key:18} {_figure(value)}" for key, value in found.items()])
+app.add_typer(cli_train.commands)
+app.add_typer(cli_classes.commands)
+app.add_typer(cli_studies.commands)
 
 
 cache_app = typer.Typer(
@@ -656,23 +516,6 @@ def demo(
     run_demo(lambda arguments: app(arguments, standalone_mode=False), out, seeds=seeds)
 
 
-def read_token(path: Path | None) -> str | None:
-    """The client's token: from a file, else from the environment."""
-    if path is None:
-        return os.environ.get("LOGITSTORE_TOKEN")
-    from logitstore.errors import InputError, NotFound
-
-    try:
-        words = path.read_text().split()
-    except FileNotFoundError:
-        raise NotFound(f"{path}: there is no such token file") from None
-    except OSError as error:
-        raise InputError(f"{path}: the token file cannot be read: {error.strerror}") from None
-    if len(words) != 1:
-        raise InputError(f"{path}: expected exactly one token, found {len(words)} words")
-    return words[0]
-
-
 def _build_config(
     teacher: list[str],
     more: list[str] | None,
@@ -697,23 +540,6 @@ def _print_estimate(config: BuildConfig, epochs: int, as_json: bool) -> None:
     with shown_progress() as progress:
         found = estimate(config, epochs=epochs, progress=progress)
     emit(as_json, asdict(found), estimate_lines(found))
-
-
-def _print_built(out: str, names: list[str], as_json: bool, wish: EncodingWish) -> None:
-    """What was written; exit code 1 if all rows together lost more than was allowed."""
-    from logitstore.describe import describe_store
-    from logitstore.opening import open_store
-    from logitstore.outcome import beyond_bound, built_lines, built_notes
-
-    found = describe_store(open_store(out), names)
-    for note in built_notes(found, wish):
-        typer.echo(f"note: {note}", err=True)
-    emit(as_json, found, built_lines(found, wish))
-    beyond = beyond_bound(found, wish)
-    for line in beyond:
-        typer.echo(line, err=True)
-    if beyond:
-        raise typer.Exit(1)
 
 
 def _check_recompute(data: str | None, sample: int) -> None:
@@ -753,40 +579,6 @@ def _recompute(
         device=device,
         progress=progress,
     )
-
-
-def _train_config(values: dict[str, Any]) -> Any:
-    """The flags that were given, over the file's settings, as a TrainConfig."""
-    from logitstore.errors import InputError
-    from trainer import TrainConfig
-
-    file = values.pop("config")
-    for name in ("token_file", "as_json"):
-        values.pop(name)
-    values["size"] = values.pop("size_")
-    for name in ("milestones", "snapshots"):
-        if values[name] is not None and values[name] != "every-epoch":
-            values[name] = _whole_numbers(name, values[name])
-    given = {key: value for key, value in values.items() if value is not None}
-    if file is not None:
-        return TrainConfig.from_toml(file, given)
-    for key in ("data", "student", "out"):
-        if key not in given:
-            raise InputError(f"--{key} is missing: give it, or a --config FILE that has it")
-    return TrainConfig(**given)
-
-
-def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    from logitstore.errors import InputError
-
-    parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise InputError(f"--{name} {text!r}: expected whole numbers such as 1,5,60")
-    return tuple(int(part) for part in parts)
-
-
-def _figure(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:

@@ -20,7 +20,10 @@ from logitstore.errors import InputError, LogitstoreError, MissingExtra
 
 INTERRUPTED = 130
 _UNITS = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_TRAIN = ("torch", "torchvision", "PIL", "sklearn", "tensorboard", "tomli_w")
+_TRAIN = (
+    *("torch", "torchvision", "PIL", "scipy", "sklearn", "tensorboard", "tomli_w"),
+    *("matplotlib", "jinja2", "markupsafe", "threadpoolctl"),
+)
 _SERVE = ("fastapi", "uvicorn", "starlette", "httptools", "uvloop")
 
 
@@ -111,3 +114,8 @@ def parse_size(what: str, text: str) -> int:
 def percent(share: float | None) -> str:
     """A share as percent, or a dash."""
     return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def figure(value: Any) -> str:
+    """A number for a person, six digits; anything else as it is."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -5,6 +5,7 @@ Like ``cli``, this imports nothing but the standard library and typer.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,3 +69,27 @@ ClassMap = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="JSON object: the data's class -> the store's class."),
 ]
+
+
+def listed(given: list[str] | None) -> tuple[str, ...] | None:
+    """What an option that is repeated, or has commas, holds; None if it was not given."""
+    if given is None:
+        return None
+    return tuple(part.strip() for each in given for part in each.split(","))
+
+
+def read_token(path: Path | None) -> str | None:
+    """The client's token: from a file, else from the environment."""
+    if path is None:
+        return os.environ.get("LOGITSTORE_TOKEN")
+    from logitstore.errors import InputError, NotFound
+
+    try:
+        words = path.read_text().split()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such token file") from None
+    except OSError as error:
+        raise InputError(f"{path}: the token file cannot be read: {error.strerror}") from None
+    if len(words) != 1:
+        raise InputError(f"{path}: expected exactly one token, found {len(words)} words")
+    return words[0]

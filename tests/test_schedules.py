@@ -18,7 +18,7 @@ def test_constant_stays() -> None:
 
 
 def test_a_milestone_acts_from_its_epoch_on() -> None:
-    steps = {"schedule": "step", "milestones": (60, 120, 160), "gamma": 0.2}
+    steps = {"schedule": "step", "milestones": (60, 120, 160), "decay": 0.2}
     assert at(59, **steps) == 0.1
     assert at(60, **steps) == pytest.approx(0.02)
     assert at(120, **steps) == pytest.approx(0.004)

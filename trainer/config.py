@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from logitstore.console import parse_size
 from logitstore.errors import InputError, NotFound, UnknownName
-from logitstore.reading import Read, not_served
-from trainer.device import needs_gpu
-from trainer.methods import Method, find_method, hyper_parameters, make_method
+from logitstore.reading import Read
+from trainer.contradictions import refuse_contradictions
+from trainer.experiments import Teach
+from trainer.holdout import HELD_OUT
+from trainer.method import Method
+from trainer.methods import (
+    find_method,
+    hyper_parameter_types,
+    hyper_parameters,
+    make_method,
+)
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 0.001}
-HYPER_PARAMETERS = ("temperature", "ce_weight", "kd_weight")
-_WITH_STORE = (
-    "snapshot",
-    "expect_root",
-    "match_by",
-    "class_map",
-    "allow_unbound",
-    "allow_mismatch",
-    "read",
-    "cache",
-)
 # How and where a run is carried out; the rest decides its result and may not change on resume.
 # What these lead to (root of the snapshot, digests of the data, kind of device) is checked instead.
 EXECUTION = frozenset(
@@ -53,12 +49,40 @@ EXECUTION = frozenset(
 )
 
 
+if TYPE_CHECKING:
+
+    class _HyperParameters:
+        """What the methods bring; only they know the names."""
+
+        def __init__(self, **hyper_parameters: Any) -> None: ...
+
+else:
+    _HyperParameters = make_dataclass(
+        "_HyperParameters",
+        [
+            (name, kind | None, field(default=None))
+            for name, kind in hyper_parameter_types().items()
+        ],
+        frozen=True,
+        kw_only=True,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(_HyperParameters):
     """One training run.
 
-    ``data`` and ``val`` are dataset specs, ``student`` an architecture spec, ``store`` a path or a
-    URL.
+    Every hyper-parameter of every method (``trainer.methods``, METHODS.md) is a field too: None,
+    its default, unless ``method`` has it.
+
+    ``data``, ``val`` and ``test`` are dataset specs, ``student`` an architecture spec, ``store`` a
+    path or a URL.
+    ``val`` is measured after each epoch and chooses the best one; ``split:0.1`` holds that share of
+    the training samples out, drawn by ``limit_seed`` before ``limit`` takes from the rest.
+    ``test`` is measured once, at the end, and chooses nothing; with it ``val`` None is split:0.1.
+    ``omit_classes``, names or numbers, are not trained on.  ``init``, a run or a checkpoint, has
+    the weights to begin with; the last layer may differ in shape, and is then a fresh one.
+    ``specialist`` (FILE.json:NAME, ``trainer.specialists``) trains one of a plan's specialists.
     ``lr`` None: 0.05 for sgd, 0.001 for adamw; ``momentum`` is SGD's, or AdamW's first beta.
     ``augment``, a view preset or file, prepares the images where no store says it, or otherwise
     than the store's (fixed) views; each epoch is a view of its own.  ``size`` None: the store's or
@@ -68,8 +92,12 @@ class TrainConfig:
     samples.  ``recompute`` is activation checkpointing: less memory, more time.
     ``read`` is how the teacher's rows are had (``prepare_reading``); ``cache`` is the folder for
     decoded copies, None: LOGITSTORE_CACHE or ~/.cache/logitstore.
-    ``snapshots`` keeps the weights after these epochs (1 is the first).  ``patience`` and
-    ``checkpoint_seconds`` (between checkpoints inside an epoch) are in seconds.
+    ``label_noise`` gives that share of the labels, drawn by ``label_noise_seed``, wrong values; the
+    store and the validation data keep the true ones.  ``teach``: the half of the samples, by the
+    teacher's probability of their label, on which the teacher's term counts.
+    ``snapshots`` keeps the weights after these epochs (1 is the first).  ``record_logits`` keeps
+    all of them and builds a store of each epoch's eval-mode logits, OUT/self.zarr.  ``patience``
+    and ``checkpoint_seconds`` (between checkpoints inside an epoch) are in seconds.
     """
 
     data: str
@@ -78,15 +106,19 @@ class TrainConfig:
     store: str | None = None
     snapshot: str | None = None
     method: str = "ce"
-    temperature: float | None = None
-    ce_weight: float | None = None
-    kd_weight: float | None = None
     epochs: int = 30
     batch_size: int = 128
     seed: int = 0
     val: str | None = None
+    test: str | None = None
     limit: int | None = None
     limit_seed: int = 0
+    omit_classes: tuple[str | int, ...] = ()
+    init: str | None = None
+    specialist: str | None = None
+    label_noise: float | None = None
+    label_noise_seed: int = 0
+    teach: Teach = "all"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float | None = None
     momentum: float = 0.9
@@ -94,13 +126,14 @@ class TrainConfig:
     weight_decay: float = 5e-4
     schedule: Literal["constant", "step", "cosine"] = "cosine"
     milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
+    lr_decay: float = 0.1
     warmup_epochs: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     normalize: str | None = None
     augment: str | None = None
     size: int | None = None
     snapshots: Literal["every-epoch"] | tuple[int, ...] | None = None
+    record_logits: bool = False
     expect_root: str | None = None
     match_by: Literal["index", "key"] = "index"
     class_map: str | None = None
@@ -117,16 +150,13 @@ class TrainConfig:
     checkpoint_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("milestones", "snapshots"):
+        for name in ("milestones", "snapshots", "omit_classes"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         for name, adapter in _adapters().items():
             _check_type(name, adapter, getattr(self, name))
-        _check_numbers(self)
-        _check_source(self)
-        _check_optimisation(self)
-        _check_memory(self)
+        refuse_contradictions(self)
 
     @property
     def base_lr(self) -> float:
@@ -135,41 +165,84 @@ class TrainConfig:
 
     def make_method(self) -> Method:
         """The method with this run's hyper-parameters, defaults filled in."""
-        return make_method(self.method, {key: getattr(self, key) for key in HYPER_PARAMETERS})
+        return make_method(
+            self.method, {name: getattr(self, name) for name in hyper_parameter_types()}
+        )
 
     def resolved(self) -> TrainConfig:
-        """The same run with the method's and the optimiser's defaults written out."""
+        """The same run with all defaults written out: the method's, the optimiser's, ``val``."""
         chosen: dict[str, Any] = dict(hyper_parameters(self.make_method()))
-        return replace(self, lr=self.base_lr, **chosen)
+        val = HELD_OUT if self.val is None and self.test is not None else self.val
+        return replace(self, lr=self.base_lr, val=val, **chosen)
 
     def saves_epoch(self, epoch: int) -> bool:
         """Whether the weights after this epoch (1 is the first) are kept."""
-        return self.snapshots == "every-epoch" or epoch in (self.snapshots or ())
+        return (
+            self.record_logits or self.snapshots == "every-epoch" or epoch in (self.snapshots or ())
+        )
 
     def to_toml(self) -> str:
         """The resolved run as TOML; what is off is left out."""
+        values = asdict(self.resolved())
         return tomli_w.dumps(
-            {key: value for key, value in asdict(self.resolved()).items() if value is not None}
+            {name: values[name] for name in settings() if values[name] is not None}
         )
 
     @classmethod
     def from_toml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
         """Read a run; ``overrides`` win.  Raises NotFound, UnknownName or InputError."""
-        try:
-            document = tomllib.loads(Path(path).read_text())
-        except FileNotFoundError:
-            raise NotFound(f"{path}: there is no such file") from None
-        except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not a readable TOML file: {error}") from None
-        values = {**document, **(overrides or {})}
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise UnknownName.among(f"setting in {path}", key, known)
+        values = read_settings(path, overrides)
         for key in ("data", "student", "out"):
             if key not in values:
                 raise InputError(f"{path}: {key!r} is missing: add it there or give --{key}")
         return cls(**values)
+
+
+def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A run's TOML as ``TrainConfig``'s fields, perhaps not all; ``overrides`` win.
+
+    The file's hyper-parameters are its method's: another method has its own defaults.
+    Raises NotFound, UnknownName or InputError.
+    """
+    try:
+        document = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such file") from None
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable TOML file: {error}") from None
+    given = overrides or {}
+    if given.get("method", document.get("method")) != document.get("method"):
+        others = hyper_parameter_types()
+        document = {key: value for key, value in document.items() if key not in others}
+    document = _without_stale_defaults(document, given)
+    values = {**document, **given}
+    known = [field.name for field in fields(TrainConfig)]
+    for key in values:
+        if key not in known:
+            raise UnknownName.among(f"setting in {path}", key, known)
+    return values
+
+
+def _without_stale_defaults(
+    document: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A run's file without the defaults that are others now, because of what is given."""
+    kind = find_method(document.get("method", "ce"))
+    old, new = kind.defaults(document), kind.defaults({**document, **given})
+    were = {field.name: field.default for field in fields(kind)} | old
+    before = document.get("optimizer", "sgd")
+    if given.get("optimizer", before) != before:
+        were, old = were | {"lr": LEARNING_RATES.get(before)}, {**old, "lr": before}
+    stale = {name for name in {*old, *new} if old.get(name) != new.get(name)}
+    return {
+        key: value for key, value in document.items() if key not in stale or value != were.get(key)
+    }
+
+
+def settings() -> list[str]:
+    """Every setting of a run; the methods' hyper-parameters last."""
+    brought = hyper_parameter_types()
+    return sorted((field.name for field in fields(TrainConfig)), key=lambda name: name in brought)
 
 
 @cache
@@ -184,90 +257,3 @@ def _check_type(name: str, adapter: TypeAdapter[Any], value: Any) -> None:
         adapter.validate_python(value)
     except ValidationError as error:
         raise InputError(f"{name} = {value!r}: {error.errors()[0]['msg'].lower()}") from None
-
-
-def _check_numbers(config: TrainConfig) -> None:
-    for name in ("epochs", "batch_size", "limit", "size", "micro_batch"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, not {value}")
-    for name in ("lr", "gamma", "patience", "checkpoint_seconds"):
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise InputError(f"{name} must be positive, not {value}")
-    for name in ("weight_decay", "workers", "warmup_epochs", "seed", "limit_seed"):
-        value = getattr(config, name)
-        if value is not None and value < 0:
-            raise InputError(f"{name} must not be negative, not {value}")
-    if not 0 <= config.momentum < 1:
-        raise InputError(f"momentum must be in [0, 1), not {config.momentum}")
-
-
-def _check_source(config: TrainConfig) -> None:
-    method = find_method(config.method)
-    config.make_method()
-    if config.store is None:
-        if method.needs_teacher:
-            raise InputError(
-                f"method {config.method!r} needs a teacher's logits: give --store STORE "
-                "(and --snapshot NAME), or use --method ce"
-            )
-        for name in _WITH_STORE:
-            if getattr(config, name) != getattr(TrainConfig, name):
-                flag = "--" + name.replace("_", "-")
-                raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
-    elif config.read == "stream" and not config.store.startswith(("http://", "https://")):
-        raise not_served(config.store)
-
-
-def _check_optimisation(config: TrainConfig) -> None:
-    if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):
-        raise InputError(
-            "nesterov needs --optimizer sgd and a --momentum above 0: give both or drop it"
-        )
-    if config.schedule == "step" and not config.milestones:
-        raise InputError(
-            "schedule 'step' needs --milestones, the epochs of the steps: give some, or use "
-            "--schedule constant"
-        )
-    if config.schedule != "step" and config.milestones:
-        raise InputError(
-            f"milestones belong to --schedule step, not {config.schedule!r}: change the schedule "
-            "or drop --milestones"
-        )
-    inside = all(0 < milestone < config.epochs for milestone in config.milestones)
-    if not inside or list(config.milestones) != sorted(set(config.milestones)):
-        raise InputError(
-            f"milestones {config.milestones} must rise and lie inside 1..{config.epochs - 1}: "
-            "change them or --epochs"
-        )
-    if config.warmup_epochs >= config.epochs:
-        raise InputError(
-            f"{config.warmup_epochs} warm-up epochs leave nothing of {config.epochs}: fewer "
-            "--warmup-epochs or more --epochs"
-        )
-    if isinstance(config.snapshots, tuple):
-        for epoch in config.snapshots:
-            if not 1 <= epoch <= config.epochs:
-                raise InputError(
-                    f"snapshots: there is no epoch {epoch} in a run of {config.epochs}: change "
-                    "--snapshots or --epochs"
-                )
-    if config.device is not None and config.device.split(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"device {config.device!r} is not known: use cpu, cuda or cuda:N")
-    if config.device == "cpu" and config.precision != "fp32":
-        raise InputError(
-            f"precision {config.precision!r} needs a GPU: use --device cuda or --precision fp32"
-        )
-
-
-def _check_memory(config: TrainConfig) -> None:
-    if config.micro_batch is not None and config.micro_batch > config.batch_size:
-        raise InputError(
-            f"micro_batch {config.micro_batch} is more than batch_size {config.batch_size}: a "
-            "smaller --micro-batch, or a larger --batch-size"
-        )
-    if config.memory_limit is not None:
-        parse_size("memory_limit", config.memory_limit)
-        if config.device == "cpu":
-            raise needs_gpu(config.memory_limit)

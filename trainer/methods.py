@@ -1,60 +1,35 @@
 """The methods: one table from a name to hyper-parameters, needs, and weighted loss terms.
 
-A method is a frozen dataclass; its fields are its hyper-parameters with their defaults.  The loop
-knows no method by name.  Adding one touches ``losses.py``, this file, a test and a row of
-``METHODS.md`` (and ``TrainConfig``, if it brings a hyper-parameter that no method had before).
+A method is a frozen dataclass; its fields are its hyper-parameters with their defaults, and become
+settings of a run and options of the command line by themselves.  The loop knows no method by name.
+Adding one touches ``losses.py``, this file, a test and a row of ``METHODS.md``.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import reduce
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, get_type_hints
 
-import torch
 from torch import Tensor
 
 from logitstore.errors import InputError, UnknownName
 from trainer import losses
-from trainer.data import Mixed
-
-
-class Outputs(NamedTuple):
-    """What a loss may look at.
-
-    Student logits (N, C), labels (N,) int64 with -1 for unknown, teacher logits (N, C) or None, and
-    what the images were mixed with or None.
-    """
-
-    student: Tensor
-    labels: Tensor
-    teacher: Tensor | None = None
-    mixed: Mixed | None = None
-
-    def by_label(self, measure: Callable[[Tensor], Tensor]) -> Tensor:
-        """``measure(labels)``, (N,); of mixed images that of both labels, each by its share."""
-        own = measure(self.labels)
-        if self.mixed is None:
-            return own
-        weight = self.mixed.weight
-        return weight * own + (1 - weight) * measure(self.mixed.labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method(ABC):
-    """Base of the methods: hyper-parameters as fields, ``terms`` to be defined."""
-
-    needs_teacher: ClassVar[bool] = False
-
-    @abstractmethod
-    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
-        """The weighted terms by name, each (N,) in nats; ``epoch`` counts from 0."""
-
-    def loss(self, batch: Outputs, epoch: int) -> Tensor:
-        """The sum of the terms: (N,) in nats."""
-        return total(self.terms(batch, epoch))
+from trainer.method import (
+    Count,
+    Epochs,
+    Method,
+    Outputs,
+    PartlyShare,
+    Positive,
+    Recall,
+    Share,
+    Weight,
+    Weighted,
+    hard,
+)
+from trainer.schedules import distils, rising_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,41 +37,309 @@ class CrossEntropy(Method):
     """``ce``: labels only; a teacher's rows, if there are any, are only compared with."""
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
-        return {"ce": _hard(batch)}
+        return {"ce": hard(batch)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distillation(Method):
-    """``kd``: ce_weight · CE + kd_weight · T² · KL.
+class LabelSmoothing(Method):
+    """``label-smoothing``: cross-entropy with ``epsilon`` of the mass spread over all classes."""
 
-    Two explicit weights, because what "alpha" weighs differs between papers.
+    epsilon: Share = 0.1
+
+    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        def smoothed(labels: Tensor) -> Tensor:
+            return losses.label_smoothing(batch.student, labels, epsilon=self.epsilon)
+
+        return {"ce": batch.by_label(smoothed)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFreeReg(Weighted):
+    """``tf-kd-reg``: ce_weight · CE + kd_weight · distance from a teacher made by hand.
+
+    The defaults are the paper's for ResNet18; ``code`` has the same weights in its own units
+    (0.1 times its multiplier of 100).
+    """
+
+    ce_weight: Weight = 0.9
+    kd_weight: Weight = 0.1
+    temperature: Positive = 20.0
+    correct: PartlyShare = 0.99
+    variant: losses.Variant = "paper"
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"kd_weight": 10.0} if given.get("variant") == "code" else {}
+
+    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        def distance(labels: Tensor) -> Tensor:
+            return losses.tf_kd_reg(
+                batch.student,
+                labels,
+                correct=self.correct,
+                temperature=self.temperature,
+                variant=self.variant,
+            )
+
+        return {
+            "ce": self.ce_weight * hard(batch),
+            "kd": self.kd_weight * batch.by_label(distance),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveSelf(Method):
+    """``ps-kd``: the student's own predictions of the last ``history`` epochs soften its labels.
+
+    Trust in them grows linearly to ``alpha`` in the last epoch.  ``past``: they come from the
+    ``training`` forward, as in the released code, or from a ``clean`` pass after each epoch.
+    """
+
+    needs_past: ClassVar[bool] = True
+    one_label: ClassVar[bool] = True
+
+    alpha: Share = 0.8
+    history: Count = 1
+    past: Literal["training", "clean"] = "training"
+
+    @property
+    def recall(self) -> Recall | None:
+        return Recall(self.history, self.past == "clean")
+
+    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        assert batch.past is not None
+        alpha = self.alpha * rising_share(epoch, epochs=batch.epochs)
+        return {"ps_kd": losses.ps_kd(batch.student, batch.labels, batch.past, alpha=alpha)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught(Weighted):
+    """Base: ce_weight · CE + kd_weight · what ``soft`` measures against the teacher's logits.
+
+    ``standardize``: both sides' logits are standardised first.  ``stop_kd_at``: after so many
+    epochs of distillation, plain cross-entropy with weight 1.
     """
 
     needs_teacher: ClassVar[bool] = True
 
-    temperature: float = 4.0
-    ce_weight: float = 0.1
-    kd_weight: float = 0.9
+    standardize: bool = False
+    stop_kd_at: Epochs | None = None
 
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise InputError(f"temperature must be positive, not {self.temperature}")
-        if self.ce_weight < 0 or self.kd_weight < 0 or self.ce_weight + self.kd_weight == 0:
-            raise InputError(
-                f"ce_weight {self.ce_weight} and kd_weight {self.kd_weight} must not be negative, "
-                "nor both 0"
-            )
+    @abstractmethod
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """The distance from the teacher: (N, C), (N, C), (N,) -> (N,) nats."""
+
+    def warm_up(self, epoch: int) -> float:
+        """What multiplies the teacher's term in this epoch."""
+        return 1.0
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        if not distils(epoch, stop=self.stop_kd_at):
+            return {"ce": hard(batch)}
         assert batch.teacher is not None
-        soft = losses.kd(batch.student, batch.teacher, temperature=self.temperature)
+        sides = (batch.student, batch.teacher)
+        if self.standardize:
+            sides = (losses.standardize(batch.student), losses.standardize(batch.teacher))
+        soft = self.soft(*sides, batch.labels)
+        if batch.taught is not None:
+            soft = soft * batch.taught
         return {
-            "ce": self.ce_weight * _hard(batch),
-            "kd": self.kd_weight * soft,
+            "ce": self.ce_weight * hard(batch),
+            "kd": self.kd_weight * self.warm_up(epoch) * soft,
         }
 
 
-METHODS: dict[str, type[Method]] = {"ce": CrossEntropy, "kd": Distillation}
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Taught):
+    """``kd``: ce_weight · CE + kd_weight · T² · KL."""
+
+    temperature: Positive = 4.0
+    ce_weight: Weight = 0.1
+    kd_weight: Weight = 0.9
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"temperature": 2.0, "kd_weight": 9.0} if given.get("standardize") else {}
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        return None if self.standardize else self.temperature
+
+    @property
+    def topk_temperature(self) -> float | None:
+        return self.teacher_temperature
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.kd(student, teacher, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFreeSelf(Distillation):
+    """``tf-kd-self``: ``kd`` from a trained copy of the student itself.
+
+    The defaults are MobileNetV2's on 100 classes, whose 0.95 the released code divides by C.
+    """
+
+    temperature: Positive = 20.0
+    ce_weight: Weight = 0.05
+    kd_weight: Weight = 0.0095
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoupled(Taught):
+    """Base of ``dkd`` and its parts: one target class; ``kd_warmup`` epochs of linear warm-up."""
+
+    one_label: ClassVar[bool] = True
+
+    temperature: Positive = 4.0
+    kd_warmup: Epochs = 20
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"temperature": 2.0, "kd_weight": 9.0} if given.get("standardize") else {}
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        return None if self.standardize else self.temperature
+
+    def warm_up(self, epoch: int) -> float:
+        return rising_share(epoch, epochs=self.kd_warmup)
+
+    def remarks(self, epochs: int) -> list[str]:
+        if self.kd_warmup <= epochs:
+            return []
+        return [
+            f"kd_warmup {self.kd_warmup} is longer than the run's {epochs} epochs: the teacher's "
+            f"term ends at {self.warm_up(epochs - 1):.0%} of its weight"
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoupledKD(Decoupled):
+    """``dkd``: ce_weight · CE + kd_weight · warm-up · (alpha · TCKD + beta · NCKD)."""
+
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.dkd(
+            student,
+            teacher,
+            labels,
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetClassKD(Decoupled):
+    """``tckd``: ce_weight · CE + kd_weight · warm-up · TCKD."""
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.tckd(student, teacher, labels, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonTargetClassKD(Decoupled):
+    """``nckd``: ce_weight · CE + kd_weight · warm-up · NCKD."""
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.nckd(student, teacher, labels, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relations(Taught):
+    """``dist``: ce_weight · CE + kd_weight · (beta · rows' + gamma · columns' distance) · T²."""
+
+    per_batch: ClassVar[bool] = True
+
+    temperature: Positive = 4.0
+    beta: Weight = 1.0
+    gamma: Weight = 1.0
+    kd_weight: Weight = 2.0
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        return None if self.standardize else self.temperature
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.dist(
+            student, teacher, temperature=self.temperature, beta=self.beta, gamma=self.gamma
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedKD(Taught):
+    """``nkd``: ce_weight · CE + kd_weight · NKD; the defaults are ImageNet's."""
+
+    one_label: ClassVar[bool] = True
+
+    temperature: Positive = 1.0
+    gamma: Positive = 1.5
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        # The label's probability is taken at temperature 1, the others' at the one given.
+        return 1.0 if self.temperature == 1 and not self.standardize else None
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.nkd(student, teacher, labels, gamma=self.gamma, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformedTeacher(Taught):
+    """``ttm``: ce_weight · CE + kd_weight · KL from the teacher at temperature 1/gamma."""
+
+    gamma: Positive = 0.1
+    kd_weight: Weight = 45.0
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        return None if self.standardize else 1 / self.gamma
+
+    @property
+    def topk_temperature(self) -> float | None:
+        return self.teacher_temperature
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.ttm(student, teacher, gamma=self.gamma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedTransformedTeacher(TransformedTeacher):
+    """``wttm``: ``ttm`` with a larger weight where the teacher is smoother.
+
+    The weight, up to C^(1 - gamma), is why its ``kd_weight`` is smaller.
+    """
+
+    gamma: Positive = 0.2
+    kd_weight: Weight = 4.0
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        # The weight is taken from the teacher at temperature 1, the distribution at 1/gamma.
+        return 1.0 if self.gamma == 1 and not self.standardize else None
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.wttm(student, teacher, gamma=self.gamma)
+
+
+METHODS: dict[str, type[Method]] = {
+    "ce": CrossEntropy,
+    "label-smoothing": LabelSmoothing,
+    "kd": Distillation,
+    "dkd": DecoupledKD,
+    "tckd": TargetClassKD,
+    "nckd": NonTargetClassKD,
+    "tf-kd-self": TeacherFreeSelf,
+    "tf-kd-reg": TeacherFreeReg,
+    "ps-kd": ProgressiveSelf,
+    "dist": Relations,
+    "nkd": NormalizedKD,
+    "ttm": TransformedTeacher,
+    "wttm": WeightedTransformedTeacher,
+}
 
 
 def find_method(name: str) -> type[Method]:
@@ -106,7 +349,7 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def make_method(name: str, given: Mapping[str, float | None]) -> Method:
+def make_method(name: str, given: Mapping[str, Any]) -> Method:
     """The method with these hyper-parameters; None means its default.
 
     InputError for one that the method does not have, naming the methods that do.
@@ -120,22 +363,22 @@ def make_method(name: str, given: Mapping[str, float | None]) -> Method:
                 f"method {name!r} has no {key}: drop --{key.replace('_', '-')}, or use "
                 f"--method {' or '.join(others) or '(none has it)'}"
             )
-    return kind(**chosen)
+    return kind(**{**kind.defaults(chosen), **chosen})
 
 
-def hyper_parameters(method: Method) -> dict[str, float]:
+def hyper_parameters(method: Method) -> dict[str, Any]:
     """A method's hyper-parameters with their values."""
     return dict(asdict(method))
 
 
-def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """The sum of terms, in their order: (N,)."""
-    return reduce(torch.add, terms.values())
+def hyper_parameter_types() -> dict[str, Any]:
+    """Every hyper-parameter that a method has, with its type; in the table's order."""
+    found: dict[str, Any] = {}
+    for kind in METHODS.values():
+        hints = get_type_hints(kind)
+        found |= {name: hints[name] for name in _names(kind)}
+    return found
 
 
-def _hard(batch: Outputs) -> Tensor:
-    return batch.by_label(lambda labels: losses.cross_entropy(batch.student, labels))
-
-
-def _names(kind: type[Method]) -> set[str]:
-    return {field.name for field in fields(kind)}
+def _names(kind: type[Method]) -> list[str]:
+    return [field.name for field in fields(kind)]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from logitstore.errors import UnknownName
 
+T = TypeVar("T")
 
-def step_factor(epoch: int, *, milestones: Sequence[int], gamma: float) -> float:
-    """gamma to the number of milestones reached: milestone 60 acts from the 61st epoch on."""
-    return float(gamma ** sum(epoch >= milestone for milestone in milestones))
+
+def step_factor(epoch: int, *, milestones: Sequence[int], decay: float) -> float:
+    """decay to the number of milestones reached: milestone 60 acts from the 61st epoch on."""
+    return float(decay ** sum(epoch >= milestone for milestone in milestones))
 
 
 def cosine_factor(epoch: int, *, epochs: int) -> float:
@@ -27,6 +30,28 @@ def warmup_factor(position: float, *, warmup_epochs: int) -> float:
     return 1.0 if position >= warmup_epochs else position / warmup_epochs
 
 
+def rising_share(epoch: int, *, epochs: int) -> float:
+    """(epoch + 1) / epochs, at most 1; 1 if ``epochs`` is 0.
+
+    How DKD warms up over its first epochs (Zhao et al. 2022, its code counts epochs from 1) and how
+    PS-KD's trust in the past grows over all of them (Kim et al. 2021).
+    """
+    return min((epoch + 1) / epochs, 1.0) if epochs else 1.0
+
+
+def distils(epoch: int, *, stop: int | None) -> bool:
+    """Whether a teacher still teaches: in the first ``stop`` epochs, None: in all.
+
+    Cho, Hariharan 2019, arXiv:1910.01348: early-stopped distillation.
+    """
+    return stop is None or epoch < stop
+
+
+def teacher_at(epoch: int, *, turns: Sequence[tuple[int, T]]) -> T:
+    """What teaches in this epoch: ``turns`` are (first epoch, teacher), rising from epoch 0."""
+    return next(teacher for first, teacher in reversed(turns) if first <= epoch)
+
+
 def learning_rate(
     epoch: int,
     fraction: float,
@@ -35,7 +60,7 @@ def learning_rate(
     epochs: int,
     schedule: str,
     milestones: Sequence[int] = (),
-    gamma: float = 0.1,
+    decay: float = 0.1,
     warmup_epochs: int = 0,
 ) -> float:
     """The learning rate of one step.
@@ -46,14 +71,14 @@ def learning_rate(
     if schedule not in SCHEDULES:
         raise UnknownName.among("schedule", schedule, SCHEDULES)
     after = max(epoch - warmup_epochs, 0)
-    factor = SCHEDULES[schedule](epoch, after, epochs - warmup_epochs, milestones, gamma)
+    factor = SCHEDULES[schedule](epoch, after, epochs - warmup_epochs, milestones, decay)
     return base * factor * warmup_factor(epoch + fraction, warmup_epochs=warmup_epochs)
 
 
 SCHEDULES: dict[str, Callable[[int, int, int, Sequence[int], float], float]] = {
-    "constant": lambda epoch, after, span, milestones, gamma: 1.0,
-    "step": lambda epoch, after, span, milestones, gamma: step_factor(
-        epoch, milestones=milestones, gamma=gamma
+    "constant": lambda epoch, after, span, milestones, decay: 1.0,
+    "step": lambda epoch, after, span, milestones, decay: step_factor(
+        epoch, milestones=milestones, decay=decay
     ),
-    "cosine": lambda epoch, after, span, milestones, gamma: cosine_factor(after, epochs=span),
+    "cosine": lambda epoch, after, span, milestones, decay: cosine_factor(after, epochs=span),
 }
