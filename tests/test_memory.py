@@ -20,7 +20,7 @@ from logitstore.precompute.models import build_model
 from trainer import TrainConfig, train
 from trainer.binding import open_source
 from trainer.checkpoint import Learner, Position, pack
-from trainer.data import Batch, Mixed, Request
+from trainer.data import Batch, Mixed, Plan, Request
 from trainer.device import Budget, budgeted_device, memory_in_use, own_randomness
 from trainer.fitting import (
     find_micro_batch,
@@ -32,7 +32,7 @@ from trainer.fitting import (
 from trainer.methods import make_method
 from trainer.micro import cut, has_batchnorm, spread
 from trainer.recompute import recomputed
-from trainer.step import make_learner, take_step
+from trainer.step import NO_AIDS, make_learner, take_step
 
 CPU = torch.device("cpu")
 CLASSES = 10
@@ -393,9 +393,10 @@ def test_a_limit_makes_a_run_look_for_its_parts(config: TrainConfig) -> None:
         limited = replace(config, student=student, device=None, memory_limit="2GiB", **change)
         model = build_model(student, classes=10, shape=(1, 8, 8))
         told, budget = Told(), NoCap(CPU, "2GiB", 0)
-        source, samples = open_source(limited, None)[0], np.arange(190)
+        source = open_source(limited, None)[0]
+        plan = Plan(samples=np.arange(190), seed=0, batch_size=50, view_count=1, epochs=1)
         learner = make_learner(limited, model, CPU)
-        found = micro_batch(limited, None, learner, source, samples, None, budget, told)
+        found = micro_batch(limited, None, learner, source, plan, None, NO_AIDS, budget, told)
         return found, told.messages
 
     assert searched("student", micro_batch=None)[0] == 50

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from logitstore.errors import Damaged, InputError
 from logitstore.precompute.teachers import load_into
+from trainer.past import Past
 
 FORMAT_VERSION = 1
 _HEADER = "logitstore"  # one entry only: safetensors writes several in no fixed order
@@ -46,8 +47,13 @@ def pack_weights(model: nn.Module) -> bytes:
     return save(_state(model))
 
 
-def pack(learner: Learner, position: Position, sums: Tensor | None) -> bytes:
-    """A checkpoint's bytes; ``sums`` are the epoch's running sums, None between epochs."""
+def pack(
+    learner: Learner, position: Position, sums: Tensor | None, past: Past | None = None
+) -> bytes:
+    """A checkpoint's bytes; ``sums`` are the epoch's running sums, None between epochs.
+
+    ``past`` are the predictions that the method learns from, None if it does not.
+    """
     tensors = {f"model.{key}": value for key, value in _state(learner.model).items()}
     for number, entries in learner.optimizer.state_dict()["state"].items():
         for name, value in entries.items():
@@ -58,6 +64,8 @@ def pack(learner: Learner, position: Position, sums: Tensor | None) -> bytes:
         tensors["random.cuda"] = torch.cuda.get_rng_state(learner.device)
     if sums is not None:
         tensors["sums"] = _plain(sums)
+    if past is not None:
+        tensors["past"] = past.codes
     header = {
         "format": FORMAT_VERSION,
         "epoch": position.epoch,
@@ -67,10 +75,13 @@ def pack(learner: Learner, position: Position, sums: Tensor | None) -> bytes:
     return save(tensors, {_HEADER: json.dumps(header, sort_keys=True)})
 
 
-def restore(path: Path, learner: Learner) -> tuple[Position, Tensor | None]:
-    """Load a checkpoint into the learner and the random states; (position, sums) of ``pack``.
+def restore(
+    path: Path, learner: Learner, past: Past | None = None
+) -> tuple[Position, Tensor | None]:
+    """Load a checkpoint into the learner, ``past`` and the random states; (position, sums).
 
-    Damaged if the file is not whole; InputError if it is of another network.
+    Damaged if the file is not whole; InputError if it is of another network, or lacks the past
+    predictions that are needed.
     """
     header, tensors = _read(path)
     if header["format"] != FORMAT_VERSION:
@@ -79,6 +90,8 @@ def restore(path: Path, learner: Learner) -> tuple[Position, Tensor | None]:
             "resume with the version that began the run, or use another --out"
         )
     load_into(learner.model, _under("model.", tensors), str(path))
+    if past is not None:
+        _recall(past, tensors.get("past"), path)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer.", tensors).items():
         number, _, name = key.partition(".")
@@ -92,6 +105,17 @@ def restore(path: Path, learner: Learner) -> tuple[Position, Tensor | None]:
     sums = tensors.get("sums")
     place = Position(header["epoch"], header["step"])
     return place, None if sums is None else sums.to(learner.device)
+
+
+def _recall(past: Past, found: Tensor | None, path: Path) -> None:
+    if found is None or found.shape != past.codes.shape:
+        said = "no past predictions" if found is None else f"past predictions {tuple(found.shape)}"
+        raise InputError(
+            f"{path}: has {said}, the method learns from {tuple(past.codes.shape)} (epochs, "
+            "samples, classes): bring the run's own checkpoint back, or remove the run (or use "
+            "another --out) to train from the start"
+        )
+    past.codes.copy_(found)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -31,11 +31,15 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """torch's generators seeded for this run; afterwards the caller's are as they were."""
     gpus = [device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        # torch.manual_seed would also seed the GPUs that are not saved here.
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            torch.cuda.default_generators[gpu].manual_seed(seed)
+        seed_generators(seed, device)
         yield
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and the device's; torch.manual_seed would seed every GPU's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,11 +22,12 @@ from logitstore.progress import Progress
 from logitstore.schema import Normalize
 from trainer.checkpoint import Learner
 from trainer.config import TrainConfig
-from trainer.data import Batch, Indices, Plan, Source, batches
+from trainer.data import Batch, Plan, Source, batches
 from trainer.device import Budget, own_randomness
 from trainer.micro import first_samples, has_batchnorm
+from trainer.ranks import ALONE, Ranks
 from trainer.run import Inputs
-from trainer.step import take_step
+from trainer.step import Aids, take_step
 
 Step = Callable[[Learner, Batch, int], object]
 
@@ -35,44 +37,41 @@ def micro_batch(
     recorded: Inputs | None,
     learner: Learner,
     source: Source,
-    samples: Indices,
+    plan: Plan,
     normalize: Normalize | None,
+    aids: Aids,
     budget: Budget | None,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> int | None:
     """How many samples at most go through the network at once, None: a whole batch.
 
-    Within a budget a size that was told or recorded is tried too: InputError before any work.
+    Within a budget a size that was told or recorded is tried too: InputError before any work.  Of
+    several ranks each tries alone, and the smallest size found is everyone's.
     """
     size = config.micro_batch if recorded is None else recorded.micro_batch
     if budget is not None:
-        step, batch = _step(config, normalize), _first_batch(config, source, samples)
+        step, batch = _step(config, normalize, aids), _first_batch(source, plan)
         known = size if recorded is None else size or config.batch_size
         sizes = halvings(len(batch.labels)) if known is None else [known]
         found = find_micro_batch(learner, batch, sizes, step, budget.tighten)
         if found is None:
             raise _too_large(config, sizes[-1])
-        size = found if known is None else size
+        size = ranks.smallest(found) if known is None else size
     if size is not None:
         _announce(progress, size, config.batch_size, has_batchnorm(learner.model))
     return size
 
 
-def _step(config: TrainConfig, normalize: Normalize | None) -> Step:
+def _step(config: TrainConfig, normalize: Normalize | None, aids: Aids) -> Step:
     method = config.make_method()
-    step = partial(take_step, lr=0.0, normalize=normalize, precision=config.precision)
+    unkept = aids._replace(keeps=False)
+    step = partial(take_step, lr=0.0, normalize=normalize, precision=config.precision, aids=unkept)
     return lambda learner, batch, size: step(learner, method, batch, micro_batch=size)
 
 
-def _first_batch(config: TrainConfig, source: Source, samples: Indices) -> Batch:
-    plan = Plan(
-        samples=samples,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        view_count=source.view_count,
-        epochs=1,
-    )
-    stream = batches(source, plan, workers=0)
+def _first_batch(source: Source, plan: Plan) -> Batch:
+    stream = batches(source, replace(plan, epochs=1), workers=0)
     try:
         return next(stream)
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +18,31 @@ from logitstore.precompute.images import to_input
 from logitstore.schema import Normalize
 from trainer.checkpoint import Learner
 from trainer.config import TrainConfig
-from trainer.data import Batch, Mixed
-from trainer.methods import Method, Outputs, total
+from trainer.data import Batch, Mixed, Request
+from trainer.method import Method, Outputs, total
 from trainer.micro import cut, spread
+from trainer.past import Past, encoded
+from trainer.ranks import ALONE, Ranks
 
 CHECK_EVERY = 16
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TAIL = ("correct", "labelled", "differing")
+
+
+class Aids(NamedTuple):
+    """What a method may look at beside a batch.
+
+    ``epochs`` of the run; ``past`` predictions, kept from the training steps if ``keeps``;
+    ``taught`` bool (samples of the dataset,), where the teacher's terms count.
+    """
+
+    epochs: int = 1
+    past: Past | None = None
+    keeps: bool = False
+    taught: Tensor | None = None
+
+
+NO_AIDS = Aids()
 
 
 def make_learner(config: TrainConfig, model: torch.nn.Module, device: torch.device) -> Learner:
@@ -60,24 +79,63 @@ def take_step(
     normalize: Normalize | None,
     precision: str,
     micro_batch: int | None = None,
+    aids: Aids = NO_AIDS,
+    ranks: Ranks = ALONE,
+    whole: int | None = None,
 ) -> dict[str, Tensor]:
     """Learn from one batch; sums over its samples: loss, each term, and counts (float64, 0-d).
 
-    At most ``micro_batch`` samples (None: all) go through the network at once; the gradient is that
-    of the whole batch's mean loss.  Raises InputError if the network refuses so few samples, and
-    torch.OutOfMemoryError.
+    The batch is this rank's part of one of ``whole`` samples (None: all of it); sums and gradient
+    are those of the whole: of its mean loss.  At most ``micro_batch`` samples (None: all) go
+    through the network at once.  Raises InputError if the network refuses so few samples,
+    torch.OutOfMemoryError, and Unfinished where another rank has ended.
     """
+    samples = whole or len(batch.labels)
     for group in learner.optimizer.param_groups:
         group["lr"] = lr
     learner.optimizer.zero_grad(set_to_none=True)
+    ranks.same(list(learner.model.buffers()))
     parts = cut(batch, micro_batch)
     with spread(learner.model, len(parts)):
         learnt = [
-            _learn(learner, method, part, len(batch.labels), normalize, precision) for part in parts
+            _learn(learner, method, part, samples, normalize, precision, aids) for part in parts
         ]
+    if aids.past is not None and aids.keeps:
+        predicted = torch.cat([student for student, _ in learnt])
+        _remember(aids.past, batch.request, predicted, samples, ranks)
+    names = list(learnt[0][1])
+    each = [torch.stack([sums[name] for name in names]) for _, sums in learnt]
+    values = torch.stack(each).sum(0)
+    _add_up(learner, values, ranks)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    return {name: torch.stack([sums[name] for sums in learnt]).sum() for name in learnt[0]}
+    return dict(zip(names, values.unbind(), strict=True))
+
+
+def _remember(past: Past, request: Request, student: Tensor, samples: int, ranks: Ranks) -> None:
+    """Keep what the whole batch's samples were predicted to be; every rank keeps all."""
+    codes = ranks.gathered(encoded(student), samples)
+    indices = ranks.gathered(torch.from_numpy(request.indices), samples)
+    past.put(indices.numpy(), codes, request.epoch)
+
+
+def _add_up(learner: Learner, values: Tensor, ranks: Ranks) -> None:
+    """Add up the ranks' gradients and sums; a parameter without gradient in all of them keeps none.
+
+    Zeros in its place would let weight decay and momentum change it.
+    """
+    if ranks.count == 1:
+        return
+    trained = [entry for entry in learner.model.parameters() if entry.requires_grad]
+    lacking = [place for place, entry in enumerate(trained) if entry.grad is None]
+    having = torch.ones(len(trained), device=learner.device)
+    for place in lacking:
+        having[place] = 0
+        trained[place].grad = torch.zeros_like(trained[place])
+    ranks.add([*(entry.grad for entry in trained if entry.grad is not None), having, values])
+    for place in lacking:
+        if having[place] == 0:
+            trained[place].grad = None
 
 
 def _learn(
@@ -87,8 +145,9 @@ def _learn(
     samples: int,
     normalize: Normalize | None,
     precision: str,
-) -> dict[str, Tensor]:
-    """Add a part's gradients of the mean over ``samples``; the part's sums."""
+    aids: Aids,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add a part's gradients of the mean over ``samples``; its logits and the part's sums."""
     model, device = learner.model, learner.device
     images = to_input(part.images.to(device, non_blocking=True), normalize)
     labels = part.labels.to(device, non_blocking=True)
@@ -98,7 +157,7 @@ def _learn(
     try:
         with narrow or nullcontext():
             student = model(images)
-        outputs = Outputs(student, labels, teacher, mixed)
+        outputs = _outputs(part, student, labels, teacher, mixed, aids)
         terms = method.terms(outputs, part.request.epoch)
         loss = total(terms)
         learner.scaler.scale(loss.sum() / samples).backward()  # type: ignore[no-untyped-call]
@@ -109,7 +168,21 @@ def _learn(
             f"{samples} images{'' if whole else ' at once'} ({str(error).splitlines()[0]}): choose "
             f"another {'' if whole else '--micro-batch or '}--batch-size"
         ) from error
-    return _sums(outputs, loss, terms)
+    return student.detach(), _sums(outputs, loss, terms)
+
+
+def _outputs(
+    part: Batch,
+    student: Tensor,
+    labels: Tensor,
+    teacher: Tensor | None,
+    mixed: Mixed | None,
+    aids: Aids,
+) -> Outputs:
+    epoch, indices, device = part.request.epoch, part.request.indices, student.device
+    past = None if aids.past is None else aids.past.probabilities(indices, epoch).to(device)
+    taught = None if aids.taught is None else aids.taught[torch.from_numpy(indices)].to(device)
+    return Outputs(student, labels, teacher, mixed, past, taught, aids.epochs)
 
 
 @torch.no_grad()
