@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 _PUBLIC = {
+    "Ensemble": "logitstore.ensemble",
     "LogitStore": "logitstore.stores",
     "Snapshot": "logitstore.reader",
     "open_store": "logitstore.opening",
@@ -26,6 +27,7 @@ _PUBLIC = {
 }
 __all__ = [
     "Cache",
+    "Ensemble",
     "LogitStore",
     "LogitstoreError",
     "Rows",
@@ -38,6 +40,7 @@ __all__ = [
 if TYPE_CHECKING:
     from logitstore.cache import Cache
     from logitstore.encodings import Rows
+    from logitstore.ensemble import Ensemble
     from logitstore.errors import LogitstoreError
     from logitstore.opening import open_store
     from logitstore.reader import Snapshot

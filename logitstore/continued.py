@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from logitstore.encodings import Logits, Rows
 from logitstore.errors import InputError, MismatchError
 from logitstore.reader import Snapshot
-from logitstore.schema import SnapshotMeta, first_difference
+from logitstore.schema import CombinedCard, SnapshotMeta, first_difference
 
 
 class Continued:
@@ -76,11 +76,25 @@ def _refuse_break(before: Snapshot, after: Snapshot) -> None:
                 f"{after.name} does not continue {before.name}: {field} is {there!r} there and "
                 f"{here!r} here: {remedy}"
             )
+    if _combination(first) != _combination(second):
+        raise MismatchError(
+            f"{after.name} does not continue {before.name}: their teacher was combined with other "
+            "specialists, or one of them with none: combine both by one plan"
+        )
     if second.view.first_view != expected:
         raise MismatchError(
             f"{after.name} does not continue {before.name}: it begins with view "
             f"{second.view.first_view}, view {expected} comes next"
         )
+
+
+def _combination(meta: SnapshotMeta) -> CombinedCard | None:
+    """How the rows were combined, apart from which rows: those are others in each part."""
+    card = meta.combined
+    if card is None:
+        return None
+    names = tuple(each.model_copy(update={"root": ""}) for each in card.specialists)
+    return card.model_copy(update={"generalist": "", "specialists": names})
 
 
 def _joined(parts: Sequence[Snapshot]) -> SnapshotMeta:

@@ -8,12 +8,12 @@ shards, files or torch; a tensor is only made where one is asked for (``decode_t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from logitstore.dense import Float16, Float32, Uint8
 from logitstore.encoding import LIMITS, Arrays, Encoding, Labels, Logits, unusable
@@ -92,6 +92,20 @@ class Rows:
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+    def part(self, span: slice) -> Rows:
+        """Some of the samples."""
+        return replace(self, arrays={name: rows[span] for name, rows in self.arrays.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows], order: ArrayLike) -> Rows:
+        """The samples of all parts (of one encoding), in ``order`` of their places in a row."""
+        order = np.asarray(order, np.int64)
+        arrays = {
+            name: np.concatenate([part.arrays[name] for part in parts])[order]
+            for name in parts[0].arrays
+        }
+        return replace(parts[0], arrays=arrays)
 
     def logits(self) -> Logits:
         """Decode in NumPy: float32 (N, C); Damaged if these cannot be such rows."""

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from logitstore.continued import Continued
 from logitstore.errors import InputError, MismatchError
 from logitstore.reader import Snapshot
 from logitstore.storage import open_storage
 from logitstore.stores import LogitStore, open_stored
+
+
+class Rooted(Protocol):
+    """Anything that teaches: its name, and the root that identifies it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def root(self) -> str: ...
 
 
 def open_store(
@@ -28,7 +38,7 @@ def open_store(
     return open_stored(open_storage(location))
 
 
-def expect_root(snapshot: Snapshot | Continued, root: str) -> None:
+def expect_root(snapshot: Rooted, root: str) -> None:
     """Refuse a snapshot that is not the one meant: ``root`` in hex, with or without "sha256:"."""
     if root.removeprefix("sha256:").lower() != snapshot.root:
         raise MismatchError(

@@ -12,8 +12,8 @@ from typing import Literal, get_args
 
 from logitstore.cache import SMALL_BYTES, Cache
 from logitstore.console import size
-from logitstore.continued import Continued
 from logitstore.decoded import Copy, Index
+from logitstore.ensemble import Teacher, leaves
 from logitstore.errors import InputError, NoCache, UnknownName
 from logitstore.progress import Progress
 from logitstore.reader import Snapshot
@@ -44,12 +44,15 @@ class Reading:
 
 
 def prepare_reading(
-    snapshot: Snapshot | Continued,
+    snapshot: Teacher | Sequence[Teacher],
     read: str = "auto",
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Reading:
     """Decide how this snapshot's rows are read from now on, and pay for it now.
+
+    Of several teachers, or one made of several snapshots, each stored snapshot is prepared once,
+    and all of them in one way.
 
     ``materialise``: each shard is fetched once, verified and decoded into a copy (see ``Cache``; in
     memory up to 64 MiB).  ``stream``: a server is asked for each batch's rows.  ``direct``: whole
@@ -61,7 +64,7 @@ def prepare_reading(
     """
     if read not in READS:
         raise UnknownName.among("way of reading", read, READS)
-    parts = snapshot.parts if isinstance(snapshot, Continued) else (snapshot,)
+    parts = leaves(*snapshot) if isinstance(snapshot, Sequence) else leaves(snapshot)
     served = all(part.served for part in parts)
     if read == "stream" and not served:
         raise not_served(parts[0].url)

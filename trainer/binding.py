@@ -8,21 +8,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from logitstore.choice import MAX_KL
-from logitstore.continued import Continued
-from logitstore.encodings import TopK
+from logitstore.ensemble import Teacher
 from logitstore.errors import InputError, MismatchError
-from logitstore.opening import chosen_views, expect_root, open_store
+from logitstore.opening import open_store
 from logitstore.precompute.canaries import check_canaries
+from logitstore.precompute.classes import (
+    MAP_IT,
+    Classes,
+    ClassMap,
+    map_for,
+    read_class_map,
+    renumbered,
+)
 from logitstore.precompute.datasets import ImageDataset, open_dataset
 from logitstore.precompute.views import Views, parse_views, views_of
-from logitstore.reader import Snapshot
 from logitstore.schema import SnapshotMeta, ViewCard
 from logitstore.stores import LogitStore
-from trainer.classes import MAP_IT, Classes, ClassMap, map_for, read_class_map, renumbered
 from trainer.config import TrainConfig
 from trainer.data import Indices, Source
 from trainer.matching import align
+from trainer.specialists import specialised
+from trainer.suited import checked_teaching
+from trainer.teaching import Teaching
 
 
 def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[str]]:
@@ -34,43 +41,35 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
     dataset = open_dataset(config.data)
     own = parse_views(config.augment or "eval", config.size, config.seed)
     if config.store is None:
+        class_map = None
+        if config.specialist is not None:
+            dataset, class_map = specialised(dataset, config.specialist)
         classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
-        source = Source(dataset=dataset, views=own, classes=classes, view_count=1, fresh=True)
+        source = Source(
+            dataset=dataset,
+            views=own,
+            classes=classes,
+            view_count=1,
+            fresh=True,
+            class_map=class_map,
+        )
         return source, []
     store = open_store(config.store, token, patience=config.patience)
-    snapshot = chosen_views(store, config.snapshot)
-    if config.expect_root is not None:
-        expect_root(snapshot, config.expect_root)
-    _refuse_missing_tail(snapshot, config)
+    teaching = checked_teaching(store, config, token)
     source, notes = bind(
         store,
-        snapshot,
+        teaching.first,
         dataset,
         unbound=own if config.allow_unbound else None,
         allow_mismatch=config.allow_mismatch,
         match_by=config.match_by,
         class_map=read_class_map(config.class_map),
     )
-    if snapshot.meta.view is None or (config.augment is None and config.size is None):
+    source = replace(source, teaching=teaching)
+    card = teaching.first.meta.view
+    if card is None or (config.augment is None and config.size is None):
         return source, notes
-    return _shown_otherwise(source, snapshot.meta.view, config), notes
-
-
-def _refuse_missing_tail(snapshot: Snapshot | Continued, config: TrainConfig) -> None:
-    """A topk row knows its tail's mass at T=1 only; at T=4 the tail may be most of the mass."""
-    temperature = config.resolved().temperature
-    if snapshot.meta.encoding.name != TopK.name or temperature in (None, 1):
-        return
-    measured = {d.temperature: d.mean for d in snapshot.meta.fidelity.divergence}
-    lost = measured.get(temperature)
-    if lost is None or lost > MAX_KL:
-        said = "was not measured" if lost is None else f"is {lost:.2g} nats"
-        raise InputError(
-            f"snapshot {snapshot.name!r} keeps {snapshot.meta.encoding.parameters['k']} of "
-            f"{snapshot.meta.classes} classes: its loss at temperature {temperature:g} {said}, at "
-            f"most {MAX_KL:g} is usable; use --temperature 1, or a snapshot built with "
-            f"--encoding auto --at-temperature {temperature:g}"
-        )
+    return _shown_otherwise(source, card, config), notes
 
 
 def _shown_otherwise(source: Source, card: ViewCard, config: TrainConfig) -> Source:
@@ -89,7 +88,7 @@ def _shown_otherwise(source: Source, card: ViewCard, config: TrainConfig) -> Sou
 
 def bind(
     store: LogitStore,
-    snapshot: Snapshot | Continued,
+    snapshot: Teacher,
     dataset: ImageDataset,
     *,
     unbound: Views | None = None,
@@ -131,8 +130,7 @@ def bind(
         fresh=card is None,
         samples=samples,
         class_map=class_map,
-        snapshot=snapshot,
-        root=snapshot.root,
+        teaching=Teaching.always(snapshot),
     )
     return source, aligned.notes + warnings
 
@@ -155,8 +153,8 @@ def _checked_images(
         return [f"allowed mismatch: {error}"]
 
 
-def open_validation(spec: str, like: Source) -> Source:
-    """The validation split, prepared as the training images are but for what is random.
+def open_validation(spec: str, like: Source, *, flag: str = "--val") -> Source:
+    """Data to measure on, prepared as the training images are but for what is random.
 
     Its classes are numbered as the training data's.
     """
@@ -166,6 +164,6 @@ def open_validation(spec: str, like: Source) -> Source:
     class_map = map_for(dataset, like.class_map)
     dataset = renumbered(dataset, classes, class_map, remedy=remedy)
     if not (dataset.labels >= 0).any():
-        raise InputError(f"--val {spec}: no sample has a label; drop --val or use a labelled split")
+        raise InputError(f"{flag} {spec}: no sample has a label; drop {flag} or use labelled data")
     views = like.views.evaluation()
     return Source(dataset=dataset, views=views, classes=like.classes, view_count=1)

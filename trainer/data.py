@@ -16,16 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitstore.continued import Continued
 from logitstore.encodings import Rows
+from logitstore.ensemble import Blend, Teacher
 from logitstore.errors import InputError
+from logitstore.precompute.classes import ClassMap
 from logitstore.precompute.datasets import ImageDataset
 from logitstore.precompute.feed import image_batches
 from logitstore.precompute.mix import Mix
 from logitstore.precompute.views import Views
-from logitstore.reader import Snapshot
 from trainer.ahead import read_ahead
-from trainer.classes import ClassMap
+from trainer.ranks import ALONE, Ranks
+from trainer.teaching import Teaching
 
 Indices = NDArray[np.int64]
 
@@ -36,7 +37,7 @@ class Source:
 
     The dataset comes in the store's order; ``samples`` are those that are there, ascending (None:
     all).  Its classes are numbered as the store's, by ``class_map`` if one was given.
-    ``first_view`` is the number, in the view spec's sequence, of the snapshot's view 0.
+    ``first_view`` is the number, in the view spec's sequence, of the teachers' view 0.
     ``fresh``: the images come in a view of their own in each epoch, whatever the rows' view is.
     """
 
@@ -48,8 +49,17 @@ class Source:
     fresh: bool = False
     samples: Indices | None = None
     class_map: ClassMap | None = None
-    snapshot: Snapshot | Continued | None = None
-    root: str | None = None
+    teaching: Teaching | None = None
+
+    @property
+    def snapshot(self) -> Teacher | None:
+        """Who teaches in the first epoch; all that teach saw the same images."""
+        return None if self.teaching is None else self.teaching.first
+
+    @property
+    def root(self) -> str | None:
+        """What identifies all that teaches."""
+        return None if self.teaching is None else self.teaching.root
 
     def there(self) -> Indices:
         """The samples that can be trained on, ascending."""
@@ -85,7 +95,7 @@ class Batch(NamedTuple):
     request: Request
     images: Tensor
     labels: Tensor
-    teacher: Rows | None
+    teacher: Rows | Blend | None
     mixed: Mixed | None = None
 
 
@@ -129,7 +139,9 @@ def unseen_views(source: Source, epochs: int) -> list[str]:
 class Plan:
     """Every request of a run from (first_epoch, first_step) on; iterate it as often as you like.
 
-    The last batch of an epoch may be smaller.
+    The last batch of an epoch may be smaller.  With ``others`` an epoch shows as many of them as
+    of ``samples``, drawn anew each time (all of them equally often, where there are too few).
+    Of each batch this process gets the part that is its own among ``ranks``.
     """
 
     samples: Indices
@@ -137,20 +149,45 @@ class Plan:
     batch_size: int
     view_count: int
     epochs: int
+    others: Indices | None = None
+    ranks: Ranks = ALONE
     first_epoch: int = 0
     first_step: int = 0
 
     @property
+    def shown(self) -> int:
+        """How many samples one epoch shows."""
+        return len(self.samples) * (1 if self.others is None else 2)
+
+    @property
     def steps(self) -> int:
         """Steps of one epoch."""
-        return -(-len(self.samples) // self.batch_size)
+        return -(-self.shown // self.batch_size)
+
+    def whole(self, step: int) -> int:
+        """How many samples all ranks take in a step of an epoch."""
+        return min(self.batch_size, self.shown - step * self.batch_size)
+
+    def every_sample(self) -> Indices:
+        """All that may be shown, ascending."""
+        if self.others is None:
+            return self.samples
+        return np.union1d(self.samples, self.others)
+
+    def of_epoch(self, epoch: int) -> Indices:
+        """The samples of an epoch, before they are shuffled."""
+        if self.others is None:
+            return self.samples
+        drawn = self.others[shuffled(len(self.others), "others", self.seed, epoch)]
+        return np.concatenate([self.samples, np.resize(drawn, len(self.samples))])
 
     def __iter__(self) -> Iterator[Request]:
         for epoch in range(self.first_epoch, self.epochs):
-            order = self.samples[shuffled(len(self.samples), "order", self.seed, epoch)]
+            order = self.of_epoch(epoch)[shuffled(self.shown, "order", self.seed, epoch)]
             first = self.first_step if epoch == self.first_epoch else 0
             for step in range(first, self.steps):
-                part = order[step * self.batch_size : (step + 1) * self.batch_size]
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                part = batch[self.ranks.part(len(batch))]
                 yield Request(epoch, step, epoch % self.view_count, part)
 
 
@@ -166,11 +203,11 @@ def batches(
     # threads, and nothing of a long run's plan is ever held in memory.
     items = ([(source.shown_view(r), int(i)) for i in r.indices] for r in plan)
     images = image_batches(source.dataset, source.views, items, workers=workers, pin=pin)
-    snapshot = source.snapshot
-    rows: Iterator[Rows | None] = (
+    teaching = source.teaching
+    rows: Iterator[Rows | Blend | None] = (
         (None for _ in plan)
-        if snapshot is None
-        else read_ahead(plan, lambda request: snapshot.rows(request.indices, request.view))
+        if teaching is None
+        else read_ahead(plan, lambda r: teaching.at(r.epoch).rows(r.indices, r.view))
     )
     views = source.views
     mix = None if views.mix is None else Mix(views.mix, views.seed, len(source.dataset))

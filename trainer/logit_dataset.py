@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from logitstore.continued import Continued
+from logitstore.ensemble import Teacher, leaves
+from logitstore.precompute.classes import ClassMap
 from logitstore.precompute.datasets import ImageDataset, from_map_style, open_dataset
 from logitstore.precompute.feed import ViewItems
 from logitstore.precompute.views import Views
-from logitstore.reader import Snapshot
 from logitstore.stores import LogitStore
 from trainer.binding import bind, open_validation
-from trainer.classes import ClassMap
 from trainer.data import Source
 
 
@@ -60,16 +59,15 @@ class LogitDataset(Dataset[LogitItem]):
     def __init__(
         self,
         dataset: Any,
-        snapshot: Snapshot | Continued,
+        snapshot: Teacher,
         *,
         match_by: str = "index",
         class_map: ClassMap | None = None,
         allow_mismatch: bool = False,
         allow_unbound: bool = False,
     ) -> None:
-        first = snapshot.parts[0] if isinstance(snapshot, Continued) else snapshot
         source, notes = bind(
-            LogitStore.of(first),
+            LogitStore.of(leaves(snapshot)[0]),
             snapshot,
             _as_images(dataset),
             unbound=Views(()) if allow_unbound else None,
@@ -80,7 +78,7 @@ class LogitDataset(Dataset[LogitItem]):
         for note in notes:
             warnings.warn(note, BindingWarning, stacklevel=2)
         self.root, self.classes, self.views = snapshot.root, source.classes, source.view_count
-        self._source = replace(source, snapshot=None)  # else every worker would get a copy of it
+        self._source = replace(source, teaching=None)  # else every worker would get a copy of it
         self._samples = source.there()
         self._items = ViewItems(source.dataset, source.views)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]

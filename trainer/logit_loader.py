@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitstore.cache import Cache
-from logitstore.continued import Continued
 from logitstore.encodings import Rows
+from logitstore.ensemble import Blend, Teacher
 from logitstore.errors import InputError, MismatchError
-from logitstore.reader import Snapshot
 from logitstore.reading import Read, prepare_reading
 from trainer.ahead import read_ahead
 from trainer.logit_dataset import LogitDataset, LogitItem
@@ -44,7 +43,7 @@ class LogitBatch(NamedTuple):
 
 def with_logits(
     loader: Any,
-    snapshot: Snapshot | Continued,
+    snapshot: Teacher,
     *,
     read: Read = "auto",
     cache: Cache | None = None,
@@ -61,6 +60,8 @@ def with_logits(
     ``read`` and ``cache`` say where the snapshot's rows come from (``logitstore.prepare_reading``,
     called here): unless told otherwise they are decoded once, into memory or a cache on the disk,
     which takes a while for a large snapshot and is logged.
+
+    The snapshot may be an ``Ensemble``, if the dataset was made with it.
 
     Each iteration is the next epoch, unless ``set_epoch`` of the result, of the dataset or of a
     DistributedSampler said otherwise; the sampler is told too.  Loaders over one dataset share its
@@ -96,7 +97,7 @@ class LogitLoader:
     def __init__(
         self,
         loader: Any,
-        snapshot: Snapshot | Continued,
+        snapshot: Teacher,
         clocks: list[Any],
         device: Any,
         ahead: int,
@@ -145,12 +146,12 @@ class LogitLoader:
         set_to = (getattr(clock, "epoch", self._epoch) for clock in self._clocks)
         return next((e for e in set_to if e != self._epoch), self._epoch + self._begun)
 
-    def _fetch(self, asked: tuple[Any, Any]) -> Rows:
+    def _fetch(self, asked: tuple[Any, Any]) -> Rows | Blend:
         # In the reading thread: a copy from a GPU waits for the step that is under way there.
         indices, views = (np.asarray(torch.as_tensor(part).cpu()) for part in asked)
         return _gather(self._snapshot, indices, views)
 
-    def _joined(self, batch: Any, rows: Rows) -> Any:
+    def _joined(self, batch: Any, rows: Rows | Blend) -> Any:
         tensors = (part for part in _fields(batch).values() if isinstance(part, Tensor))
         place = next((t.device for t in tensors), "cpu") if self._device is None else self._device
         teacher = rows.tensor(place)
@@ -191,16 +192,14 @@ def _fields(batch: Any) -> Mapping[str, Any]:
 
 
 def _gather(
-    snapshot: Snapshot | Continued, indices: NDArray[np.int64], views: NDArray[np.int64]
-) -> Rows:
+    snapshot: Teacher, indices: NDArray[np.int64], views: NDArray[np.int64]
+) -> Rows | Blend:
     """The rows of each sample's own view, in this order: one gather per view, usually one."""
     present = np.unique(views)
-    parts = [snapshot.rows(indices[views == view], int(view)) for view in present]
+    parts: list[Any] = [snapshot.rows(indices[views == view], int(view)) for view in present]
     if len(parts) == 1:
-        return parts[0]
+        only: Rows | Blend = parts[0]
+        return only
     back = np.argsort(np.argsort(views, kind="stable"))
-    joined = {
-        name: np.concatenate([part.arrays[name] for part in parts])[back]
-        for name in parts[0].arrays
-    }
-    return Rows(parts[0].encoding, joined)
+    joined: Rows | Blend = type(parts[0]).joined(parts, back)
+    return joined

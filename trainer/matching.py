@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.errors import InputError, MismatchError, UnknownName
+from logitstore.precompute.classes import Classes, ClassMap, renumbered
 from logitstore.precompute.datasets import ImageDataset
 from logitstore.stores import LogitStore
-from trainer.classes import Classes, ClassMap, renumbered
 from trainer.data import Indices
 
 _OTHER_NUMBERS = "or give --class-map FILE if only its classes are numbered otherwise"

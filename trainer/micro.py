@@ -16,13 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
-from logitstore.encodings import Rows
 from trainer.data import Batch
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -48,8 +46,8 @@ def _part(value: Any, span: slice) -> Any:
     """Some samples of a batch, or of anything in it: what has a row per sample is sliced."""
     if value is None or isinstance(value, int):
         return value
-    if isinstance(value, Rows):
-        return replace(value, arrays={name: rows[span] for name, rows in value.arrays.items()})
+    if hasattr(value, "part"):
+        return value.part(span)
     if isinstance(value, tuple):
         return type(value)(*(_part(entry, span) for entry in value))
     return value[span]

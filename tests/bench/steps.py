@@ -47,7 +47,7 @@ def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
         ours = iter(batches(source, plan))
         _check_equal(next(ours), next(other))
         if side == "ce":
-            other = iter(batches(replace(source, snapshot=None), plan))
+            other = iter(batches(replace(source, teaching=None), plan))
         yield Sides(
             ours=seconds(_stepping("kd", ours), STEPS),
             theirs=seconds(_stepping("ce" if side == "ce" else "kd", other), STEPS),
