@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,27 +10,112 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from logitstore.errors import InputError, MismatchError, NotFound
-from logitstore.opening import chosen_views, open_store
-from logitstore.precompute.datasets import ImageDataset, check_labels, open_dataset
+from logitstore.ensemble import Teacher, leaves
+from logitstore.errors import InputError
+from logitstore.opening import open_store
+from logitstore.precompute.classes import read_class_map
+from logitstore.precompute.datasets import check_labels
 from logitstore.precompute.feed import image_batches
 from logitstore.precompute.images import parse_normalize, to_input
-from logitstore.precompute.models import build_model
-from logitstore.precompute.teachers import find_teachers, load_into, load_weights
-from logitstore.precompute.views import Views, parse_views
 from logitstore.schema import Normalize
 from logitstore.stores import LogitStore
 from trainer import metrics
-from trainer.binding import bind
-from trainer.classes import Classes, map_for, read_class_map, renumbered
+from trainer.binding import bind, open_validation
+from trainer.calibration import fit_temperature, fitted_figures
 from trainer.data import Source
-from trainer.device import own_randomness, training_device
-from trainer.run import CONFIG, INPUTS, MODEL, Inputs
+from trainer.device import training_device
+from trainer.holdout import split_share
+from trainer.runs_on import check_runs, first_shape
+from trainer.suited import refuse_lost_tail
+from trainer.teaching import open_teacher
+from trainer.trained import Trained, find_trained
 
 Logits = NDArray[np.float32]
+Labels = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Weights on a device, ready to be shown images."""
+
+    model: nn.Module
+    normalize: Normalize | None
+    device: torch.device
+    batch_size: int
+
+    def logits(self, source: Source) -> Logits:
+        """Logits float32 (N, C) of every sample there is."""
+        place, size = self.device, self.batch_size
+        return gather_logits(self.model, source, self.normalize, place, batch_size=size)
 
 
 def evaluate(
+    run_or_checkpoint: str | Path,
+    data: str,
+    *,
+    val: str | None = None,
+    student: str | None = None,
+    normalize: str | None = None,
+    view_spec: str | None = None,
+    size: int | None = None,
+    store: str | None = None,
+    snapshot: str | None = None,
+    temperature: float | None = None,
+    token: str | None = None,
+    match_by: str = "index",
+    class_map: str | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+) -> dict[str, float]:
+    """The figures of some weights on some data: those of ``measure``, and more if more is given.
+
+    A run, or a checkpoint inside one, knows its ``student``, ``normalize`` and image preparation;
+    they may be given for any other checkpoint.  With ``val`` also ``nll_fitted``, ``ece10_fitted``
+    and ``ece15_fitted`` after one temperature fitted there, ``fitted_temperature``.  The val
+    split:SHARE of a run that held samples out may be given as either data.
+    With a store of the same data also ``kd_error``, ``agreement`` and ``kd_loss`` (T² · KL from the
+    teacher at ``temperature``, None: 1), on the snapshot's view 0 (imported logits: by labels
+    alone); ``snapshot`` may be an ensemble, but no schedule.  Everything else is measured without
+    anything random.  ``match_by`` and ``class_map`` are as in ``TrainConfig``; a run's own map and
+    class names hold for the data that it is measured on.
+
+    >>> evaluate("runs/student", "digits?train=false")["top1"]    # doctest: +SKIP
+    0.9715
+    """
+    at = 1.0 if temperature is None else temperature
+    if at <= 0:
+        raise InputError(f"--temperature must be positive, not {at:g}")
+    trained = find_trained(run_or_checkpoint, student, normalize)
+    if store is None:
+        _refuse_without_store(trained, match_by, class_map, temperature)
+    source = trained.source(data, view_spec=view_spec, size=size, class_map=class_map)
+    taught = None
+    if store is not None:
+        opened = open_store(store, token)
+        teacher = open_teacher(opened, snapshot, temperature=at, token=token)
+        for leaf in leaves(teacher):
+            refuse_lost_tail(leaf, at)
+        taught = _taught(trained, source, opened, teacher, match_by, class_map)
+        # One pass serves both, unless the teacher saw what nobody should be measured on.
+        plain = replace(taught, views=source.views, first_view=0)
+        source = plain if taught.views.random else taught
+    check_labels(source.dataset, source.classes)
+    network = load_network(trained, source, device, batch_size)
+    logits = network.logits(source)
+    measured = measure(logits, labels_of(source))
+    if val is not None:
+        chosen = _validation(trained, source, val)
+        check_runs(network.model, chosen, network.normalize, network.device)
+        fitted = fit_temperature(network.logits(chosen), labels_of(chosen))
+        measured |= fitted_figures(logits, labels_of(source), fitted)
+    if taught is not None and taught.snapshot is not None:
+        ours = logits if taught is source else network.logits(taught)
+        theirs = taught.snapshot.logits(taught.there())
+        measured |= compare(ours, theirs, at)
+    return measured
+
+
+def logits_of(
     run_or_checkpoint: str | Path,
     data: str,
     *,
@@ -38,94 +123,61 @@ def evaluate(
     normalize: str | None = None,
     view_spec: str | None = None,
     size: int | None = None,
-    store: str | None = None,
-    snapshot: str | None = None,
-    token: str | None = None,
-    match_by: str = "index",
     class_map: str | None = None,
     batch_size: int = 256,
     device: str | None = None,
-) -> dict[str, float]:
-    """``top1``, ``top5`` (if C > 5), ``nll`` in nats, ``ece`` and ``samples`` of some weights.
+) -> tuple[Logits, Labels]:
+    """Logits float32 (N, C) and labels int32 (N,), -1 where unknown: what ``evaluate`` measures.
 
-    A run, or a checkpoint inside one, knows its ``student``, ``normalize`` and image preparation;
-    they may be given for any other checkpoint.  With a store of the same data also ``kd_error`` and
-    ``agreement`` with the teacher, on the snapshot's view 0 (imported logits: by labels alone);
-    everything else is measured without anything random.  ``match_by`` and ``class_map`` are as in
-    ``TrainConfig``; a run's own map and class names hold for the data that it is measured on.
-
-    >>> evaluate("runs/student", "digits?train=false")["top1"]    # doctest: +SKIP
-    0.9715
+    The arguments are those of ``evaluate``; samples come in the order of the data.
     """
-    weights, inputs = _weights(Path(run_or_checkpoint))
-    found = find_teachers([str(weights)])[0]
-    arch = student or found.arch
-    if arch is None:
-        raise InputError(
-            f"{weights}: say which network this is with --student (resnet20, torchvision:NAME, "
-            "path/to/file.py:factory, …)"
-        )
-    dataset = _numbered(open_dataset(data), weights, inputs, class_map, store)
-    if view_spec is None and size is None and inputs is not None:
-        views = Views(inputs.view_spec, inputs.size).evaluation()
-    else:
-        views = parse_views(view_spec or "eval", size).evaluation()
-    classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
-    source = Source(
-        dataset=dataset,
-        views=views,
-        classes=classes if inputs is None else inputs.classes,
-        view_count=1,
-    )
-    taught = None
-    if store is not None:
-        opened = open_store(store, token)
-        _refuse_other_classes(weights, inputs, opened)
-        taught, _ = bind(
-            opened,
-            chosen_views(opened, snapshot),
-            dataset,
-            unbound=views,
-            match_by=match_by,
-            class_map=read_class_map(class_map) if inputs is None else None,
-        )
-        # One pass serves both, unless the teacher saw what nobody should be measured on.
-        source = (
-            replace(source, dataset=taught.dataset, samples=taught.samples, classes=taught.classes)
-            if taught.views.random
-            else taught
-        )
-    elif match_by != "index":
-        raise InputError("--match-by without a store: give --store STORE, or drop --match-by")
+    trained = find_trained(run_or_checkpoint, student, normalize)
+    _refuse_without_store(trained, "index", class_map, None)
+    source = trained.source(data, view_spec=view_spec, size=size, class_map=class_map)
     check_labels(source.dataset, source.classes)
+    network = load_network(trained, source, device, batch_size)
+    return network.logits(source), labels_of(source)
+
+
+def load_network(trained: Trained, source: Source, device: str | None, batch_size: int) -> Network:
+    """Weights ready for a source; InputError or MismatchError if they do not fit it."""
     place = training_device(device, "fp32")
     shape = first_shape(source)
-    with own_randomness(0, place):  # initial weights are drawn and then replaced
-        model = build_model(arch, classes=source.classes, shape=shape)
-    load_into(model, load_weights(weights)[0], str(weights))
-    model.to(place)
-    scaling = parse_normalize(normalize or found.normalize, shape[0])
-    probe(model, source, scaling, place)
-    logits = gather_logits(model, source, scaling, place, batch_size=batch_size)
-    measured = measure(logits, source.dataset.labels[source.there()])
-    if taught is not None and taught.snapshot is not None:
-        if taught is not source:
-            logits = gather_logits(model, taught, scaling, place, batch_size=batch_size)
-        error = metrics.kd_error(logits, taught.snapshot.logits(taught.there()))
-        measured |= {"kd_error": error, "agreement": 1 - error}
-    return measured
+    model = trained.load(source.classes, shape, place)
+    network = Network(model, parse_normalize(trained.normalize, shape[0]), place, batch_size)
+    check_runs(model, source, network.normalize, place)
+    return network
 
 
-def measure(logits: Logits, labels: NDArray[np.int32]) -> dict[str, float]:
-    """The figures of some logits (N, C) with their labels (N,)."""
+def measure(logits: Logits, labels: Labels) -> dict[str, float]:
+    """The figures of some logits (N, C) with their labels (N,); shares are in [0, 1], nats.
+
+    ``top1``, ``top5`` (if C > 5), ``nll``, ``ece10``, ``ece15``, ``aurc``, ``eaurc``, ``samples``.
+    """
     top5 = {"top5": metrics.accuracy(logits, labels, k=5)} if logits.shape[1] > 5 else {}
     return {
         "top1": metrics.accuracy(logits, labels),
         **top5,
         "nll": metrics.nll(logits, labels),
-        "ece": metrics.ece(logits, labels),
+        "ece10": metrics.ece(logits, labels, bins=10),
+        "ece15": metrics.ece(logits, labels, bins=15),
+        "aurc": metrics.aurc(logits, labels),
+        "eaurc": metrics.eaurc(logits, labels),
         "samples": float((labels >= 0).sum()),
     }
+
+
+def compare(student: Logits, teacher: Logits, temperature: float) -> dict[str, float]:
+    """How far a student's logits (N, C) are from its teacher's, KL at a temperature."""
+    error = metrics.kd_error(student, teacher)
+    loss = metrics.kd_loss(student, teacher, temperature)
+    return {"kd_error": error, "agreement": 1 - error, "kd_loss": loss}
+
+
+def labels_of(source: Source) -> Labels:
+    """Labels int32 (N,), -1 where unknown, in the order of ``gather_logits``."""
+    labels: Labels = source.dataset.labels[source.there()]
+    return labels
 
 
 def gather_logits(
@@ -157,83 +209,43 @@ def gather_logits(
     return gathered
 
 
-def first_shape(source: Source) -> tuple[int, int, int]:
-    """Shape (C, H, W) of a sample as the network gets it."""
-    item = [(source.first_view, int(source.there()[0]))]
-    images = next(image_batches(source.dataset, source.views, [item], workers=0))
-    return images.shape[1], images.shape[2], images.shape[3]
-
-
-def probe(
-    model: nn.Module, source: Source, normalize: Normalize | None, device: torch.device
-) -> None:
-    """Run the network on one sample: InputError or MismatchError if it does not fit."""
-    item = [(source.first_view, int(source.there()[0]))]
-    images = next(image_batches(source.dataset, source.views, [item], workers=0))
-    where = f"the student on {source.dataset.name}"
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            output = model(to_input(images.to(device), normalize))
-    except Exception as error:  # whatever a network raises for images it is not made for
-        raise InputError(
-            f"{where}: it does not run on images of shape {tuple(images.shape[1:])}: "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}; check --student, "
-            f"--size and --normalize"
-        ) from error
-    finally:
-        model.train(was_training)
-    shape = tuple(getattr(output, "shape", ()))
-    if shape != (1, source.classes):
-        raise MismatchError(
-            f"{where}: it gives {shape} for one image, expected (1, {source.classes}), one logit "
-            "for each class: use a student with as many classes"
-        )
-
-
-def _numbered(
-    dataset: ImageDataset,
-    weights: Path,
-    inputs: Inputs | None,
+def _taught(
+    trained: Trained,
+    source: Source,
+    store: LogitStore,
+    teacher: Teacher,
+    match_by: str,
     class_map: str | None,
-    store: str | None,
-) -> ImageDataset:
-    """The dataset with its classes numbered as the outputs of the run's network are."""
-    if inputs is None:
-        if class_map is not None and store is None:
-            raise InputError(
-                f"--class-map: {weights} is in no run that names its classes: drop --class-map, or "
-                "give --store STORE"
-            )
-        return dataset
-    classes = Classes(owner=str(weights), count=inputs.classes, names=inputs.class_names)
-    own = map_for(dataset, inputs.class_map)
-    return renumbered(dataset, classes, own if class_map is None else read_class_map(class_map))
+) -> Source:
+    """The same samples in the store's order, with the teacher's rows."""
+    trained.refuse_other_classes(store)
+    taught, _ = bind(
+        store,
+        teacher,
+        source.dataset,
+        unbound=source.views,
+        match_by=match_by,
+        class_map=read_class_map(class_map) if trained.inputs is None else None,
+    )
+    samples = taught.samples if source.samples is None else source.samples
+    numbers = taught.class_map if trained.inputs is None else source.class_map
+    return replace(taught, samples=samples, class_map=numbers)
 
 
-def _refuse_other_classes(weights: Path, inputs: Inputs | None, store: LogitStore) -> None:
-    """Logits of two numberings cannot be compared."""
-    ours, theirs = None if inputs is None else inputs.class_names, store.meta.class_names
-    if ours is not None and theirs is not None and ours != theirs:
-        raise MismatchError(
-            f"{store.url} and {weights} number their classes differently: give a store with the "
-            "classes of the run's"
+def _validation(trained: Trained, source: Source, val: str) -> Source:
+    if split_share(val) is None:
+        return open_validation(val, source)
+    return replace(trained.source(val), views=source.views.evaluation())
+
+
+def _refuse_without_store(
+    trained: Trained, match_by: str, class_map: str | None, temperature: float | None
+) -> None:
+    flag = "--match-by" if match_by != "index" else "--temperature"
+    if match_by != "index" or temperature is not None:
+        raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
+    if class_map is not None and trained.inputs is None:
+        raise InputError(
+            f"--class-map: {trained.path} is in no run that names its classes: drop --class-map, "
+            "or give --store STORE"
         )
-
-
-def _weights(path: Path) -> tuple[Path, Inputs | None]:
-    """The weights file, and the inputs of the run that it belongs to."""
-    if path.is_dir():
-        if not (path / CONFIG).is_file():
-            raise NotFound(f"{path}: no training run is here (no {CONFIG})")
-        if not (path / MODEL).is_file():
-            raise NotFound(
-                f"{path}: this run is not finished: finish it with the same command, or evaluate "
-                "one of its snapshots/*.safetensors"
-            )
-        path = path / MODEL
-    for run in (path.parent, path.parent.parent):
-        if (run / CONFIG).is_file() and (run / INPUTS).is_file():
-            return path, Inputs.parse(f"{run}/{INPUTS}", (run / INPUTS).read_bytes())
-    return path, None

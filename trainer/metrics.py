@@ -1,4 +1,4 @@
-"""Metrics: whole arrays in, one float out; NumPy, in float64.
+"""Metrics: whole arrays in, one float (or a curve) out; NumPy, in float64.
 
 Logits are (N, C) float, labels (N,) integers; samples with label -1 are left out.  CPU tensors are
 taken as arrays.  InputError if nothing is left to measure.  Letters: N samples, C classes.
@@ -6,13 +6,14 @@ taken as arrays.  InputError if nothing is left to measure.  Letters: N samples,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from logitstore.errors import InputError
-from logitstore.fidelity import log_softmax
+from logitstore.fidelity import kl_divergence, log_softmax
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
@@ -20,7 +21,7 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
 
     Of equal logits the one with the lowest index ranks first, as in argmax.
     """
-    values, known = _labelled(logits, labels)
+    values, known = labelled(logits, labels)
     own = values[np.arange(len(values)), known][:, None]
     earlier = np.arange(values.shape[1]) < known[:, None]
     # not (<=) rather than (>): a row of NaN is wrong then, not right.
@@ -30,24 +31,83 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
 
 def nll(logits: ArrayLike, labels: ArrayLike) -> float:
     """Mean negative log-likelihood of the label, in nats, at temperature 1."""
-    values, known = _labelled(logits, labels)
+    values, known = labelled(logits, labels)
     return float(-log_softmax(values)[np.arange(len(values)), known].mean())
 
 
 def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error: sum over bins of n_b/N · |accuracy_b - confidence_b|, in [0, 1].
 
+    Bins as in ``reliability``; an empty one adds nothing.  Guo et al. 2017, arXiv:1706.04599,
+    eq. 3, with 15 bins; PS-KD's released code takes 10.
+    """
+    found = reliability(logits, labels, bins)
+    filled = found.count > 0
+    gap = np.abs(found.accuracy - found.confidence)[filled]
+    return float((found.count[filled] * gap).sum() / found.count.sum())
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Per bin of confidence, (bins,): mean confidence and accuracy (NaN if empty), and samples."""
+
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+
+def reliability(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> Reliability:
+    """What a reliability diagram shows, from the lowest bin to the highest.
+
     Confidence is the largest softmax probability.  Bins are (lo, hi] of equal width: a confidence
     on an edge (of ``linspace`` in float64) belongs to the bin below it, one that rounding put above
-    1 to the last.  An empty bin adds nothing.  Guo et al. 2017, arXiv:1706.04599, eq. 3.
+    1, or that is NaN, to the last.
     """
-    values, known = _labelled(logits, labels)
-    confidence = np.minimum(np.exp(log_softmax(values).max(axis=1)), 1.0)
-    correct = values.argmax(axis=1) == known
+    confidence, correct = _predictions(logits, labels)
     edges = np.linspace(0, 1, bins + 1)
-    number = np.searchsorted(edges[1:], confidence, side="left")
-    gap = np.bincount(number, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(values))
+    number = np.minimum(np.searchsorted(edges[1:], confidence, side="left"), bins - 1)
+    count = np.bincount(number, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0/0 of an empty bin is the NaN that it should be
+        means = [
+            np.bincount(number, weights=values, minlength=bins) / count
+            for values in (confidence, correct)
+        ]
+    return Reliability(means[0], means[1], count)
+
+
+def risk_coverage(
+    logits: ArrayLike, labels: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(coverage, risk), each (N,): the error among the i/N samples of the highest confidence.
+
+    Of equal confidences the sample that comes first counts as the higher: the order is stable, and
+    as arbitrary as that of the samples.  NaN is the lowest.
+    """
+    confidence, correct = _predictions(logits, labels)
+    order = np.argsort(-confidence, kind="stable")
+    taken = np.arange(1, len(order) + 1)
+    return taken / len(order), np.cumsum(~correct[order]) / taken
+
+
+def aurc(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the risk-coverage curve: the mean risk over all N coverages, in [0, 1].
+
+    Papers print it times 1,000.  Geifman, El-Yaniv 2017, arXiv:1705.08500.
+    """
+    return float(risk_coverage(logits, labels)[1].mean())
+
+
+def eaurc(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Excess AURC: AURC less that of the best order of the same predictions, all errors last.
+
+    0 for a perfect order.  With R errors the best is 1/N · sum of j/(N-R+j) for j in 1..R: exact,
+    where Geifman et al. 2019, arXiv:1805.08206, take its integral.
+    """
+    risk = risk_coverage(logits, labels)[1]
+    errors = np.arange(1, round(risk[-1] * len(risk)) + 1)
+    best = (errors / (len(risk) - len(errors) + errors)).sum() / len(risk)
+    # Rounding must not make a perfect order better than perfect.
+    return max(0.0, float(risk.mean() - best))
 
 
 def kd_error(student: ArrayLike, teacher: ArrayLike) -> float:
@@ -55,15 +115,40 @@ def kd_error(student: ArrayLike, teacher: ArrayLike) -> float:
 
     Cho, Hariharan 2019, arXiv:1910.01348, who call it the KD error.
     """
-    ours, theirs = np.asarray(student), np.asarray(teacher)
-    if ours.shape != theirs.shape or ours.ndim != 2 or len(ours) == 0:
-        raise InputError(f"logits of shape {ours.shape} and {theirs.shape} cannot be compared")
+    ours, theirs = _pair(student, teacher)
     return float((ours.argmax(axis=1) != theirs.argmax(axis=1)).mean())
 
 
-def _labelled(
+def kd_loss(student: ArrayLike, teacher: ArrayLike, temperature: float) -> float:
+    """Mean T² · KL(teacher || student) at a temperature T, in nats: (N, C), (N, C) -> float."""
+    if not temperature > 0:
+        raise InputError(f"temperature must be positive, not {temperature}")
+    ours, theirs = _pair(student, teacher)
+    return float(temperature**2 * kl_divergence(theirs, ours, temperature=temperature).mean())
+
+
+def _pair(student: ArrayLike, teacher: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    ours: NDArray[Any] = np.asarray(student)
+    theirs: NDArray[Any] = np.asarray(teacher)
+    if ours.shape != theirs.shape or ours.ndim != 2 or len(ours) == 0:
+        raise InputError(f"logits of shape {ours.shape} and {theirs.shape} cannot be compared")
+    return ours, theirs
+
+
+def _predictions(
     logits: ArrayLike, labels: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Confidence in [0, 1] of each labelled sample's prediction, and whether it is right.
+
+    A row with a NaN has confidence NaN, and is wrong.
+    """
+    values, known = labelled(logits, labels)
+    confidence = np.minimum(np.exp(log_softmax(values).max(axis=1)), 1.0)
+    return confidence, (values.argmax(axis=1) == known) & ~np.isnan(confidence)
+
+
+def labelled(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The samples that have a label: logits (N, C) in float64 and labels (N,)."""
     values: NDArray[Any] = np.asarray(logits)
     known: NDArray[Any] = np.asarray(labels)
     if values.ndim != 2 or known.shape != values.shape[:1]:

@@ -4,7 +4,7 @@ config.toml                 the resolved TrainConfig
 inputs.json                 what its specs turned out to be: digests, root, classes, device
 metrics.jsonl               one line per finished epoch; the same scalars as TensorBoard events
 checkpoints/last.safetensors
-snapshots/epoch-0005.safetensors, model.safetensors, result.json
+snapshots/epoch-0005.safetensors, best.safetensors, model.safetensors, result.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from torch.utils.tensorboard import SummaryWriter
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound, Unfinished
 from logitstore.schema import DatasetCard, Document, first_difference
 from logitstore.storage import explained, is_temporary, open_storage
-from trainer.config import EXECUTION, TrainConfig
+from trainer.config import EXECUTION, TrainConfig, settings
 
 CONFIG, INPUTS, METRICS, RESULT = "config.toml", "inputs.json", "metrics.jsonl", "result.json"
-LAST, MODEL, LOCK = "checkpoints/last.safetensors", "model.safetensors", ".lock"
+LAST, LOCK = "checkpoints/last.safetensors", ".lock"
+MODEL, BEST = "model.safetensors", "best.safetensors"
 _ONE_RUN_EACH = "use another --out, or give the same arguments"
 
 Line = dict[str, Any]
@@ -37,10 +38,12 @@ class Inputs(Document):
     format_version: int = 1
     data: DatasetCard
     val: DatasetCard | None
+    test: DatasetCard | None = None
     root: str | None
     classes: int
     class_names: tuple[str, ...] | None = None
     class_map: dict[str, str | int] | None = None
+    init_sha256: str | None = None
     input_shape: tuple[int, int, int]
     view_spec: tuple[dict[str, Any], ...]
     size: int | None
@@ -53,7 +56,10 @@ class Inputs(Document):
 class Result:
     """A finished run.  ``metrics`` are the last epoch's; epochs count from 1; bytes and seconds.
 
-    ``best_epoch`` is the first one with the highest validation accuracy, None without validation.
+    ``best_epoch`` is the first one with the highest validation accuracy, None without validation;
+    ``best`` are its validation figures.  ``test`` and ``test_best`` are the figures (``measure``)
+    of the last and the best epoch's weights on the test data, None without any; those ending in
+    ``_fitted`` after one temperature fitted to the same weights' logits of the validation data.
     ``views_seen`` says in how many epochs each of the teacher's views was shown; ``notes`` what was
     accepted though it is not quite what the teacher saw.
     ``micro_batch`` is how many samples at most went through the network at once, None: the batch.
@@ -66,6 +72,9 @@ class Result:
     epochs: int
     metrics: dict[str, float]
     best_epoch: int | None
+    best: dict[str, float] | None
+    test: dict[str, float] | None
+    test_best: dict[str, float] | None
     views_seen: tuple[int, ...]
     notes: tuple[str, ...]
     micro_batch: int | None
@@ -77,7 +86,11 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Everything as one flat dict that JSON can hold."""
         document = asdict(self)
-        return {**document.pop("metrics"), **document, "run": str(self.run)}
+        flat = document.pop("metrics")
+        for part in ("best", "test", "test_best"):
+            figures = document.pop(part) or {}
+            flat |= {f"{part}_{name}": value for name, value in figures.items()}
+        return {**flat, **document, "run": str(self.run)}
 
 
 class RunFolder:
@@ -92,7 +105,9 @@ class RunFolder:
 
         MismatchError if another run is here, InputError if something else is.
         """
-        if not (self.path / CONFIG).is_file():
+        with explained(str(self.path), CONFIG):
+            begun = (self.path / CONFIG).is_file()
+        if not begun:
             found = self._storage.keys()
             other = next((key for key in found if key != LOCK and not is_temporary(key)), None)
             if other is not None:
@@ -140,7 +155,10 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Keep other processes out of this run; the lock ends with its process, however it ends."""
         with explained(str(self.path), LOCK):
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # in /proc, where nothing can be made
+                raise InputError(f"{self.path}: no folder can be made there: {error}") from error
             file = open(self.path / LOCK, "w")  # noqa: SIM115  # closed below
         with file:
             try:
@@ -168,7 +186,10 @@ class RunFolder:
         """
         if epochs == 0:
             return []
-        lines = self._storage.get(METRICS).decode().splitlines()[:epochs]
+        try:
+            lines = self._storage.get(METRICS).decode().splitlines()[:epochs]
+        except NotFound:
+            lines = []
         if len(lines) < epochs:
             raise Damaged(
                 f"{self.path}: {METRICS} has {len(lines)} lines, the checkpoint is after epoch "
@@ -187,11 +208,11 @@ class RunFolder:
 
     def _refuse_other(self, config: TrainConfig) -> None:
         there = TrainConfig.from_toml(self.path / CONFIG)
-        for field in fields(TrainConfig):
-            before, now = getattr(there, field.name), getattr(config, field.name)
-            if field.name not in EXECUTION and before != now:
+        for name in settings():
+            before, now = getattr(there, name), getattr(config, name)
+            if name not in EXECUTION and before != now:
                 raise MismatchError(
-                    f"{self.path} is a run with {field.name} = {before!r}, asked for is {now!r}: "
+                    f"{self.path} is a run with {name} = {before!r}, asked for is {now!r}: "
                     f"{_ONE_RUN_EACH}"
                 )
         if (there.store is None) != (config.store is None):
