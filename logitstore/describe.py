@@ -31,6 +31,7 @@ def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:
         "fidelity": meta.fidelity.model_dump(mode="json"),
         "teacher": meta.teacher.model_dump(mode="json") if meta.teacher else None,
         "transcoded": meta.transcoded.model_dump(mode="json") if meta.transcoded else None,
+        "combined": meta.combined.model_dump(mode="json") if meta.combined else None,
         "imported": meta.imported.model_dump(mode="json") if meta.imported else None,
         "view": meta.view.model_dump(mode="json", exclude={"canaries"}) if meta.view else None,
         "packages": meta.packages,
@@ -98,6 +99,14 @@ def _snapshot_lines(found: dict[str, Any]) -> list[str]:
         f"{size(found['bytes'])} in all",
         _fidelity("fidelity", found["fidelity"]),
     ]
+    if found["combined"]:
+        card = found["combined"]
+        lines += [
+            f"combined  with specialists: least KL, dustbin by {card['dustbin']}, plan sha256 "
+            f"{card['plan_sha256']}",
+            f"          generalist root {card['generalist']}",
+            *(f"          {each['name']} root {each['root']}" for each in card["specialists"]),
+        ]
     if found["transcoded"]:
         before = found["transcoded"]
         lines += [

@@ -6,13 +6,29 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import typer
+
 from logitstore.cache_folder import Entry
 from logitstore.choice import EncodingWish
-from logitstore.console import percent, size, table
-from logitstore.describe import encoding_text
+from logitstore.console import emit, percent, size, table
+from logitstore.describe import describe_store, encoding_text
+from logitstore.opening import open_store
 
 MUCH_KL = 1e-3
 """More nats than an encoding that nobody asked for should lose without a word."""
+
+
+def print_built(out: str, names: list[str], as_json: bool, wish: EncodingWish) -> None:
+    """What was written; exit code 1 if all rows together lost more than was allowed."""
+    found = describe_store(open_store(out), names)
+    for note in built_notes(found, wish):
+        typer.echo(f"note: {note}", err=True)
+    emit(as_json, found, built_lines(found, wish))
+    beyond = beyond_bound(found, wish)
+    for line in beyond:
+        typer.echo(line, err=True)
+    if beyond:
+        raise typer.Exit(1)
 
 
 def built_lines(found: dict[str, Any], wish: EncodingWish) -> list[str]:

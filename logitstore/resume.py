@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from logitstore import shards
-from logitstore.errors import Damaged, InputError, MismatchError, NotFound
+from logitstore.errors import Damaged, InputError, MismatchError, NotFound, UnknownName
 from logitstore.reader import Snapshot
 from logitstore.schema import (
     ATTRIBUTE,
@@ -27,7 +27,7 @@ from logitstore.schema import (
     root_of,
     snapshot_folder,
 )
-from logitstore.storage import Storage, is_temporary
+from logitstore.storage import Storage, is_temporary, open_storage
 from logitstore.writer import Samples, SnapshotWriter
 from logitstore.zarr_store import WriterStore, create_array
 
@@ -90,7 +90,7 @@ def continued_by(storage: Storage, plan: SnapshotPlan) -> SnapshotMeta | None:
             meta is not None
             and meta.view is not None
             and plan.view is not None
-            and (meta.teacher, meta.transcoded) == (plan.teacher, None)
+            and (meta.teacher, meta.transcoded, meta.combined) == (plan.teacher, None, None)
             and _sequence(meta.view) == _sequence(plan.view)
             and meta.view.first_view + meta.views == plan.view.first_view
         ):
@@ -247,3 +247,16 @@ def discard(storage: Storage, name: str) -> None:
     for key in doomed:
         storage.delete(key)
     storage.sweep(emptied="")
+
+
+def abandon(location: str, name: str) -> None:
+    """Discard the unfinished build of a snapshot in the store at a path.
+
+    Raises UnknownName where no such build is unfinished, InputError for a committed snapshot.
+    """
+    storage = open_storage(location)
+    unfinished = sorted(storage.names(".build/"))
+    committed = storage.size(f"{snapshot_folder(name)}/commit.json") is not None
+    if name not in unfinished and not committed:
+        raise UnknownName.among(f"unfinished build in {storage.url}", name, unfinished)
+    discard(storage, name)

@@ -12,7 +12,15 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from logitstore.errors import Damaged, InputError
 
@@ -189,11 +197,35 @@ class TranscodeCard(Document):
     fidelity: Fidelity
 
 
+class SpecialistCard(Document):
+    """One specialist that took part: its name in the plan, and the root of its snapshot."""
+
+    name: str
+    root: Sha256
+
+
+class CombinedCard(Document):
+    """The generalist and the specialists whose distributions became one, and how.
+
+    ``min-kl``: per row the q that minimises KL(generalist || q) plus, for each specialist that has
+    the generalist's best class, KL(specialist || q with one class for the rest), at T=1.
+    ``dustbin`` is how the specialists' rest class was corrected for their training data;
+    ``plan_sha256`` is that of the plan's canonical JSON.
+    """
+
+    rule: Literal["min-kl"] = "min-kl"
+    dustbin: Literal["share", "odds"]
+    plan_sha256: Sha256
+    generalist: Sha256
+    specialists: Annotated[tuple[SpecialistCard, ...], Field(min_length=1)]
+
+
 class SnapshotPlan(Document):
     """All that is known before the first row: a resumed build must have an equal plan.
 
     ``temperatures`` are those at which the fidelity of the rows is measured; of a ``transcoded``
-    snapshot it is against the rows of the snapshot that was transcoded.
+    snapshot it is against the rows of the snapshot that was transcoded.  ``teacher`` and ``view``
+    of a ``combined`` one are the generalist's.
     """
 
     format_version: Literal[1] = 1
@@ -205,6 +237,7 @@ class SnapshotPlan(Document):
     teacher: TeacherCard | None = None
     imported: ImportCard | None = None
     transcoded: TranscodeCard | None = None
+    combined: CombinedCard | None = None
     view: ViewCard | None = None
     encoding: EncodingCard
     temperatures: Temperatures = (1.0, 4.0)
@@ -215,6 +248,14 @@ class SnapshotPlan(Document):
         if (self.teacher is None) == (self.imported is None):
             raise ValueError("exactly one of teacher and imported must be given")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_few_have(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Written out as null it would change the bytes, and the root, of every other snapshot.
+        document: dict[str, Any] = handler(self)
+        if self.combined is None:
+            document.pop("combined", None)
+        return document
 
 
 class SnapshotMeta(SnapshotPlan):

@@ -13,9 +13,9 @@ import pytest
 
 from logitstore.errors import InputError, LogitstoreError, MismatchError, NotFound
 from logitstore.opening import open_store
+from logitstore.precompute.classes import Classes, map_for, read_class_map, renumbered
 from logitstore.precompute.datasets import ImageDataset, open_dataset
 from trainer import TrainConfig, evaluate, train
-from trainer.classes import Classes, map_for, read_class_map, renumbered
 from trainer.matching import align
 
 ANIMALS = Classes(owner="the store", count=4, names=("ant", "bee", "cat", "dog"))

@@ -1,6 +1,7 @@
 """Datasets and views: what a spec opens, what it refuses, and that images arrive bit for bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
 from logitstore.precompute.canaries import check_canaries, make_view_card
 from logitstore.precompute.datasets import open_dataset
-from logitstore.precompute.feed import feed
+from logitstore.precompute.feed import default_workers, feed
 from logitstore.precompute.images import parse_normalize, to_input
 from logitstore.precompute.views import Views, parse_views, views_of
 from logitstore.writer import Shard
@@ -246,3 +247,18 @@ def test_paths_are_taken_as_typed(tmp_path: Path) -> None:
     place.mkdir()
     np.savez(place / "d.npz", x=IMAGES, y=LABELS, names=np.array(["a", None], object))
     assert len(open_dataset(f"npz:{place}/d.npz?x=x&y=y")) == 12  # names is not even opened
+
+
+def test_a_torchvision_dataset_that_is_one_array_needs_no_reading_processes(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        head = b"".join(number.to_bytes(4, "big") for number in (0x803, 3, 28, 28))
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        head = b"".join(number.to_bytes(4, "big") for number in (0x801, 3))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(head + bytes([7, 2, 1]))
+    digits = open_dataset(f"torchvision:MNIST?root={tmp_path}&train=false&samples=1:3")
+    assert default_workers(digits) == 0
+    assert np.array_equal(np.asarray(digits.image(1)), images[2])
+    assert default_workers(replace(digits, in_memory=False)) > 0

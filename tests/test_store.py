@@ -12,7 +12,7 @@ import zarr
 import logitstore
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound, Unfinished, UnknownName
 from logitstore.opening import expect_root
-from logitstore.resume import discard, open_writer
+from logitstore.resume import abandon, discard, open_writer
 from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta, canonical
 from logitstore.shards import ArrayLayout, chunk_rows, shard_rows
 from logitstore.storage import open_storage
@@ -281,6 +281,18 @@ def test_discarding_spares_the_other_snapshots(tiny_store: Build, tmp_path: Path
     assert tree(path) == before
     with pytest.raises(InputError, match="is committed"):
         discard(storage, "teacher")
+
+
+def test_only_an_unfinished_build_is_abandoned(tiny_store: Build, tmp_path: Path) -> None:
+    fill(writer_for(tmp_path / "s"), drawn())
+    with pytest.raises(UnknownName, match=r"unknown unfinished build .*'b'.* known: a"):
+        abandon(str(tmp_path / "s"), "b")
+    abandon(str(tmp_path / "s"), "a")
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(UnknownName, match="known: none"):
+        abandon(str(tmp_path / "s"), "a")
+    with pytest.raises(InputError, match="is committed"):
+        abandon(str(tiny_store(tmp_path / "t")), "teacher")
 
 
 def test_nan_logits_are_refused_with_their_samples(tmp_path: Path) -> None:

@@ -159,7 +159,9 @@ def _torchvision(spec: Spec, rest: str) -> ImageDataset:
         dataset = getattr(torchvision.datasets, rest)(**options)
     except (RuntimeError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{spec.text!r}: torchvision cannot open it: {error}") from error
-    return from_map_style(dataset, spec.portable(f"torchvision:{rest}"), spec.text)
+    wrapped = from_map_style(dataset, spec.portable(f"torchvision:{rest}"), spec.text)
+    # MNIST's and CIFAR's images are one array: processes that read them cost more than they save.
+    return replace(wrapped, in_memory=getattr(getattr(dataset, "data", None), "ndim", 0) >= 3)
 
 
 def _imagefolder(spec: Spec, rest: str) -> ImageDataset:

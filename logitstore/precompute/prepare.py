@@ -128,7 +128,7 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
         # Beside the snapshot that has the views before these, which has the checkpoint's name.
         sources = [replace(s, name=f"{s.name}-view{config.first_view}") for s in sources]
     device = pick_device(config.device)
-    dataset = open_dataset(config.data)
+    dataset = _numbered(open_dataset(config.data), sources)
     views = _views(config)
     storage = open_storage(config.out)
     probes = canary_samples(len(dataset))
@@ -154,6 +154,22 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
     for teacher in teachers:
         check_target(storage, meta, teacher.plan, fresh=config.fresh)
     return Prepared(config, dataset, views, storage, meta, tuple(teachers), device, shape)
+
+
+def _numbered(dataset: ImageDataset, sources: Sequence[TeacherSource]) -> ImageDataset:
+    """The dataset with its classes numbered as the teachers' runs do, if these map classes."""
+    first = sources[0]
+    for other in sources:
+        ours, theirs = (
+            each.classes and (each.classes.count, each.classes.names, each.class_map)
+            for each in (first, other)
+        )
+        if ours != theirs:
+            raise MismatchError(
+                f"{first.path} and {other.path} were trained with other class maps: one store "
+                "holds teachers of one task; use two --out"
+            )
+    return first.numbered(dataset)
 
 
 def _views(config: BuildConfig) -> Views:

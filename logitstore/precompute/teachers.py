@@ -8,6 +8,7 @@ their loader unpickles constants and evaluates shape expressions.
 from __future__ import annotations
 
 import glob
+import json
 import pickle
 import re
 import tomllib
@@ -22,6 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from logitstore.errors import InputError, NotFound, UnknownName
+from logitstore.precompute.classes import Classes, ClassMap, map_for, renumbered
+from logitstore.precompute.datasets import ImageDataset
 from logitstore.schema import check_name
 
 SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".safetensors")
@@ -44,13 +47,22 @@ _LISTED = 5
 class TeacherSource:
     """A checkpoint file and the name of its snapshot.
 
-    ``arch`` and ``normalize`` are known when it belongs to a training run of ours.
+    ``arch`` and ``normalize`` are known when it belongs to a training run of ours; ``classes`` and
+    ``class_map`` when that run was trained on data whose classes it maps to its own.
     """
 
     path: Path
     name: str
     arch: str | None = None
     normalize: str | None = None
+    classes: Classes | None = None
+    class_map: ClassMap | None = None
+
+    def numbered(self, dataset: ImageDataset) -> ImageDataset:
+        """The dataset with its classes numbered as the run's; as it is if the run maps none."""
+        if self.classes is None:
+            return dataset
+        return renumbered(dataset, self.classes, map_for(dataset, self.class_map))
 
 
 def find_teachers(
@@ -127,21 +139,34 @@ def _of_run(run: Path) -> list[TeacherSource]:
         raise NotFound(
             f"{run}: this training run has no weights yet; finish it with the same command"
         )
+    if files:
+        return [_in_run(run, path, path.stem) for path in files]
+    return [_in_run(run, final, run.resolve().name)]
+
+
+def _in_run(run: Path, path: Path, name: str) -> TeacherSource:
+    """A checkpoint of a run, with what the run's files say of its network."""
     with (run / "config.toml").open("rb") as file:
         config = tomllib.load(file)
-    arch, normalize = config.get("student"), config.get("normalize")
-    if files:
-        return [TeacherSource(path, path.stem, arch, normalize) for path in files]
-    return [TeacherSource(final, run.resolve().name, arch, normalize)]
+    found = TeacherSource(path, name, config.get("student"), config.get("normalize"))
+    try:
+        inputs = json.loads((run / "inputs.json").read_bytes())
+    except (OSError, ValueError):  # a checkpoint beside a config.toml; no run of ours maps classes
+        return found
+    if inputs.get("class_map") is None:
+        return found
+    names = inputs["class_names"]
+    classes = Classes(
+        owner=str(run), count=inputs["classes"], names=None if names is None else tuple(names)
+    )
+    return replace(found, classes=classes, class_map=inputs["class_map"])
 
 
 def _source(path: Path) -> TeacherSource:
     """A checkpoint; one that lies in a training run of ours knows its architecture."""
     for run in (path.parent, path.parent.parent):
         if path.suffix == ".safetensors" and (run / "config.toml").is_file():
-            with (run / "config.toml").open("rb") as file:
-                config = tomllib.load(file)
-            return TeacherSource(path, path.stem, config.get("student"), config.get("normalize"))
+            return _in_run(run, path, path.stem)
     return TeacherSource(path, path.name.removesuffix(path.suffix))
 
 

@@ -52,6 +52,11 @@ def verify_teacher(
         raise InputError(
             f"snapshot {snapshot.name!r} was imported: there is no teacher to recompute"
         )
+    if snapshot.meta.combined is not None:
+        raise InputError(
+            f"snapshot {snapshot.name!r} combines several networks: recompute the snapshots that "
+            f"it was made from, the generalist's has root {snapshot.meta.combined.generalist}"
+        )
     sources = find_teachers([teacher], archs=[arch] if arch else [])
     source = next((s for s in sources if file_sha256(s.path) == card.weights_sha256), sources[0])
     digest = file_sha256(source.path)
@@ -61,7 +66,7 @@ def verify_teacher(
             f"{card.file} "
             f"with {card.weights_sha256}: give that checkpoint"
         )
-    dataset = open_dataset(data)
+    dataset = source.numbered(open_dataset(data))
     found = dataset.samples().card()
     if found.sha256 != store.meta.dataset.sha256:
         raise MismatchError(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.errors import InputError, MismatchError, NotFound
+from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
 from logitstore.precompute.datasets import ImageDataset, check_labels
 
 ClassMap = Mapping[str, str | int]
@@ -203,3 +203,32 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
         raise ValueError(f"{twice!r} stands twice")
     return found
+
+
+def class_numbers(
+    wanted: Sequence[str | int], names: Sequence[str] | None, count: int, owner: str
+) -> list[int]:
+    """The numbers, each once, of classes given by name or number; a name goes before a number.
+
+    UnknownName for a class that ``owner`` does not have, InputError for a name of several.
+    """
+    places = _places(names or ())
+    found: dict[int, None] = {}
+    for each in wanted:
+        numbers = places.get(each, []) if isinstance(each, str) else []
+        if len(numbers) > 1:
+            raise InputError(
+                f"{each!r} is the name of {len(numbers)} classes of {owner}: by number"
+            )
+        number = numbers[0] if numbers else _plain_number(each)
+        if number is None or not 0 <= number < count:
+            known = names or [str(number) for number in range(count)]
+            raise UnknownName.among(f"class of {owner}", str(each), known)
+        found[number] = None
+    return list(found)
+
+
+def _plain_number(text: str | int) -> int | None:
+    if isinstance(text, str):
+        return int(text) if re.fullmatch(_NUMBER, text) else None
+    return text

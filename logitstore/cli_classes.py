@@ -1,0 +1,265 @@
+"""The commands about classes: ``correct-bias``, ``specialists`` and ``combine``.
+
+As in ``cli``, heavy imports are inside the bodies.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from logitstore.console import emit, percent, shown_progress, table
+from logitstore.options import (
+    AtTemperature,
+    Data,
+    Device,
+    Encoding,
+    Fresh,
+    Json,
+    MaxKl,
+    Normalization,
+    Store,
+    TokenFile,
+    listed,
+    read_token,
+)
+
+commands = typer.Typer()
+specialists = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Specialists for the classes that a generalist confuses.
+
+    plan them from its stored logits, train each with train --specialist, build their stores,
+    combine all into one snapshot.""",
+)
+commands.add_typer(specialists, name="specialists")
+
+
+@commands.command("correct-bias")
+def correct_bias(
+    run: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")],
+    data: Data,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class", help="Name or number; repeat, or with commas. Default: what the run omitted."
+        ),
+    ] = None,
+    by: Annotated[
+        Literal["validation", "prior"],
+        typer.Option(
+            help="Most accurate on --data, or (without labels) predicting the class as often as "
+            "the prior says."
+        ),
+    ] = "validation",
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            metavar="uniform|STORE|SHARE,…",
+            help="Of --by prior: uniform (the default), a store's label shares, or shares of "
+            "--class.",
+        ),
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Measured too; nothing is chosen on it.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT.safetensors", help="Write the corrected weights."),
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(metavar="ARCH", help="A checkpoint's network.")
+    ] = None,
+    normalize: Normalization = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
+    device: Device = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Raise the bias of classes that a student never saw.
+
+    After train --omit-class. One shift for all of them by validation, one for each by the prior.
+
+    \b
+    logitstore correct-bias runs/without-3 --data npz:val.npz --test npz:test.npz \\
+        --out new.safetensors
+    logitstore correct-bias runs/without-3 --class 3 --data npz:train.npz --by prior --prior 0.1
+    """
+    from logitstore.errors import InputError
+    from trainer.bias import correct_bias as run_
+
+    if prior is not None and by != "prior":
+        raise InputError("--prior belongs to --by prior: give both, or drop it")
+    found = run_(
+        run,
+        data,
+        listed(class_) or (),
+        by=by,
+        prior=_prior(prior),
+        test=test,
+        out=out,
+        student=student,
+        normalize=normalize,
+        token=read_token(token_file),
+        batch_size=batch_size,
+        device=device,
+    )
+    emit(as_json, found, _bias_lines(found))
+
+
+@specialists.command("plan")
+def plan(
+    store: Store,
+    clusters: Annotated[int, typer.Option(help="How many groups K-means is to find.")],
+    out: Annotated[Path, typer.Option(metavar="PLAN.json", help="Where the plan is written.")],
+    snapshot: Annotated[
+        str | None, typer.Option(help="The generalist, if there are several snapshots.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of K-means.")] = 0,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Group the classes that a generalist confuses.
+
+    K-means on the columns of the covariance of its predictions. A class alone in its group gets no
+    specialist.
+
+    \b
+    logitstore specialists plan digits.zarr --snapshot generalist --clusters 3 --out plan.json
+    """
+    from logitstore.opening import chosen_snapshot, open_store
+    from logitstore.precompute.clusters import plan_specialists, write_plan
+
+    opened = open_store(store, read_token(token_file))
+    chosen = chosen_snapshot(opened, snapshot)
+    with shown_progress() as progress:
+        found, notes = plan_specialists(
+            opened, chosen, clusters=clusters, seed=seed, progress=progress
+        )
+    write_plan(found, out)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    lines = [
+        f"{each.name}: {len(each.classes)} classes, {percent(each.share)} of the samples: "
+        f"{', '.join(found.names_of(each.classes))}"
+        for each in found.specialists
+    ]
+    emit(as_json, found.model_dump(mode="json"), lines)
+
+
+@commands.command()
+def combine(
+    stores: Annotated[
+        list[str],
+        typer.Argument(metavar="STORE", help="The specialists' stores, each STORE[::SNAPSHOT]."),
+    ],
+    generalist: Annotated[
+        str, typer.Option(metavar="STORE[::SNAPSHOT]", help="The generalist's logits.")
+    ],
+    specialists: Annotated[
+        Path, typer.Option(metavar="PLAN.json", help="The plan that the specialists were made by.")
+    ],
+    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make or add to.")],
+    snapshot: Annotated[str, typer.Option(help="The new snapshot's name.")],
+    dustbin: Annotated[
+        Literal["share", "odds"],
+        typer.Option(
+            help="Correction of a specialist's rest class, its own being the share f of the data: "
+            "log(0.5 / f), as the paper says, or log((1 - f) / f), the exact odds."
+        ),
+    ] = "share",
+    encoding: Encoding = None,
+    max_kl: MaxKl = None,
+    at_temperature: AtTemperature = None,
+    fresh: Fresh = False,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Join a generalist and its specialists to one teacher.
+
+    For each row the distribution with the least KL from the generalist and from the specialists of
+    its best class; an ordinary snapshot, that teaches like any other. The same command resumes.
+
+    \b
+    logitstore combine --generalist digits.zarr::generalist --specialists plan.json \\
+        s1.zarr s2.zarr --out digits.zarr --snapshot combined
+    """
+    from logitstore.choice import EncodingWish
+    from logitstore.outcome import print_built
+    from logitstore.precompute.clusters import read_plan
+    from logitstore.precompute.combine import Specialist
+    from logitstore.precompute.combine import combine as run
+
+    wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    token, found = read_token(token_file), read_plan(specialists)
+    opened, chosen = _opened(generalist, token, besides=snapshot)
+    others = [Specialist(*_opened(store, token)) for store in stores]
+    if chosen.root != found.generalist:
+        typer.echo(
+            f"note: the plan was made from another snapshot, root {found.generalist}", err=True
+        )
+    with shown_progress() as progress:
+        run(
+            opened,
+            chosen,
+            found,
+            others,
+            out,
+            snapshot,
+            wish,
+            dustbin=dustbin,
+            fresh=fresh,
+            progress=progress,
+        )
+    print_built(out, [snapshot], as_json, wish)
+
+
+def _opened(text: str, token: str | None, besides: str | None = None) -> Any:
+    """(store, snapshot) of ``STORE[::SNAPSHOT]``.
+
+    ``besides`` is a snapshot that does not count: repeated into the same store, a command finds
+    its own one beside the other.
+    """
+    from logitstore.opening import chosen_snapshot, open_store
+
+    place, colons, name = text.rpartition("::")
+    store = open_store(place if colons else text, token)
+    if colons:
+        return store, store.snapshots[name]
+    others = [other for other in store.snapshots if other != besides]
+    return store, chosen_snapshot(store, others[0] if len(others) == 1 else None)
+
+
+def _prior(text: str | None) -> str | list[float]:
+    """``uniform``, shares, or else a store's path or URL."""
+    try:
+        return [float(part) for part in (text or "").split(",")]
+    except ValueError:
+        return text or "uniform"
+
+
+def _bias_lines(found: dict[str, Any]) -> list[str]:
+    shifts = ", ".join(
+        f"class {name} by {shift:+.4f}"
+        for name, shift in zip(found["names"] or found["classes"], found["shift"], strict=True)
+    )
+    rows = []
+    for where in ("data", "test"):
+        for when in ("before", "after"):
+            figures = (found[where] or {}).get(when)
+            if figures is not None:
+                rows.append(
+                    (
+                        f"{where}, {when}",
+                        f"{figures['errors']:,} of {figures['samples']:,}",
+                        f"{100 * figures['top1']:.2f} %",
+                        f"{figures['class_errors']:,} of {figures['class_samples']:,}",
+                    )
+                )
+    lines = [f"shifted by {found['by']}: {shifts}"]
+    if rows:
+        lines += table(("", "errors", "top-1", "errors of these classes"), rows)
+    return [*lines, f"written: {found['out']}"] if found["out"] else lines
