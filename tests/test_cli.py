@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import logitstore
@@ -52,9 +53,11 @@ def build(checkpoint: Path, out: Path, *more: str) -> Result:
 
 
 def test_help_answers_everywhere() -> None:
-    names = ["build", "plan", "import", "transcode", "export", "ls", "inspect", "verify", "serve"]
-    names += ["train", "evaluate", "cache ls", "cache clear"]
-    for name in ([], *(name.split() for name in [*names, "cache", "demo"])):
+    groups = {"cache", "specialists"}
+    names = [*(set(get_command(app).commands) - groups - {"demo"})]
+    names += ["cache ls", "cache clear", "specialists plan"]
+    assert {"build", "train", "sweep", "report", "reproduce", "methods"} < set(names)
+    for name in ([], *(name.split() for name in [*names, *groups, "demo"])):
         for flag in ("-h", "--help"):
             result = run(*name, flag)
             assert result.exit_code == 0

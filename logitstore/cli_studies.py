@@ -1,0 +1,229 @@
+"""The commands of studies over runs: ``sweep``, ``probe``, ``report`` and ``reproduce``.
+
+As in ``cli``, heavy imports are inside the bodies.
+"""
+
+from __future__ import annotations
+
+import inspect as introspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from logitstore.cli_train import HYPER_PARAMETERS_TOO, given_settings, train, whole_numbers
+from logitstore.console import emit, figure, shown_progress, size
+from logitstore.options import Data, Device, Json, Normalization, TokenFile, read_token
+
+commands = typer.Typer()
+
+
+@commands.command()
+def probe(
+    run: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")],
+    data: Data,
+    test: Annotated[str, typer.Option(metavar="DATA", help="What the probe is measured on.")],
+    student: Annotated[
+        str | None, typer.Option(metavar="ARCH", help="A checkpoint's network.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="How many it was trained on; a run knows.")
+    ] = None,
+    normalize: Normalization = None,
+    size_: Annotated[
+        int | None, typer.Option("--size", help="Side of the image; default: the run's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a student's features on other data.
+
+    A linear probe: a logistic regression on what the last Linear layer is given, trained on --data
+    and measured on --test, which may be of any classes. The student stays as it is.
+
+    \b
+    logitstore probe runs/kd --size 32 --data torchvision:STL10?split=train \\
+        --test torchvision:STL10?split=test
+    """
+    from trainer.probe import probe_features
+
+    found = probe_features(
+        run,
+        data,
+        test,
+        student=student,
+        classes=classes,
+        normalize=normalize,
+        size=size_,
+        batch_size=batch_size,
+        device=device,
+    )
+    emit(as_json, found, [f"{key:18} {figure(value)}" for key, value in found.items()])
+
+
+@commands.command()
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Training runs, finished or not.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The page to write, or to write anew.")
+    ] = Path("report.html"),
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="What is measured; default: the runs' --test, or --val."),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE|URL", help="A teacher's logits of these data; default: the runs' stores."
+        ),
+    ] = None,
+    snapshot: Annotated[str | None, typer.Option(help="Which snapshot of the store.")] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Of the page; default: the runs' names.")
+    ] = None,
+    device: Device = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Put runs side by side on one HTML page.
+
+    Settings, figures, learning curves, reliability, risk and coverage, accuracy of each class,
+    correlation difference to the teacher, t-SNE. One file, without scripts; --json prints the
+    figures of its tables.
+
+    \b
+    logitstore report runs/ce runs/kd --out report.html
+    logitstore report runs/* --data digits?train=false --store test.zarr --snapshot teacher
+    """
+    from trainer import report as make
+
+    with shown_progress() as progress:
+        made = make(
+            runs,
+            out,
+            data=data,
+            store=store,
+            snapshot=snapshot,
+            title=title,
+            token=read_token(token_file),
+            device=device,
+            progress=progress,
+        )
+    written = f"{made.path}: {len(runs)} runs, {size(made.path.stat().st_size)}"
+    emit(as_json, {"report": str(made.path), **made.figures}, [written])
+
+
+@commands.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE.toml]", help="Which; default: list them.")
+    ] = None,
+    root: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder of the data that the recipe names.")
+    ] = Path(),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="A folder in it is made for the recipe.")
+    ] = Path("reproduced"),
+    scale: Annotated[str, typer.Option(help="small, or paper: the full settings.")] = "small",
+    seeds: Annotated[int | None, typer.Option(help="How many; default: the recipe's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Repeat an experiment of a paper.
+
+    Runs the recipe's commands and prints our table beside the paper's. Without a name it lists the
+    recipes. Running the same command again resumes.
+
+    \b
+    logitstore reproduce
+    logitstore reproduce zhao-dkd --root data --dry-run
+    logitstore reproduce zhao-dkd --root data --out reproduced --seeds 5
+    """
+    from logitstore.cli import app
+    from trainer.recipe_table import recipe_lines, table_lines
+    from trainer.reproduce import list_recipes, set_up
+    from trainer.reproduce import reproduce as run
+
+    if name is None:
+        listed = list_recipes()
+        emit(as_json, listed, recipe_lines(listed))
+        return
+    setting = set_up(name, root=root, out=out, scale=scale, seeds=seeds)
+    if dry_run:
+        spelled = [str(command) for command in setting.commands()]
+        emit(as_json, {"commands": spelled}, spelled)
+        return
+    with shown_progress() as progress:
+        found = run(setting, lambda arguments: app(arguments, standalone_mode=False), progress)
+    emit(as_json, found, table_lines(found))
+
+
+def _with_options_of_train(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all of train's options beside its own, but those of one student alone."""
+    own = introspect.signature(command, eval_str=True).parameters
+    shared = introspect.signature(train, eval_str=True).parameters
+    merged = {**shared, **own}
+    for name in ("method", "seed", "expect_root", "options"):
+        del merged[name]
+    keyword_only = [each.replace(kind=each.KEYWORD_ONLY) for each in merged.values()]
+    command.__signature__ = introspect.Signature(keyword_only)  # type: ignore[attr-defined]  # typer asks for it
+    return command
+
+
+@commands.command(context_settings=HYPER_PARAMETERS_TOO)
+@_with_options_of_train
+def sweep(
+    out: Annotated[str, typer.Option(metavar="DIR", help="The folder of all runs.")],
+    snapshot: Annotated[
+        str,
+        typer.Option(
+            help="Who teaches, one student each: names, patterns such as 'epoch-*', mean(A,B) and "
+            "logits(A,B), with commas; or all."
+        ),
+    ] = "all",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="With commas; a hyper-parameter (--temperature 4 …) goes to those that have it."
+        ),
+    ] = "kd",
+    seeds: Annotated[str, typer.Option(help="One student each, with commas.")] = "0,1,2",
+    baseline: Annotated[
+        bool, typer.Option("--baseline/--no-baseline", help="Also train with labels alone.")
+    ] = True,
+    **options: Any,
+) -> None:
+    """Ask which epoch of a teacher teaches best.
+
+    One student for each snapshot, method and seed, each a run of its own in DIR; beside it a plain
+    one for each seed. They are compared on --val. Running the same command again resumes, and
+    trains no student twice. A --config's hyper-parameters count if its method is the only one.
+
+    \b
+    logitstore sweep --data digits?train=true --val digits?train=false --student mlp?hidden=16 \\
+        --store epochs.zarr --snapshot 'epoch-*' --methods kd,dkd --seeds 0,1,2 --out runs/sweep
+    logitstore sweep --config runs/kd/config.toml --snapshot 'all,mean(epoch-0005,epoch-0030)' \\
+        --out runs/sweep
+    """
+    from trainer.config import read_settings
+    from trainer.sweep import sweep as run
+    from trainer.sweep_table import sweep_lines
+
+    as_json, token = options["as_json"], read_token(options["token_file"])
+    file, settings = given_settings(options)
+    with shown_progress() as progress:
+        found = run(
+            settings if file is None else read_settings(file, {**settings, "method": methods}),
+            out,
+            snapshots=snapshot,
+            methods=[name.strip() for name in methods.split(",")],
+            seeds=whole_numbers("seeds", seeds),
+            baseline=baseline,
+            token=token,
+            progress=progress,
+        )
+    emit(as_json, found.summary(), sweep_lines(found.rows, found.findings))
