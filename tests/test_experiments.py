@@ -186,6 +186,9 @@ def test_a_file_s_hyper_parameters_go_with_its_method_alone(tmp_path: Path) -> N
     assert again.kd_weight == 0.5
     dkd = TrainConfig.from_toml(tmp_path / "kd.toml", {"method": "dkd", "beta": 2.0, "out": "x"})
     assert (dkd.resolved().ce_weight, dkd.resolved().kd_weight, dkd.beta) == (1.0, 1.0, 2.0)
+    (tmp_path / "any.toml").write_text('data="d"\nstudent="m"\nstore="s"\ntemperature=2.0\n')
+    told = TrainConfig.from_toml(tmp_path / "any.toml", {"method": "kd", "out": "x"})
+    assert told.resolved().temperature == 2.0
     plain = TrainConfig.from_toml(tmp_path / "kd.toml", {"method": "ce", "out": "x"})
     assert plain.kd_weight is None
 

@@ -201,7 +201,8 @@ class TrainConfig(_HyperParameters):
 def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A run's TOML as ``TrainConfig``'s fields, perhaps not all; ``overrides`` win.
 
-    The file's hyper-parameters are its method's: another method has its own defaults.
+    The hyper-parameters of a file that names its method are that method's: another one has its own
+    defaults.
     Raises NotFound, UnknownName or InputError.
     """
     try:
@@ -211,7 +212,7 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
     except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable TOML file: {error}") from None
     given = overrides or {}
-    if given.get("method", document.get("method")) != document.get("method"):
+    if "method" in document and given.get("method", document["method"]) != document["method"]:
         others = hyper_parameter_types()
         document = {key: value for key, value in document.items() if key not in others}
     document = _without_stale_defaults(document, given)

@@ -117,11 +117,12 @@ def _check_source(config: TrainConfig) -> None:
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
         return
+    standardized = getattr(config.make_method(), "standardize", False)
     if config.snapshot is not None:
         check_turns(
             config.snapshot,
             epochs=config.epochs,
-            method=config.method,
+            method=f"{config.method} --standardize" if standardized else config.method,
             temperature=temperature_of(config.make_method()),
         )
     if config.read == "stream" and not config.store.startswith(("http://", "https://")):

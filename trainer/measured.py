@@ -47,18 +47,25 @@ def open_measured(config: TrainConfig, source: Source) -> Measured:
 
 
 def shared_data(source: Source, measured: Measured) -> list[str]:
-    """Notes on test data that are no fresh data: the figures on them are too good."""
-    if measured.test is None:
-        return []
-    card = measured.test.dataset.samples().card()
-    if card == source.dataset.samples().card():
-        return [f"the test data, {card.name}, are the training data"]
-    if measured.val is not None and card == measured.val.dataset.samples().card():
-        return [
-            f"the test data, {card.name}, are the validation data: the best epoch and the "
+    """Notes on validation and test data that are no fresh data: the figures are too good."""
+    own = source.dataset.samples().card()
+    cards = {
+        name: shown.dataset.samples().card()
+        for name, shown in (("validation", measured.val), ("test", measured.test))
+        if shown is not None
+    }
+    held_out = measured.val is not None and len(measured.left) < len(source.there())
+    notes = [
+        f"the {name} data, {card.name}, are the training data"
+        for name, card in cards.items()
+        if card == own and not (name == "validation" and held_out)
+    ]
+    if len(cards) == 2 and cards["test"] == cards["validation"] != own:
+        notes.append(
+            f"the test data, {cards['test'].name}, are the validation data: the best epoch and the "
             "temperature were chosen on them"
-        ]
-    return []
+        )
+    return notes
 
 
 def test_figures(gather: Callable[[Source], Logits], measured: Measured) -> dict[str, float]:
