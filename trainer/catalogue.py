@@ -14,7 +14,7 @@ def describe_methods(name: str | None = None) -> list[dict[str, Any]]:
     return [
         {
             "method": name,
-            "summary": (kind.__doc__ or "").split("``: ", 1)[-1].split("\n")[0].replace("``", ""),
+            "summary": summary(name),
             "needs_teacher": kind.needs_teacher,
             "needs_past": kind.needs_past,
             "one_label": kind.one_label,
@@ -23,6 +23,12 @@ def describe_methods(name: str | None = None) -> list[dict[str, Any]]:
         }
         for name, kind in chosen.items()
     ]
+
+
+def summary(name: str) -> str:
+    """What the method minimises, in one line: the first of its docstring."""
+    first = (find_method(name).__doc__ or "").split("\n")[0]
+    return first.split("``: ", 1)[-1].replace("``", "")
 
 
 def method_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:

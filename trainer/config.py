@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from logitstore.errors import InputError, NotFound, UnknownName
 from logitstore.reading import Read
+from trainer.catalogue import summary
 from trainer.contradictions import refuse_contradictions
 from trainer.experiments import Teach
 from trainer.holdout import HELD_OUT
@@ -182,9 +183,9 @@ class TrainConfig(_HyperParameters):
         )
 
     def to_toml(self) -> str:
-        """The resolved run as TOML; what is off is left out."""
+        """The resolved run as TOML, under what its method minimises; what is off is left out."""
         values = asdict(self.resolved())
-        return tomli_w.dumps(
+        return f"# {self.method}: {summary(self.method)}\n" + tomli_w.dumps(
             {name: values[name] for name in settings() if values[name] is not None}
         )
 

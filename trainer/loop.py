@@ -20,6 +20,7 @@ from logitstore.precompute.models import build_model
 from logitstore.progress import Progress, Silent
 from logitstore.reading import prepare_reading
 from logitstore.specs import file_sha256
+from trainer.catalogue import summary
 from trainer.config import TrainConfig
 from trainer.data import Plan, unseen_views
 from trainer.device import budgeted_device, own_randomness, reproducible
@@ -28,6 +29,7 @@ from trainer.fitting import memory_explained, micro_batch
 from trainer.initial import begin_with, initial_weights
 from trainer.job import Job
 from trainer.launch import joined, own_device
+from trainer.methods import hyper_parameters
 from trainer.micro import has_batchnorm
 from trainer.past import Past
 from trainer.ranks import Ranks
@@ -87,6 +89,9 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 f"validation: {config.val} of the training samples, as the test data must choose "
                 "nothing (--val for other ones)"
             )
+        values = hyper_parameters(config.make_method()).items()
+        chosen = ", ".join(f"{name} {value}" for name, value in values if value is not None)
+        progress.message(f"method {config.method}: {summary(config.method)} {chosen}".rstrip())
         for note in [*shown.notes, *unseen_views(source, config.epochs)]:
             progress.message(note)
         locked = run.lock() if ranks.first else nullcontext()
