@@ -209,14 +209,14 @@ class Decoupled(Taught):
         if self.kd_warmup <= epochs:
             return []
         return [
-            f"kd_warmup {self.kd_warmup} is longer than the run's {epochs} epoch{'s' * (epochs > 1)}: the "
-            f"teacher's term ends at {self.warm_up(epochs - 1):.0%} of its weight"
+            f"kd_warmup {self.kd_warmup} is longer than the run's {epochs} epochs: the teacher's "
+            f"term ends at {self.warm_up(epochs - 1):.0%} of its weight"
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoupledKD(Decoupled):
-    """``dkd``: ce_weight · CE + kd_weight · warm-up · (alpha · TCKD + beta · NCKD), each T² · KL."""
+    """``dkd``: ce_weight · CE + kd_weight · warm-up · T² · (alpha · TCKD + beta · NCKD)."""
 
     alpha: Weight = 1.0
     beta: Weight = 8.0
@@ -234,7 +234,7 @@ class DecoupledKD(Decoupled):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetClassKD(Decoupled):
-    """``tckd``: ce_weight · CE + kd_weight · warm-up · TCKD, T² · KL."""
+    """``tckd``: ce_weight · CE + kd_weight · warm-up · T² · TCKD."""
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         return losses.tckd(student, teacher, labels, temperature=self.temperature)
@@ -242,7 +242,7 @@ class TargetClassKD(Decoupled):
 
 @dataclass(frozen=True, kw_only=True)
 class NonTargetClassKD(Decoupled):
-    """``nckd``: ce_weight · CE + kd_weight · warm-up · NCKD, T² · KL."""
+    """``nckd``: ce_weight · CE + kd_weight · warm-up · T² · NCKD."""
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         return losses.nckd(student, teacher, labels, temperature=self.temperature)
