@@ -193,7 +193,7 @@ def alone(base: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
     return base
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def together(
     base: dict[str, TrainConfig],
     tmp_path_factory: pytest.TempPathFactory,
@@ -285,6 +285,7 @@ def test_one_rank_writes_and_tells_and_all_have_the_result(together: Together) -
     assert together.output.count("past/checkpoints/last.safetensors: going on at epoch 2") == 1
 
 
+@pytest.mark.slow
 def test_killed_ranks_go_on_to_the_same_bytes(base: dict[str, TrainConfig], tmp_path: Path) -> None:
     noisy = replace(
         base["past"],
@@ -323,6 +324,7 @@ def test_a_refused_input_ends_all_ranks_with_one_message(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_one_rank_alone_finds_is_heard(base: dict[str, TrainConfig], tmp_path: Path) -> None:
     for rank, samples in enumerate((50, 60)):
         images = np.zeros((samples, 8, 8), np.uint8)
@@ -334,6 +336,7 @@ def test_what_one_rank_alone_finds_is_heard(base: dict[str, TrainConfig], tmp_pa
     assert "MismatchError: rank 1 of 2 has setting val 'npz:" in done.stderr
 
 
+@pytest.mark.slow
 def test_without_torchrun_a_lost_rank_ends_the_others(
     base: dict[str, TrainConfig], tmp_path: Path
 ) -> None:

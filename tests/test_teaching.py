@@ -302,7 +302,7 @@ def test_turns_that_show_other_images_are_refused(
     bound_store(path, DATA, rows_of(0), name="shaken", view_spec=str(tmp_path / "shake.json"))
     bound_store(path, DATA, rows_of(0)[:1], name="short")
     for text, says in (
-        ("plain,shaken@2", r"shaken of .* cannot teach together with plain of .*: view\.canaries"),
+        ("plain,shaken@2", r"shaken of .* cannot teach together with plain of .*: view\.spec"),
         ("logits(plain,short)", r"views is 2 there and 1 here"),
     ):
         with pytest.raises(MismatchError, match=says):
