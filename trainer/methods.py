@@ -150,12 +150,13 @@ class Taught(Weighted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distillation(Taught):
-    """``kd``: ce_weight · CE + kd_weight · T² · KL."""
+class Softened(Taught):
+    """Base: the teacher is softened by one ``temperature``.
+
+    Standardised logits have other defaults (Sun et al. 2024).
+    """
 
     temperature: Positive = 4.0
-    ce_weight: Weight = 0.1
-    kd_weight: Weight = 0.9
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +165,14 @@ class Distillation(Taught):
     @property
     def teacher_temperature(self) -> float | None:
         return None if self.standardize else self.temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Softened):
+    """``kd``: ce_weight · CE + kd_weight · T² · KL."""
+
+    ce_weight: Weight = 0.1
+    kd_weight: Weight = 0.9
 
     @property
     def topk_temperature(self) -> float | None:
@@ -186,21 +195,12 @@ class TeacherFreeSelf(Distillation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoupled(Taught):
+class Decoupled(Softened):
     """Base of ``dkd`` and its parts: one target class; ``kd_warmup`` epochs of linear warm-up."""
 
     one_label: ClassVar[bool] = True
 
-    temperature: Positive = 4.0
     kd_warmup: Epochs = 20
-
-    @classmethod
-    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {"temperature": 2.0, "kd_weight": 9.0} if given.get("standardize") else {}
-
-    @property
-    def teacher_temperature(self) -> float | None:
-        return None if self.standardize else self.temperature
 
     def warm_up(self, epoch: int) -> float:
         return rising_share(epoch, epochs=self.kd_warmup)
@@ -249,19 +249,18 @@ class NonTargetClassKD(Decoupled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relations(Taught):
+class Relations(Softened):
     """``dist``: ce_weight · CE + kd_weight · (beta · rows' + gamma · columns' distance) · T²."""
 
     per_batch: ClassVar[bool] = True
 
-    temperature: Positive = 4.0
     beta: Weight = 1.0
     gamma: Weight = 1.0
     kd_weight: Weight = 2.0
 
-    @property
-    def teacher_temperature(self) -> float | None:
-        return None if self.standardize else self.temperature
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {}  # standardised logits were published with KD and DKD
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         return losses.dist(
