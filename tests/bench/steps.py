@@ -75,7 +75,7 @@ def opened(place: Workplace, by: str) -> Iterator[tuple[str, Snapshot]]:
 
 def _in_memory(source: Source, snapshot: Snapshot, plan: Plan) -> Iterator[Batch]:
     whole = snapshot.rows(np.arange(snapshot.meta.samples))
-    for batch in batches(replace(source, snapshot=None), plan):
+    for batch in batches(replace(source, teaching=None), plan):
         chosen = {name: array[batch.request.indices] for name, array in whole.arrays.items()}
         yield batch._replace(teacher=Rows(whole.encoding, chosen))
 
