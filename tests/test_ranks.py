@@ -314,6 +314,7 @@ def test_killed_ranks_go_on_to_the_same_bytes(base: dict[str, TrainConfig], tmp_
     assert (kept.int() - encoded(torch.from_numpy(logits[seen])).int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_a_refused_input_ends_all_ranks_with_one_message(tmp_path: Path) -> None:
     given = "--data digits?train=true --student mlp --batch-size 1199 --epochs 1 --device cpu"
     done = launched(2, "-m", "logitstore", "train", *given.split(), "--out", str(tmp_path / "run"))
