@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from math import sqrt
 from statistics import mean, stdev
+from textwrap import indent
 from typing import Any
 
 _SHARE = re.compile(r"(top\d+|ece\d*|accuracy|agreement|kd_error)(_fitted)?$")
@@ -44,7 +45,7 @@ def recipe_lines(listed: Sequence[dict[str, Any]]) -> list[str]:
         for entry in listed
         for line in (
             f"{entry['name']}  ({entry['paper']}; small: {entry['cost']['small']})",
-            f"    {entry['claim']}",
+            *indent(entry["claim"], "    ").splitlines(),
         )
     ]
 
