@@ -95,7 +95,9 @@ def evaluate(
         teacher = open_teacher(opened, snapshot, temperature=at, token=token)
         for leaf in leaves(teacher):
             refuse_lost_tail(leaf, at)
-        taught = _taught(trained, source, opened, teacher, match_by, class_map)
+        taught = taught_source(
+            trained, source, opened, teacher, match_by=match_by, class_map=class_map
+        )
         # One pass serves both, unless the teacher saw what nobody should be measured on.
         plain = replace(taught, views=source.views, first_view=0)
         source = plain if taught.views.random else taught
@@ -209,21 +211,27 @@ def gather_logits(
     return gathered
 
 
-def _taught(
+def taught_source(
     trained: Trained,
     source: Source,
     store: LogitStore,
     teacher: Teacher,
-    match_by: str,
-    class_map: str | None,
+    *,
+    match_by: str = "index",
+    class_map: str | None = None,
+    allow_mismatch: bool = False,
 ) -> Source:
-    """The same samples in the store's order, with the teacher's rows."""
+    """The same samples in the store's order, with the teacher's rows; raises what ``bind`` raises.
+
+    ``class_map`` is for weights that are in no run that names its classes.
+    """
     trained.refuse_other_classes(store)
     taught, _ = bind(
         store,
         teacher,
         source.dataset,
         unbound=source.views,
+        allow_mismatch=allow_mismatch,
         match_by=match_by,
         class_map=read_class_map(class_map) if trained.inputs is None else None,
     )

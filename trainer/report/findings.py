@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 from logitstore.errors import LogitstoreError, MismatchError, NonFinite
 from logitstore.opening import open_store
 from logitstore.progress import Progress
-from trainer.binding import bind
 from trainer.data import Indices, Source, shuffled
-from trainer.evaluate import Labels, Logits, compare, labels_of, load_network, measure
+from trainer.evaluate import (
+    Labels,
+    Logits,
+    compare,
+    labels_of,
+    load_network,
+    measure,
+    taught_source,
+)
 from trainer.metrics import Reliability, reliability, risk_coverage
 from trainer.report import analysis
 from trainer.report.gather import ReportData, RunRecord
@@ -205,24 +212,20 @@ def _bound(
 ) -> _Taught:
     assert wish.store is not None
     store = open_store(wish.store, wish.token)
-    trained.refuse_other_classes(store)
     teaching = open_teaching(
         store, wish.snapshot, temperature=temperature_of(run.config.make_method()), token=wish.token
     )
     teacher = teaching.teachers[-1]
     own = wish.store == run.config.store
-    bound, _ = bind(
+    bound = taught_source(
+        trained,
+        source,
         store,
         teacher,
-        source.dataset,
-        unbound=source.views,
-        allow_mismatch=own and run.config.allow_mismatch,
         match_by=run.config.match_by if own else "index",
+        allow_mismatch=own and run.config.allow_mismatch,
     )
-    samples = bound.samples if source.samples is None else source.samples
-    return _Taught(
-        source=replace(bound, samples=samples), teacher=teacher.name, data=data, whole=True
-    )
+    return _Taught(source=bound, teacher=teacher.name, data=data, whole=True)
 
 
 def _part(source: Source) -> Source:
