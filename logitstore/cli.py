@@ -6,8 +6,6 @@ where the heavy imports are too (``logitstore --help`` takes 0.2 s).
 
 from __future__ import annotations
 
-import inspect as introspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +27,7 @@ from logitstore.options import (
     Store,
     TokenFile,
     read_token,
+    with_options_of,
 )
 
 if TYPE_CHECKING:
@@ -149,20 +148,8 @@ def build(
     print_built(out, [entry.name for entry in built], as_json, config.wish)
 
 
-def _with_options_of_build(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command all of build's options beside its own, but --fresh and --dry-run."""
-    own = introspect.signature(command, eval_str=True).parameters
-    shared = introspect.signature(build, eval_str=True).parameters
-    merged = {**shared, **own}
-    for name in ("fresh", "dry_run", "options"):
-        del merged[name]
-    keyword_only = [each.replace(kind=each.KEYWORD_ONLY) for each in merged.values()]
-    command.__signature__ = introspect.Signature(keyword_only)  # type: ignore[attr-defined]  # typer asks for it
-    return command
-
-
 @app.command()
-@_with_options_of_build
+@with_options_of(build, without=("fresh", "dry_run"))
 def plan(
     out: Annotated[
         str | None, typer.Option(metavar="STORE", help="Also check that this store may be built.")

@@ -5,8 +5,6 @@ As in ``cli``, heavy imports are inside the bodies.
 
 from __future__ import annotations
 
-import inspect as introspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +12,15 @@ import typer
 
 from logitstore.cli_train import HYPER_PARAMETERS_TOO, given_settings, train, whole_numbers
 from logitstore.console import emit, figure, shown_progress, size
-from logitstore.options import Data, Device, Json, Normalization, TokenFile, read_token
+from logitstore.options import (
+    Data,
+    Device,
+    Json,
+    Normalization,
+    TokenFile,
+    read_token,
+    with_options_of,
+)
 
 commands = typer.Typer()
 
@@ -162,20 +168,8 @@ def reproduce(
     emit(as_json, found, table_lines(found))
 
 
-def _with_options_of_train(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command all of train's options beside its own, but those of one student alone."""
-    own = introspect.signature(command, eval_str=True).parameters
-    shared = introspect.signature(train, eval_str=True).parameters
-    merged = {**shared, **own}
-    for name in ("method", "seed", "expect_root", "options"):
-        del merged[name]
-    keyword_only = [each.replace(kind=each.KEYWORD_ONLY) for each in merged.values()]
-    command.__signature__ = introspect.Signature(keyword_only)  # type: ignore[attr-defined]  # typer asks for it
-    return command
-
-
 @commands.command(context_settings=HYPER_PARAMETERS_TOO)
-@_with_options_of_train
+@with_options_of(train, without=("method", "seed", "expect_root"))
 def sweep(
     out: Annotated[str, typer.Option(metavar="DIR", help="The folder of all runs.")],
     snapshot: Annotated[

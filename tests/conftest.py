@@ -1,7 +1,7 @@
-"""Two factories that many tests share: a small committed store, and the real server.
+"""What many tests share: a small committed store, the real server, and torch on one thread.
 
-Both live for the whole session, so that a module may build one store and one server for all its
-tests; nothing here imports torch.
+The first two live for the whole session, so that a module may build one store and one server for
+all its tests; nothing here imports torch for those that do without.
 """
 
 from __future__ import annotations
@@ -45,6 +45,17 @@ def logits_of(seed: int, samples: int, classes: int, views: int = 1) -> NDArray[
     """The logits that ``tiny_store`` writes: float32 (V, N, C), normal times 3."""
     drawn = np.random.default_rng(seed).standard_normal((views, samples, classes)) * 3
     return drawn.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads wait for each other where cores are shared, and add nothing to nets this small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
