@@ -6,10 +6,10 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from api.auth import read_tokens
-from api.folder import find_stores
-from api.limits import Limits
-from logitstore.cache import Cache
+from logitstore.api.guard.auth import read_tokens
+from logitstore.api.guard.limits import Limits
+from logitstore.api.served.catalog import find_stores
+from logitstore.cache.cache import Cache
 from logitstore.errors import InputError
 
 

@@ -5,7 +5,8 @@
 >>> store.snapshots["resnet56"].logits([3, 1, 4]).shape    # doctest: +SKIP
 (3, 10)
 
-Importing this package imports neither torch, numpy nor zarr: names are loaded when first used.
+These are the names for people's own code.  Importing this package imports neither torch, numpy nor
+zarr: a name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -13,42 +14,67 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.3.0"
+if TYPE_CHECKING:
+    from logitstore.cache.cache import Cache
+    from logitstore.cache.modes import prepare_reading
+    from logitstore.errors import LogitstoreError
+    from logitstore.format.encodings.rows import Rows
+    from logitstore.reading.ensemble import Ensemble
+    from logitstore.reading.opening import open_store
+    from logitstore.reading.snapshot import Snapshot
+    from logitstore.reading.store import LogitStore
+    from logitstore.trainer import losses, metrics
+    from logitstore.trainer.config.settings import TrainConfig
+    from logitstore.trainer.evaluation.evaluate import evaluate
+    from logitstore.trainer.own_loop.dataset import LogitDataset
+    from logitstore.trainer.own_loop.loader import with_logits
+    from logitstore.trainer.run.train import train
+    from logitstore.version import __version__
 
-_PUBLIC = {
-    "Ensemble": "logitstore.ensemble",
-    "LogitStore": "logitstore.stores",
-    "Snapshot": "logitstore.reader",
-    "open_store": "logitstore.opening",
-    "Cache": "logitstore.cache",
-    "prepare_reading": "logitstore.reading",
-    "Rows": "logitstore.encodings",
+_HOMES = {
+    "Cache": "logitstore.cache.cache",
+    "Ensemble": "logitstore.reading.ensemble",
+    "LogitDataset": "logitstore.trainer.own_loop.dataset",
+    "LogitStore": "logitstore.reading.store",
     "LogitstoreError": "logitstore.errors",
+    "Rows": "logitstore.format.encodings.rows",
+    "Snapshot": "logitstore.reading.snapshot",
+    "TrainConfig": "logitstore.trainer.config.settings",
+    "__version__": "logitstore.version",
+    "evaluate": "logitstore.trainer.evaluation.evaluate",
+    "losses": "logitstore.trainer",
+    "metrics": "logitstore.trainer",
+    "open_store": "logitstore.reading.opening",
+    "prepare_reading": "logitstore.cache.modes",
+    "train": "logitstore.trainer.run.train",
+    "with_logits": "logitstore.trainer.own_loop.loader",
 }
+
 __all__ = [
     "Cache",
     "Ensemble",
+    "LogitDataset",
     "LogitStore",
     "LogitstoreError",
     "Rows",
     "Snapshot",
+    "TrainConfig",
     "__version__",
+    "evaluate",
+    "losses",
+    "metrics",
     "open_store",
     "prepare_reading",
+    "train",
+    "with_logits",
 ]
-
-if TYPE_CHECKING:
-    from logitstore.cache import Cache
-    from logitstore.encodings import Rows
-    from logitstore.ensemble import Ensemble
-    from logitstore.errors import LogitstoreError
-    from logitstore.opening import open_store
-    from logitstore.reader import Snapshot
-    from logitstore.reading import prepare_reading
-    from logitstore.stores import LogitStore
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

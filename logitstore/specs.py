@@ -5,7 +5,6 @@ Parsing only; what the parts mean is decided by the tables in ``precompute``.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys

@@ -22,19 +22,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from logitstore.encodings import parse_encoding
-from logitstore.resume import open_writer
-from logitstore.schema import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
-from logitstore.shards import shard_rows
+from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
+from logitstore.format.encodings.table import parse_encoding
+from logitstore.format.grid import shard_rows
+from logitstore.format.samples import Samples
 from logitstore.storage import open_storage
-from logitstore.writer import Samples
+from logitstore.writing.target import open_writer
 
 SERVER = """
 import logging, sys
 from pathlib import Path
-from api.app import serve
-from api.limits import Limits
-from api.settings import Settings
+from logitstore.api.server.process import serve
+from logitstore.api.guard.limits import Limits
+from logitstore.api.settings import Settings
 logging.basicConfig(level="INFO")
 serve(Settings({settings}))
 print("torch" in sys.modules, flush=True)
@@ -225,9 +225,9 @@ def bound_store() -> Callable[..., Path]:
     ``data`` is a dataset spec, ``logits`` float32 (V, N, C), kept exactly.  Unlike ``tiny_store``
     it records the views' fingerprints, so that students may learn from it.  Needs torch.
     """
-    from logitstore.precompute.canaries import make_view_card
-    from logitstore.precompute.datasets import open_dataset
+    from logitstore.precompute.data.sources import open_dataset
     from logitstore.precompute.views import parse_views
+    from logitstore.precompute.views.canaries import make_view_card
 
     def build(
         path: Path,

@@ -18,7 +18,10 @@ from torch import Tensor
 from logitstore.errors import UnknownName
 
 Variant = Literal["paper", "code"]
+
+
 VARIANTS: tuple[Variant, ...] = ("paper", "code")
+
 
 _LEAST_DEVIATION = 1e-3
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from logitstore.errors import InputError
-from logitstore.fidelity import kl_divergence, log_softmax
+from logitstore.format.fidelity import kl_divergence, log_softmax
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike, k: int = 1) -> float:

@@ -1,1 +1,3 @@
 """Datasets, views, teachers and builds: the rooms where torch lives."""
+
+from __future__ import annotations

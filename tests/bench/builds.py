@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 import torch
 
-from logitstore.precompute.build import write
-from logitstore.precompute.datasets import open_dataset
-from logitstore.precompute.feed import cut, feed
-from logitstore.precompute.inference import forward
-from logitstore.precompute.models import build_model
-from logitstore.precompute.prepare import prepare
+from logitstore.format.grid import Shard
+from logitstore.precompute.build.batches import cut, feed
+from logitstore.precompute.build.prepare import prepare
+from logitstore.precompute.build.run import write
+from logitstore.precompute.data.sources import open_dataset
+from logitstore.precompute.networks.factory import build_model
+from logitstore.precompute.networks.forward import forward
 from logitstore.precompute.views import Views
-from logitstore.writer import Shard
 from tests.bench.harness import Sides, seconds
 from tests.bench.images import SIDE, Task, make_cifar, make_noise
 from tests.bench.workplace import CLASSES, Workplace

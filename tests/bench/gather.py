@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.decoded import Copy
-from logitstore.reader import Snapshot
+from logitstore.cache.copy import Copy
+from logitstore.reading.snapshot import Snapshot
 from tests.bench.harness import Side, Sides, per_second
 from tests.bench.materialise import copy_of, materialised
 from tests.bench.peers import PEERS, Records

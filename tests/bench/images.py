@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from logitstore.precompute.build import build
-from logitstore.precompute.models import build_model
-from logitstore.precompute.prepare import BuildConfig
+from logitstore.precompute.build.config import BuildConfig
+from logitstore.precompute.build.run import build
+from logitstore.precompute.networks.factory import build_model
 from tests.bench.workplace import CLASSES, Workplace
 
 SIDE = 32

@@ -14,9 +14,9 @@ from shutil import rmtree
 
 import numpy as np
 
-from logitstore.cache import Cache
-from logitstore.decoded import Copy
-from logitstore.reader import Snapshot
+from logitstore.cache.cache import Cache
+from logitstore.cache.copy import Copy
+from logitstore.reading.snapshot import Snapshot
 from tests.bench.harness import Sides
 from tests.bench.workplace import Workplace, open_synthetic
 

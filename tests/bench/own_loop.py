@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from logitstore.precompute.images import to_input
-from logitstore.precompute.models import build_model
+from logitstore.cache.modes import Read
+from logitstore.precompute.networks.factory import build_model
+from logitstore.precompute.networks.pixels import to_input
 from logitstore.precompute.views import Views, parse_views
-from logitstore.reader import Snapshot
-from logitstore.reading import Read
+from logitstore.reading.snapshot import Snapshot
+from logitstore.trainer import LogitDataset, losses, with_logits
 from tests.bench.harness import Side, Sides, seconds
 from tests.bench.images import STUDENT, make_noise
 from tests.bench.steps import READS, opened
 from tests.bench.workplace import Workplace
-from trainer import LogitDataset, losses, with_logits
 
 BATCH, STEPS = 128, 4
 

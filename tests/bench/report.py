@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from logitstore.console import table
+from logitstore.text import table
 from tests.bench.harness import PROGRAMS, Outcome
 
 _PACKAGES = (

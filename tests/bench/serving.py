@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore import wire
+from logitstore.format import wire
 from tests.bench.harness import Side, Sides
 from tests.bench.materialise import materialised
 from tests.bench.processes import Running, Watch, cpu_seconds, memory, nginx, pinned, serve

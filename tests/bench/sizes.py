@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.choice import EncodingWish, candidates
-from logitstore.encodings import spelled
-from logitstore.opening import open_store
-from logitstore.reader import Snapshot
+from logitstore.format.choice import EncodingWish, candidates
+from logitstore.format.encodings.table import spelled
+from logitstore.reading.opening import open_store
+from logitstore.reading.snapshot import Snapshot
 from tests.bench.harness import NotRun, Sides
 from tests.bench.workplace import Workplace, import_store, synthetic
 

@@ -14,21 +14,23 @@ from itertools import islice
 import numpy as np
 import torch
 
-from logitstore.cache import Cache
-from logitstore.encodings import Rows
-from logitstore.opening import open_store
-from logitstore.precompute.datasets import open_dataset
-from logitstore.precompute.models import build_model
-from logitstore.reader import Snapshot
-from logitstore.reading import Read, prepare_reading
+from logitstore.cache.cache import Cache
+from logitstore.cache.modes import Read, prepare_reading
+from logitstore.format.encodings.rows import Rows
+from logitstore.precompute.data.sources import open_dataset
+from logitstore.precompute.networks.factory import build_model
+from logitstore.reading.opening import open_store
+from logitstore.reading.snapshot import Snapshot
+from logitstore.trainer.config.settings import TrainConfig
+from logitstore.trainer.data.batches import Batch, batches
+from logitstore.trainer.data.bind import bind
+from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.source import Source
+from logitstore.trainer.run.step import make_learner, take_step
 from tests.bench.harness import Sides, seconds
 from tests.bench.images import SIDE, STUDENT, make_built, make_noise
 from tests.bench.processes import serve
 from tests.bench.workplace import CLASSES, Workplace
-from trainer.binding import bind
-from trainer.config import TrainConfig
-from trainer.data import Batch, Plan, Source, batches
-from trainer.step import make_learner, take_step
 
 BATCH, STEPS = 128, 2
 READS: dict[str, Read] = {"path": "materialise", "url": "stream"}

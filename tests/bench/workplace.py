@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.choice import EncodingWish
-from logitstore.exchange import import_logits
-from logitstore.opening import open_store
-from logitstore.reader import Snapshot
+from logitstore.derive.files import import_logits
+from logitstore.format.choice import EncodingWish
+from logitstore.reading.opening import open_store
+from logitstore.reading.snapshot import Snapshot
 
 T = TypeVar("T")
 

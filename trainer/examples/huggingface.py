@@ -1,21 +1,29 @@
-"""Distillation with transformers: python -m trainer.examples.huggingface STORE SNAPSHOT DATA VAL
+"""Distillation with transformers.
+
+python -m logitstore.trainer.examples.huggingface STORE SNAPSHOT DATA VAL
 
 Checkpoints are for the ends of epochs: to go on inside one, the Trainer makes itself a loader that
 knows no logits.
 """
+
+from __future__ import annotations
 
 import sys
 
 from torch.utils.data import default_collate
 from transformers import Trainer, TrainingArguments
 
-from logitstore.opening import open_store
-from logitstore.precompute.images import to_input
-from logitstore.precompute.models import build_model
-from trainer import LogitDataset, losses, with_logits
+from logitstore.precompute.networks.factory import build_model
+from logitstore.precompute.networks.pixels import to_input
+from logitstore.reading.opening import open_store
+from logitstore.trainer import LogitDataset, losses, with_logits
 
 EPOCHS, BATCH, LR, TEMPERATURE = 10, 64, 3e-3, 4
+
+
 OPTIONS = {"logging_strategy": "epoch", "save_strategy": "epoch", "report_to": "none"}
+
+
 OPTIONS |= {"remove_unused_columns": False, "label_names": ["label"], "dataloader_num_workers": 2}
 
 

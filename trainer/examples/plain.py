@@ -1,17 +1,19 @@
 """Distillation in a plain PyTorch loop.
 
-python -m trainer.examples.plain digits.zarr epoch-0060 'digits?train=true' 'digits?train=false'
+python -m logitstore.trainer.examples.plain STORE SNAPSHOT DATA VAL
 """
+
+from __future__ import annotations
 
 import sys
 
 import torch
 from torch.utils.data import DataLoader
 
-from logitstore.opening import open_store
-from logitstore.precompute.images import to_input
-from logitstore.precompute.models import build_model
-from trainer import LogitDataset, losses, with_logits
+from logitstore.precompute.networks.factory import build_model
+from logitstore.precompute.networks.pixels import to_input
+from logitstore.reading.opening import open_store
+from logitstore.trainer import LogitDataset, losses, with_logits
 
 EPOCHS, BATCH, LR, TEMPERATURE = 10, 64, 0.05, 4
 

@@ -1,8 +1,12 @@
-"""Distillation with timm: python -m trainer.examples.timm_script STORE SNAPSHOT DATA VAL resnet18
+"""Distillation with timm.
+
+python -m logitstore.trainer.examples.timm_script STORE SNAPSHOT DATA VAL resnet18
 
 The shape is that of timm's own train.py.  There (with --no-prefetcher) three things change:
 ``loader_train``, the head of the loop in ``train_one_epoch``, and ``result = task(input, target)``.
 """
+
+from __future__ import annotations
 
 import sys
 
@@ -13,9 +17,9 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, accuracy
 from torch.utils.data import DataLoader
 
-from logitstore.opening import open_store
-from logitstore.precompute.images import to_input
-from trainer import LogitDataset, losses, with_logits
+from logitstore.precompute.networks.pixels import to_input
+from logitstore.reading.opening import open_store
+from logitstore.trainer import LogitDataset, losses, with_logits
 
 EPOCHS, BATCH, LR, TEMPERATURE = 10, 64, 0.05, 4
 

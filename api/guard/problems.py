@@ -1,0 +1,129 @@
+"""Errors as RFC 9457 problem documents: one table, a request id, and nothing of the host.
+
+``Frame`` is the outermost layer: whatever is raised below it becomes a problem document, unless the
+answer has begun; then it rises to the server, which cuts the connection, so that short data cannot
+look whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from logitstore.errors import (
+    Damaged,
+    InputError,
+    LogitstoreError,
+    MismatchError,
+    NotFound,
+    UnknownName,
+)
+from logitstore.format.wire import DAMAGED, PROBLEM, PROBLEM_TYPE, Problem
+
+log = logging.getLogger(__name__)
+
+
+# First match counts, so a class stands before those that it specialises.
+TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (MismatchError, 412, PROBLEM + "another-build"),
+    (InputError, 422, PROBLEM + "bad-request"),
+    (UnknownName, 404, PROBLEM + "unknown-name"),
+    (NotFound, 404, PROBLEM + "unknown-name"),
+    (Damaged, 503, DAMAGED),
+)
+
+
+class Refusal(Exception):
+    """A request that is answered with ``status`` and a problem of this ``kind`` (one word)."""
+
+    def __init__(
+        self, status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail = status, PROBLEM + kind, detail
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def of(cls, error: Exception) -> Refusal:
+        """The refusal that ``error`` means; only errors raised on purpose show their message."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, HTTPException):
+            return cls(error.status_code, "http", str(error.detail), error.headers)
+        for kind, status, name in TABLE:
+            if isinstance(error, kind):
+                return cls(status, name.removeprefix(PROBLEM), str(error))
+        if isinstance(error, OSError) and not isinstance(error, LogitstoreError):
+            detail = "the store cannot be read at the moment; the server's log says why"
+            return cls(503, "unreadable", detail, {"retry-after": "5"})
+        return cls(500, "internal", "an error in the server; its log says more")
+
+
+def problem_document(refusal: Refusal, request_id: str) -> bytes:
+    """The JSON of a refusal."""
+    return Problem(
+        type=refusal.kind,
+        title=HTTPStatus(refusal.status).phrase,
+        status=refusal.status,
+        detail=refusal.detail,
+        request_id=request_id,
+    ).to_bytes()
+
+
+def frame_headers(request_id: str) -> list[tuple[bytes, bytes]]:
+    """What every answer carries."""
+    return [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+
+
+class Frame:
+    """Gives every answer a request id and turns every error into a problem document."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id, begun = secrets.token_hex(8), False
+
+        async def framed(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message["headers"] = [*message["headers"], *frame_headers(request_id)]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, framed)
+        except ClientDisconnect:
+            log.info("%s: the client of %s left", request_id, scope["method"])
+        except Exception as error:
+            refusal = Refusal.of(error)
+            _record(refusal, error, scope, request_id)
+            if begun:
+                raise
+            document = problem_document(refusal, request_id)
+            answer = Response(document, refusal.status, refusal.headers, PROBLEM_TYPE)
+            await answer(scope, receive, framed)
+
+
+def _record(refusal: Refusal, error: Exception, scope: Scope, request_id: str) -> None:
+    expected = isinstance(error, Refusal | HTTPException | LogitstoreError)
+    log.log(
+        logging.ERROR if refusal.status >= 500 and not refusal.headers else logging.INFO,
+        "%s: %s %r answered %d: %s",
+        request_id,
+        scope["method"],
+        scope["path"],
+        refusal.status,
+        refusal.detail,
+        exc_info=None if expected else error,
+    )

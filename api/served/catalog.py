@@ -1,0 +1,115 @@
+"""What lies under the served root: stores by name, and one store as it is on disk now."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+
+from logitstore.errors import Damaged, InputError
+from logitstore.format.commits import ATTRIBUTE, snapshot_folder
+from logitstore.format.documents import NAME_PATTERN
+from logitstore.format.wire import SnapshotEntry, StoreReply
+from logitstore.reading.snapshot import Snapshot
+from logitstore.reading.store import LogitStore, open_stored
+from logitstore.storage.local import LocalStorage
+
+log = logging.getLogger(__name__)
+
+
+Signature = tuple[int, int, int]
+
+
+def find_stores(root: Path) -> dict[str, Path]:
+    """Stores by name: ``root`` itself, or its direct child folders; ``.zarr`` is no part of a name.
+
+    Links and folders whose name cannot be a store's are left out.  InputError if ``root`` is no
+    folder, or a store with such a name.
+    """
+    try:
+        if _holds_store(root):
+            name = root.resolve().name.removesuffix(".zarr")
+            if not re.fullmatch(NAME_PATTERN, name):
+                raise InputError(f"{root}: {name!r} cannot be a store's name; rename the folder")
+            return {name: root}
+        with os.scandir(root) as entries:
+            folders = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise InputError(f"{root} is not a folder that can be read: {error.strerror}") from None
+    found: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.removesuffix(".zarr")
+        if re.fullmatch(NAME_PATTERN, name) and _holds_store(root / folder):
+            found[name] = root / folder  # of "a" and "a.zarr" the latter
+    return found
+
+
+def _holds_store(folder: Path) -> bool:
+    """Whether a folder holds a logit store, be it damaged; not any other zarr group or array."""
+    try:
+        group = json.loads((folder / "zarr.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    except ValueError:
+        return True
+    attributes = group.get("attributes") if isinstance(group, dict) else None
+    return isinstance(attributes, dict) and ATTRIBUTE in attributes
+
+
+def _signature(path: str) -> Signature | None:
+    """Changes when a file is replaced; None if there is none."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+class ServedStore:
+    """One store; the name it is served by is also all that its errors say of its place."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.storage = LocalStorage(folder)
+        self.storage.url = name
+        self._entries: dict[str, tuple[Signature | None, SnapshotEntry]] = {}
+
+    def open(self) -> LogitStore:
+        """The store as it is on disk now."""
+        return open_stored(self.storage)
+
+    def signature(self, snapshot: str) -> Signature | None:
+        """That of the snapshot's commit; ``snapshot`` comes from ``names``, never from a client."""
+        return _signature(f"{self.folder}/{snapshot_folder(snapshot)}/commit.json")
+
+    def reply(self) -> StoreReply:
+        """The store and its snapshots; those that cannot be opened are named as damaged."""
+        store, entries, damaged = self.open(), [], []
+        for name in store.snapshots:
+            signature = self.signature(name)
+            if self._entries.get(name, (None,))[0] != signature:
+                try:
+                    self._entries[name] = signature, _entry(store.snapshots[name])
+                except Damaged as error:
+                    log.error("%s", error)
+                    damaged.append(name)
+                    continue
+            entries.append(self._entries[name][1])
+        return StoreReply(
+            name=self.name, meta=store.meta, snapshots=tuple(entries), damaged=tuple(damaged)
+        )
+
+
+def _entry(snapshot: Snapshot) -> SnapshotEntry:
+    return SnapshotEntry(
+        name=snapshot.name,
+        root=snapshot.root,
+        views=snapshot.meta.views,
+        samples=snapshot.meta.samples,
+        classes=snapshot.meta.classes,
+        encoding=snapshot.meta.encoding.name,
+        top1=snapshot.meta.top1,
+        bytes=snapshot.stored_bytes(),
+    )

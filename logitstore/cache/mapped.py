@@ -1,0 +1,192 @@
+"""A decoded copy in files: made whole or not at all, checked when opened, mapped read-only.
+
+A folder with one file per array (rows as they lie: view, sample, value) and an index with the
+CRC-32C of every block.  Only files of this kind are ever mapped: a store's own may be cut short by
+anyone, which would kill the process.  They are written plainly, because a full disk under a map
+kills it too.  Whoever uses a copy holds a shared lock on its index.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.cache.copy import Arrays, Block, Copy, Index, decode_all
+from logitstore.cache.locks import OpenFile
+from logitstore.errors import Damaged
+from logitstore.progress import Progress
+from logitstore.storage.durable import sync_folder
+from logitstore.threads import parallel, usable_cpus
+
+if TYPE_CHECKING:
+    from logitstore.reading.snapshot import Snapshot
+
+
+INDEX = "index.json"
+
+
+_PIECE_BYTES = 1 << 20
+
+
+_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
+
+
+class MappedCopy(Copy):
+    """A copy in files, shared by processes; in use for as long as it is referred to."""
+
+    def __init__(self, folder: Path, index: Index, arrays: Arrays, hold: OpenFile, *, made: bool):
+        super().__init__(index, arrays, made=made)
+        self.path, self._hold = folder, hold
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.path, self.index)
+
+
+def _reopened(folder: Path, index: Index) -> MappedCopy | None:
+    """A spawned worker's; None if it is gone by then: its rows come from the store."""
+    try:
+        return open_copy(folder, index)
+    except OSError:
+        return None
+
+
+def allocate(draft: Path, index: Index) -> dict[str, OpenFile]:
+    """Make a copy's files in full length, so that a full disk is found before any work."""
+    files = {}
+    for name in index.arrays:
+        file = OpenFile(draft / f"{name}.bin", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            os.posix_fallocate(file.fd, 0, index.array_bytes(name))
+        except OSError as error:
+            if error.errno not in _NO_FALLOCATE:
+                raise
+            os.ftruncate(file.fd, index.array_bytes(name))
+        files[name] = file
+    return files
+
+
+def fill(
+    draft: Path,
+    folder: Path,
+    files: Mapping[str, OpenFile],
+    snapshot: Snapshot,
+    progress: Progress,
+) -> MappedCopy:
+    """Decode a snapshot into allocated files, sync, and move the draft to ``folder``; in use."""
+    index = Index.of(snapshot)
+    sums = {name: [0] * len(index.blocks()) for name in files}
+
+    def keep(block: Block, rows: Arrays) -> None:
+        for name, file in files.items():
+            data = rows[name].reshape(-1).view(np.uint8)
+            sums[name][block.number] = google_crc32c.value(data)
+            _write(file, data, block.first * index.row_bytes(name))
+
+    decode_all(snapshot, index, keep, progress)
+    for file in files.values():
+        os.fsync(file.fd)
+    summed = {
+        name: array.model_copy(update={"crc32c": tuple(sums[name])})
+        for name, array in index.arrays.items()
+    }
+    index = index.model_copy(update={"arrays": summed})
+    hold = OpenFile(draft / INDEX, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    _write(hold, np.frombuffer(index.to_bytes(), np.uint8), 0)
+    os.fsync(hold.fd)
+    hold.lock(fcntl.LOCK_SH)
+    sync_folder(draft)
+    os.rename(draft, folder)
+    sync_folder(folder.parent)
+    return MappedCopy(folder, index, _mapped(index, files), hold, made=True)
+
+
+def open_copy(folder: Path, expected: Index) -> MappedCopy | None:
+    """Map a copy after checking every byte of it; None if there is none, or just now no access.
+
+    Damaged says what is wrong with it.  The index's time of change is when it was last used.
+    """
+    try:
+        hold = OpenFile(folder / INDEX, os.O_RDONLY)
+    except FileNotFoundError:
+        if folder.exists():
+            raise Damaged(f"{folder}: {INDEX} is missing") from None
+        return None
+    if not hold.lock(fcntl.LOCK_SH) or not hold.is_at(folder / INDEX):
+        return None
+    with suppress(OSError):  # another user's
+        os.utime(hold.fd)
+    with open(hold.fd, "rb", closefd=False) as file:
+        index = Index.parse(f"{folder}/{INDEX}", file.read())
+    if _described(index) != _described(expected):
+        raise Damaged(f"{folder}/{INDEX}: this describes another copy")
+    try:
+        files = {name: OpenFile(folder / f"{name}.bin", os.O_RDONLY) for name in index.arrays}
+    except FileNotFoundError as error:
+        raise Damaged(f"{error.filename} is missing") from None
+    _verify(folder, index, files)
+    return MappedCopy(folder, index, _mapped(index, files), hold, made=False)
+
+
+def _described(index: Index) -> list[Any]:
+    """What two indices of the same copy have in common."""
+    arrays = sorted((name, array.dtype, array.shape) for name, array in index.arrays.items())
+    return [index.root, index.rows_per_shard, arrays]
+
+
+def _verify(folder: Path, index: Index, files: Mapping[str, OpenFile]) -> None:
+    blocks = index.blocks()
+    for name, file in files.items():
+        found, length = os.fstat(file.fd).st_size, index.array_bytes(name)
+        if found != length or len(index.arrays[name].crc32c) != len(blocks):
+            raise Damaged(f"{folder}/{name}.bin has {found} bytes, expected {length}")
+
+    def check(task: tuple[str, Block]) -> None:
+        name, block = task
+        size, crc = index.row_bytes(name), index.arrays[name].crc32c[block.number]
+        if _checksum(files[name], block.first * size, block.rows * size) != crc:
+            raise Damaged(
+                f"{folder}/{name}.bin: rows {block.first}..{block.first + block.rows - 1} are "
+                "damaged (crc32c differs)"
+            )
+
+    tasks = [(name, block) for name in files for block in blocks]
+    for _ in parallel(check, tasks, usable_cpus()):
+        pass
+
+
+def _checksum(file: OpenFile, offset: int, length: int) -> int:
+    """CRC-32C of a part of a file, read in pieces that stay in the processor's cache."""
+    piece, crc, done = np.empty(min(length, _PIECE_BYTES), np.uint8), 0, 0
+    while done < length:
+        part = piece[: length - done]
+        got = os.preadv(file.fd, [part.data], offset + done)
+        if got == 0:
+            return -1
+        crc = google_crc32c.extend(crc, part[:got])
+        done += got
+    return crc
+
+
+def _mapped(index: Index, files: Mapping[str, OpenFile]) -> Arrays:
+    arrays = {}
+    for name, file in files.items():
+        array = index.arrays[name]
+        mapping = mmap.mmap(file.fd, index.array_bytes(name), mmap.MAP_SHARED, mmap.PROT_READ)
+        arrays[name] = np.frombuffer(mapping, array.dtype).reshape(array.shape)
+    return arrays
+
+
+def _write(file: OpenFile, data: NDArray[np.uint8], offset: int) -> None:
+    while len(data):
+        done = os.pwrite(file.fd, data.data, offset)
+        data, offset = data[done:], offset + done

@@ -1,0 +1,79 @@
+"""What the command line shows: errors and exit codes, progress, tables and sizes.
+
+Imported by ``cli`` at start, so the top imports only the standard library and typer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from logitstore.errors import LogitstoreError, MissingExtra
+
+INTERRUPTED = 130
+
+
+_TRAIN = (
+    *("torch", "torchvision", "PIL", "scipy", "sklearn", "tensorboard", "tomli_w"),
+    *("matplotlib", "jinja2", "markupsafe", "threadpoolctl"),
+)
+
+
+_SERVE = ("fastapi", "uvicorn", "starlette", "httptools", "uvloop")
+
+
+class Commands(TyperGroup):
+    """Runs a command; errors that users can cause become one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LogitstoreError as error:
+            fail(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            extra = "train" if package in _TRAIN else "serve" if package in _SERVE else None
+            if extra is None:
+                raise
+            missing = MissingExtra.for_command(error, extra)
+            fail(str(missing), missing.exit_code)
+        except KeyboardInterrupt:
+            fail("interrupted: the same command goes on from here", INTERRUPTED)
+
+
+def fail(message: str, code: int) -> None:
+    """Print an error and end with its exit code."""
+    label = typer.style("error:", fg="red", bold=True) if sys.stderr.isatty() else "error:"
+    typer.echo(f"{label} {message}", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def shown_progress() -> Iterator[Any]:
+    """A bar on a terminal, plain lines elsewhere; on stderr."""
+    from logitstore.progress import Bar, Lines
+
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield Lines()
+        return
+    bar = Bar()
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def emit(as_json: bool, data: Any, lines: Sequence[str]) -> None:
+    """Print ``data`` as JSON, or ``lines`` for a person."""
+    if as_json:
+        typer.echo(json.dumps(data, indent=2))
+    else:
+        for line in lines:
+            typer.echo(line)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from logitstore.cli.console import emit, shown_progress
+from logitstore.cli.options import Device, Json, Store, TokenFile, read_token
+from logitstore.text import size
+
+commands = typer.Typer()
+
+
+@commands.command("ls")
+def list_(
+    location: Annotated[
+        str, typer.Argument(metavar="STORE|FOLDER|URL", help="Where to look.")
+    ] = ".",
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """List stores and their snapshots.
+
+    \b
+    logitstore ls stores/
+    logitstore ls http://host:8000
+    """
+    from logitstore.cli.show.stores import listing_lines
+    from logitstore.reading.describe import list_location
+
+    rows = list_location(location, read_token(token_file))
+    emit(as_json, rows, listing_lines(rows))
+
+
+@commands.command()
+def inspect(
+    store: Store,
+    snapshot: Annotated[list[str] | None, typer.Option(help="Only these snapshots.")] = None,
+    expect_root: Annotated[
+        str | None, typer.Option(help="Refuse any other root than this.")
+    ] = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a store holds, and its roots.
+
+    Teacher, top-1, dataset, views, encoding, bytes, fidelity.
+
+    \b
+    logitstore inspect c10.zarr
+    """
+    from logitstore.cli.show.stores import store_lines
+    from logitstore.reading.describe import describe_store
+    from logitstore.reading.opening import chosen_snapshot, open_store
+    from logitstore.reading.opening import expect_root as check_root
+
+    opened = open_store(store, read_token(token_file))
+    if expect_root:
+        check_root(chosen_snapshot(opened, snapshot[0] if snapshot else None), expect_root)
+    found = describe_store(opened, snapshot)
+    emit(as_json, found, store_lines(found))
+
+
+@commands.command()
+def verify(
+    store: Store,
+    snapshot: Annotated[list[str] | None, typer.Option(help="Only these snapshots.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="Also recompute rows through this teacher.")
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="The teacher's network.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="The teacher's dataset.")] = None,
+    sample: Annotated[int, typer.Option(help="How many rows to recompute.")] = 256,
+    device: Device = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Check every object against the commits.
+
+    With --teacher a sample of rows is recomputed, too.
+
+    Exit code 1 on any breach; each is named with its object and rows.
+
+    \b
+    logitstore verify c10.zarr
+    logitstore verify c10.zarr --teacher resnet56.th --arch resnet56 --data 'npz:c10.npz?x=x&y=y'
+    """
+    from logitstore.reading.verify import verify_store
+
+    if teacher is not None:
+        _check_recompute(data, sample)
+    token = read_token(token_file)
+    with shown_progress() as progress:
+        report = verify_store(store, snapshots=snapshot or (), token=token, progress=progress)
+        if teacher is not None and report.ok:
+            _recompute(
+                report, store, snapshot, teacher, arch, data, sample, device, token, progress
+            )
+    found = {**vars(report), "ok": report.ok}
+    said = "whole" if report.ok else f"{len(report.breaches)} breaches"
+    recomputed = f", {report.rows_recomputed} rows recomputed" if teacher else ""
+    summary = f"{store}: {said}; {report.objects} objects, {size(report.bytes)} checked{recomputed}"
+    emit(as_json, found, [*report.breaches, summary])
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def _check_recompute(data: str | None, sample: int) -> None:
+    from logitstore.errors import InputError
+
+    if data is None:
+        raise InputError("--teacher needs --data, the dataset that the store was built from")
+    if sample < 1:
+        raise InputError(f"--sample must be at least 1, not {sample}")
+
+
+def _recompute(
+    report: Any,
+    location: str,
+    snapshots: list[str] | None,
+    teacher: str,
+    arch: str | None,
+    data: str | None,
+    sample: int,
+    device: str | None,
+    token: str | None,
+    progress: Any,
+) -> None:
+    from logitstore.precompute.build.recompute import verify_teacher
+    from logitstore.reading.opening import chosen_snapshot, open_store
+
+    assert data is not None  # _check_recompute
+    store = open_store(location, token)
+    verify_teacher(
+        store,
+        chosen_snapshot(store, snapshots[0] if snapshots else None),
+        report,
+        teacher=teacher,
+        data=data,
+        arch=arch,
+        sample=sample,
+        device=device,
+        progress=progress,
+    )

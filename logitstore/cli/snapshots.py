@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from logitstore.cli.console import shown_progress
+from logitstore.cli.options import (
+    AtTemperature,
+    Encoding,
+    Fresh,
+    Json,
+    MaxKl,
+    Store,
+    TokenFile,
+    read_token,
+)
+
+commands = typer.Typer()
+
+
+@commands.command("import")
+def import_(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help=".npy, .npz[?key=] or .safetensors[?key=].")
+    ],
+    labels: Annotated[str, typer.Option(metavar="FILE", help="Labels (N,), -1 where unknown.")],
+    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make or add to.")],
+    snapshot: Annotated[str, typer.Option(help="The snapshot's name.")],
+    encoding: Encoding = None,
+    max_kl: MaxKl = None,
+    at_temperature: AtTemperature = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Make a snapshot of logits from elsewhere.
+
+    The logits are (N, C) or (V, N, C); nothing binds them to images.
+
+    \b
+    logitstore import logits.npy --labels labels.npy --out c10.zarr --snapshot elsewhere
+    """
+    from logitstore.cli.show.builds import print_built
+    from logitstore.derive.files import import_logits
+    from logitstore.format.choice import EncodingWish
+
+    wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    with shown_progress() as progress:
+        import_logits(file, labels, out, snapshot, wish=wish, fresh=fresh, progress=progress)
+    print_built(out, [snapshot], as_json, wish)
+
+
+@commands.command()
+def discard(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A store's path.")],
+    snapshot: Annotated[str, typer.Option(help="Whose unfinished build.")],
+) -> None:
+    """Delete an unfinished build; snapshots stay.
+
+    \b
+    logitstore discard c10.zarr --snapshot resnet56
+    """
+    from logitstore.writing.target import abandon
+
+    abandon(store, snapshot)
+    typer.echo(f"{store}: the unfinished build of {snapshot} is gone")
+
+
+@commands.command()
+def transcode(
+    store: Store,
+    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make or add to.")],
+    snapshot: Annotated[
+        str | None, typer.Option(help="Which snapshot, if there are several.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its name there; default: the same.")] = None,
+    encoding: Encoding = None,
+    max_kl: MaxKl = None,
+    at_temperature: AtTemperature = None,
+    fresh: Fresh = False,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Keep a snapshot's rows in another encoding.
+
+    No teacher is needed. Running the same command again resumes.
+
+    \b
+    logitstore transcode c100.zarr --encoding uint8 --out small.zarr
+    logitstore transcode c100.zarr --encoding auto --max-kl 1e-3 --out small.zarr
+    """
+    from logitstore.cli.show.builds import print_built
+    from logitstore.derive.transcode import transcode as run
+    from logitstore.format.choice import EncodingWish
+    from logitstore.reading.opening import chosen_snapshot, open_store
+
+    wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    opened = open_store(store, read_token(token_file))
+    if snapshot is None and name is not None:
+        # Repeated into the same store, the command finds its own snapshot beside the other one.
+        others = [other for other in opened.snapshots if other != name]
+        snapshot = others[0] if len(others) == 1 else None
+    source = chosen_snapshot(opened, snapshot)
+    with shown_progress() as progress:
+        run(opened, source, out, wish, name=name, fresh=fresh, progress=progress)
+    print_built(out, [name or source.name], as_json, wish)
+
+
+@commands.command()
+def export(
+    store: Store,
+    out: Annotated[str, typer.Option(metavar="FILE", help=".npy, .npz or .safetensors.")],
+    snapshot: Annotated[
+        str | None, typer.Option(help="Which snapshot, if there are several.")
+    ] = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Write a snapshot's logits to one file.
+
+    They are decoded to float32, (N, C) or (V, N, C).
+
+    \b
+    logitstore export c10.zarr --snapshot resnet56 --out logits.npy
+    """
+    from logitstore.derive.files import export_logits
+    from logitstore.reading.opening import chosen_snapshot, open_store
+
+    opened = open_store(store, read_token(token_file))
+    with shown_progress() as progress:
+        shape = export_logits(opened, chosen_snapshot(opened, snapshot), out, progress)
+    typer.echo(f"{out}: float32 {shape}")

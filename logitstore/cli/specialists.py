@@ -1,0 +1,162 @@
+"""The commands about classes: ``correct-bias``, ``specialists`` and ``combine``.
+
+As in ``cli``, heavy imports are inside the bodies.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from logitstore.cli.console import emit, shown_progress
+from logitstore.cli.options import (
+    AtTemperature,
+    Encoding,
+    Fresh,
+    Json,
+    MaxKl,
+    Store,
+    TokenFile,
+    read_token,
+)
+from logitstore.text import percent
+
+commands = typer.Typer()
+
+
+specialists = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Specialists for the classes that a generalist confuses.
+
+    plan them from its stored logits, train each with train --specialist, build their stores,
+    combine all into one snapshot.""",
+)
+
+
+commands.add_typer(specialists, name="specialists")
+
+
+@specialists.command("plan")
+def plan(
+    store: Store,
+    clusters: Annotated[int, typer.Option(help="How many groups K-means is to find.")],
+    out: Annotated[Path, typer.Option(metavar="PLAN.json", help="Where the plan is written.")],
+    snapshot: Annotated[
+        str | None, typer.Option(help="The generalist, if there are several snapshots.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of K-means.")] = 0,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Group the classes that a generalist confuses.
+
+    K-means on the columns of the covariance of its predictions. A class alone in its group gets no
+    specialist.
+
+    \b
+    logitstore specialists plan digits.zarr --snapshot generalist --clusters 3 --out plan.json
+    """
+    from logitstore.derive.specialists import plan_specialists, write_plan
+    from logitstore.reading.opening import chosen_snapshot, open_store
+
+    opened = open_store(store, read_token(token_file))
+    chosen = chosen_snapshot(opened, snapshot)
+    with shown_progress() as progress:
+        found, notes = plan_specialists(
+            opened, chosen, clusters=clusters, seed=seed, progress=progress
+        )
+    write_plan(found, out)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    lines = [
+        f"{each.name}: {len(each.classes)} classes, {percent(each.share)} of the samples: "
+        f"{', '.join(found.names_of(each.classes))}"
+        for each in found.specialists
+    ]
+    emit(as_json, found.model_dump(mode="json"), lines)
+
+
+@commands.command()
+def combine(
+    stores: Annotated[
+        list[str],
+        typer.Argument(metavar="STORE", help="The specialists' stores, each STORE[::SNAPSHOT]."),
+    ],
+    generalist: Annotated[
+        str, typer.Option(metavar="STORE[::SNAPSHOT]", help="The generalist's logits.")
+    ],
+    specialists: Annotated[
+        Path, typer.Option(metavar="PLAN.json", help="The plan that the specialists were made by.")
+    ],
+    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make or add to.")],
+    snapshot: Annotated[str, typer.Option(help="The new snapshot's name.")],
+    dustbin: Annotated[
+        Literal["share", "odds"],
+        typer.Option(
+            help="Correction of a specialist's rest class, its own being the share f of the data: "
+            "log(0.5 / f), as the paper says, or log((1 - f) / f), the exact odds."
+        ),
+    ] = "share",
+    encoding: Encoding = None,
+    max_kl: MaxKl = None,
+    at_temperature: AtTemperature = None,
+    fresh: Fresh = False,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Join a generalist and its specialists to one teacher.
+
+    For each row the distribution with the least KL from the generalist and from the specialists of
+    its best class; an ordinary snapshot, that teaches like any other. The same command resumes.
+
+    \b
+    logitstore combine --generalist digits.zarr::generalist --specialists plan.json \\
+        s1.zarr s2.zarr --out digits.zarr --snapshot combined
+    """
+    from logitstore.cli.show.builds import print_built
+    from logitstore.derive.combine import Specialist
+    from logitstore.derive.combine import combine as run
+    from logitstore.derive.specialists import read_plan
+    from logitstore.format.choice import EncodingWish
+
+    wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    token, found = read_token(token_file), read_plan(specialists)
+    opened, chosen = _opened(generalist, token, besides=snapshot)
+    others = [Specialist(*_opened(store, token)) for store in stores]
+    if chosen.root != found.generalist:
+        typer.echo(
+            f"note: the plan was made from another snapshot, root {found.generalist}", err=True
+        )
+    with shown_progress() as progress:
+        run(
+            opened,
+            chosen,
+            found,
+            others,
+            out,
+            snapshot,
+            wish,
+            dustbin=dustbin,
+            fresh=fresh,
+            progress=progress,
+        )
+    print_built(out, [snapshot], as_json, wish)
+
+
+def _opened(text: str, token: str | None, besides: str | None = None) -> Any:
+    """(store, snapshot) of ``STORE[::SNAPSHOT]``.
+
+    ``besides`` is a snapshot that does not count: repeated into the same store, a command finds
+    its own one beside the other.
+    """
+    from logitstore.reading.opening import chosen_snapshot, open_store
+
+    place, colons, name = text.rpartition("::")
+    store = open_store(place if colons else text, token)
+    if colons:
+        return store, store.snapshots[name]
+    others = [other for other in store.snapshots if other != besides]
+    return store, chosen_snapshot(store, others[0] if len(others) == 1 else None)

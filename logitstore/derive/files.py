@@ -1,0 +1,234 @@
+"""Logits in and out of a store without a teacher: ``logitstore import`` and ``export``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from logitstore.errors import InputError, MismatchError, NotFound
+from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
+from logitstore.format.choice import SAMPLE_ROWS, EncodingWish, choose_encoding, sample_pairs
+from logitstore.format.documents import check_name
+from logitstore.format.encodings.base import LIMITS, Logits, unusable
+from logitstore.format.grid import shard_rows
+from logitstore.format.samples import Samples
+from logitstore.progress import Progress, Silent
+from logitstore.reading.snapshot import Snapshot
+from logitstore.reading.store import LogitStore, open_stored
+from logitstore.specs import Spec, file_sha256
+from logitstore.storage import Storage, open_storage
+from logitstore.storage.durable import explained
+from logitstore.writing.target import check_target, open_writer
+
+FORMATS = (".npy", ".npz", ".safetensors")
+
+
+def import_logits(
+    file: str,
+    labels: str,
+    out: str,
+    snapshot: str,
+    *,
+    wish: EncodingWish | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write logits computed elsewhere as a snapshot and return its root.
+
+    ``file`` holds (N, C) or (V, N, C) numbers, ``labels`` N integers (-1 where unknown); both are
+    .npy, .npz or .safetensors, with ``?key=NAME`` to choose an array.  Nothing binds such a
+    snapshot to images, so training on it wants ``--allow-unbound``.  ``wish`` None is the default
+    encoding.  Raises InputError, NotFound,
+    NonFinite.
+    """
+    progress = progress or Silent()
+    check_name("snapshot", snapshot)
+    values, path = _read_array(file)
+    known, labels_path = _read_array(labels)
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.dtype.kind not in "fiu" or 0 in values.shape:
+        raise InputError(
+            f"{path}: {values.dtype} {values.shape}, expected numbers (N, C) or (V, N, C)"
+        )
+    if known.ndim != 1 or known.dtype.kind not in "iu":
+        raise InputError(f"{labels_path}: {known.dtype} {known.shape}, expected integers (N,)")
+    views, count, classes = values.shape
+    if len(known) != count:
+        raise InputError(f"{labels_path}: {len(known)} labels for the {count} samples of {path}")
+    outside = np.flatnonzero((known < -1) | (known >= classes))
+    if len(outside):
+        raise InputError(
+            f"{labels_path}: sample {outside[0]} has label {known[outside[0]]}, expected -1 or "
+            f"0..{classes - 1}"
+        )
+    if classes > 1 and _looks_like_probabilities(values):
+        raise InputError(
+            f"{path}: these rows are probabilities (not negative, each sums to 1); give the "
+            "logits, or their logarithm: log-probabilities are logits"
+        )
+    wish = wish or EncodingWish()
+    if wish.bound is None:
+        entry = wish.unmeasured(classes)
+    else:
+        _check_finite(values, path)
+        view, chosen = np.array(sample_pairs(count, views, SAMPLE_ROWS)).T
+        sample = np.asarray(values[view, chosen], np.float32)
+        entry = choose_encoding(wish, [sample], known[chosen].astype(np.int32), path.name)
+    storage = open_storage(out)
+    samples, meta = _described(storage, known.astype(np.int32), classes)
+    plan = SnapshotPlan(
+        name=snapshot,
+        views=views,
+        samples=count,
+        classes=classes,
+        rows_per_shard=shard_rows(entry.widest),
+        imported=ImportCard(file=path.name, sha256=file_sha256(path)),
+        encoding=EncodingCard(name=entry.name, parameters=entry.parameters),
+        temperatures=wish.temperatures,
+        packages={name: version(name) for name in ("logitstore", "numcodecs", "numpy", "zarr")},
+    )
+    check_target(storage, meta, plan, fresh=fresh)
+    _check_finite(values, path)
+    writer = open_writer(storage, meta, samples, plan, fresh=fresh)
+    missing = writer.missing()
+    progress.start("import", sum(shard.stop - shard.start for shard in missing), "rows")
+    for shard in missing:
+        rows = np.asarray(values[shard.view, shard.start : shard.stop], np.float32)
+        writer.write(shard, rows, samples.labels[shard.start : shard.stop])
+        progress.advance(len(rows))
+    return writer.commit()
+
+
+def _described(
+    storage: Storage, labels: NDArray[np.int32], classes: int
+) -> tuple[Samples, StoreMeta]:
+    """The samples as the store that is there knows them, if the labels are its own."""
+    if storage.size("zarr.json") is not None:
+        store = open_stored(storage)
+        if list(store.snapshots) and np.array_equal(store.labels, labels):
+            keys = None if store.keys is None else [str(key) for key in store.keys]
+            meta = store.meta.model_copy(update={"classes": classes})
+            return Samples(store.meta.dataset.name, store.labels, keys), meta
+    samples = Samples("imported", labels)
+    return samples, StoreMeta(classes=classes, dataset=samples.card())
+
+
+def export_logits(
+    store: LogitStore, snapshot: Snapshot, out: str, progress: Progress | None = None
+) -> tuple[int, ...]:
+    """Write decoded logits, float32 (N, C) or (V, N, C) if V > 1; returns that shape.
+
+    ``.npz`` and ``.safetensors`` also hold the labels.  The file is complete or absent.
+    """
+    progress = progress or Silent()
+    path = Path(out)
+    if path.suffix not in FORMATS:
+        raise InputError(f"{out}: expected a name that ends in {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise NotFound(f"{path.parent}: there is no such folder")
+    if path.is_dir():
+        raise InputError(f"{out}: this is a folder; give a file's name")
+    meta = snapshot.meta
+    shape = _flat((meta.views, meta.samples, meta.classes))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    progress.start("export", meta.views * meta.samples, "rows")
+    try:
+        with explained(str(path.parent), path.name), temporary.open("wb") as file:
+            if path.suffix == ".npy":
+                _write_npy(file, snapshot, shape, progress)
+            else:
+                logits = np.concatenate(list(_decoded(snapshot, progress))).reshape(shape)
+                if path.suffix == ".npz":
+                    np.savez(file, logits=logits, labels=store.labels)
+                else:
+                    file.write(save({"logits": logits, "labels": store.labels}))
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return shape
+
+
+def _write_npy(
+    file: BinaryIO, snapshot: Snapshot, shape: tuple[int, ...], progress: Progress
+) -> None:
+    """Shard by shard: a memory map on a full disk would kill the process."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for rows in _decoded(snapshot, progress):
+        file.write(rows.astype("<f4").tobytes())
+
+
+def _decoded(snapshot: Snapshot, progress: Progress) -> Iterator[Logits]:
+    """All rows, view by view, float32 (rows, C) at a time."""
+    for view, start, stop in snapshot.shards():
+        yield snapshot.logits(np.arange(start, stop), view)
+        progress.advance(stop - start)
+
+
+def _flat(shape: tuple[int, int, int]) -> tuple[int, ...]:
+    return shape[1:] if shape[0] == 1 else shape
+
+
+def _read_array(text: str) -> tuple[NDArray[Any], Path]:
+    """The array that ``FILE[?key=NAME]`` names."""
+    spec = Spec.parse(text)
+    spec.only("key")
+    path, key = Path(spec.head), spec.options.get("key")
+    if not path.is_file():
+        raise NotFound(f"{path}: there is no such file")
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False), path
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return archive[_chosen(path, key, archive.files)], path
+        with safe_open(path, framework="numpy") as archive:
+            return archive.get_tensor(_chosen(path, key, list(archive.keys()))), path
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file makes the parsers raise anything
+        raise InputError(f"{path}: not readable as plain numbers ({error})") from None
+
+
+def _chosen(path: Path, key: str | None, names: list[str]) -> str:
+    if key is None and len(names) == 1:
+        return names[0]
+    if key not in names:
+        said = f"no array {key!r}" if key else f"{len(names)} arrays"
+        raise InputError(
+            f"{path}: {said}; choose one with ?key=NAME: {', '.join(sorted(names)[:15])}"
+        )
+    return key
+
+
+def _looks_like_probabilities(values: NDArray[Any]) -> bool:
+    head = np.asarray(values[0, :1000], np.float64)
+    return bool((head >= 0).all() and np.allclose(head.sum(axis=1), 1, atol=1e-3))
+
+
+def _check_finite(values: NDArray[Any], path: Path) -> None:
+    for view in range(len(values)):
+        for start in range(0, values.shape[1], 16_384):
+            with np.errstate(over="ignore"):  # of float64; it is infinite then
+                block = np.asarray(values[view, start : start + 16_384], np.float32)
+            broken = unusable(block)
+            if len(broken):
+                raise MismatchError(
+                    f"{path}: view {view}, sample {start + broken[0]} is NaN or infinite (as "
+                    f"float32), or too large: {LIMITS}"
+                )

@@ -1,0 +1,238 @@
+"""Which classes a generalist confuses, and the plan of specialists for them: one JSON file.
+
+Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 5.2: K-means on the columns of the covariance
+matrix of the generalist's predictions.  Only stored logits are looked at; nothing is trained here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from logitstore.errors import Damaged, InputError, NotFound, UnknownName
+from logitstore.format.documents import Document, Name, Sha256
+from logitstore.format.encodings.topk import TopK
+from logitstore.progress import Progress, Silent
+from logitstore.reading.snapshot import Snapshot
+from logitstore.reading.store import LogitStore
+from logitstore.storage import open_storage
+
+REST = "(rest)"
+
+
+N_INIT = 10
+
+
+class Cluster(Document):
+    """A specialist's classes, ascending; ``share`` is that of their samples among the labelled."""
+
+    name: Name
+    classes: Annotated[tuple[int, ...], Field(min_length=2)]
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class SpecialistPlan(Document):
+    """The specialists for one generalist, ``snapshot`` with root ``generalist``.
+
+    ``clusters``, ``seed`` and ``n_init`` are K-means'.  A specialist's outputs are its classes in
+    this order and then one for all others.
+    """
+
+    format_version: Literal[1] = 1
+    snapshot: str
+    generalist: Sha256
+    classes: int
+    class_names: tuple[str, ...] | None
+    clusters: int
+    seed: int
+    n_init: int
+    specialists: Annotated[tuple[Cluster, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _make_sense(self) -> Self:
+        names = [each.name for each in self.specialists]
+        sets = [each.classes for each in self.specialists]
+        if len(set(names)) < len(names) or len(set(sets)) < len(sets):
+            raise ValueError("two specialists have one name, or the same classes")
+        for each in self.specialists:
+            inside = min(each.classes) >= 0 and max(each.classes) < self.classes
+            if not inside or list(each.classes) != sorted(set(each.classes)):
+                raise ValueError(
+                    f"the classes of {each.name!r} must rise and lie in 0..{self.classes - 1}"
+                )
+            if len(each.classes) == self.classes:
+                raise ValueError(f"{each.name!r} has all classes: nothing is left for the rest")
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"{len(self.class_names)} class_names for {self.classes} classes")
+        if self.class_names is not None and REST in self.class_names:
+            raise ValueError(f"a class is named {REST!r}, as the specialists' last output is")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the plan as canonical JSON, however its file is laid out."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def cluster(self, name: str) -> Cluster:
+        """The specialist of that name; UnknownName lists the others."""
+        for each in self.specialists:
+            if each.name == name:
+                return each
+        raise UnknownName.among("specialist", name, [each.name for each in self.specialists])
+
+    def names_of(self, classes: Sequence[int]) -> list[str]:
+        """Names of classes; their numbers where they have none."""
+        return [self.class_names[i] if self.class_names else str(i) for i in classes]
+
+    def outputs(self, cluster: Cluster) -> tuple[str, ...]:
+        """What a specialist's outputs are called: its classes, then the rest."""
+        return (*self.names_of(cluster.classes), REST)
+
+    def numbers(self, cluster: Cluster) -> NDArray[np.int32]:
+        """The specialist's output for each class, int32 (C,)."""
+        numbers = np.full(self.classes, len(cluster.classes), np.int32)
+        numbers[list(cluster.classes)] = np.arange(len(cluster.classes))
+        return numbers
+
+
+def plan_specialists(
+    store: LogitStore,
+    snapshot: Snapshot,
+    *,
+    clusters: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[SpecialistPlan, list[str]]:
+    """Cluster the classes that the generalist ``snapshot`` confuses; and notes on what is left out.
+
+    A class without a labelled sample, or alone in its cluster, gets no specialist.  InputError if
+    ``clusters`` is not in 2..C, or none of two classes or more is left.
+    """
+    counts = np.bincount(store.labels[store.labels >= 0], minlength=snapshot.meta.classes)
+    there = np.flatnonzero(counts)
+    _refuse(store, snapshot, clusters, len(there))
+    covariance = prediction_covariance(snapshot, progress)[:, there].T
+    of_class = _k_means(covariance, clusters, seed, snapshot)
+    groups = sorted(there[of_class == number].tolist() for number in range(clusters))
+    found = [group for group in groups if len(group) > 1]
+    if not found:
+        raise InputError(
+            f"{snapshot.name}: each of the {len(there)} classes is a cluster of its own: fewer "
+            "--clusters"
+        )
+    plan = SpecialistPlan(
+        snapshot=snapshot.name,
+        generalist=snapshot.root,
+        classes=snapshot.meta.classes,
+        class_names=store.meta.class_names,
+        clusters=clusters,
+        seed=seed,
+        n_init=N_INIT,
+        specialists=tuple(
+            Cluster(
+                name=f"s{number}",
+                classes=tuple(group),
+                share=float(counts[group].sum() / counts.sum()),
+            )
+            for number, group in enumerate(found, 1)
+        ),
+    )
+    notes = []
+    if len(there) < len(counts):
+        notes.append(f"{len(counts) - len(there)} classes have no labelled sample: in no cluster")
+    if len(found) < len(groups):
+        alone = plan.names_of([group[0] for group in groups if len(group) == 1])
+        notes.append(f"alone in a cluster, without a specialist: {', '.join(alone)}")
+    return plan, notes
+
+
+def _refuse(store: LogitStore, snapshot: Snapshot, clusters: int, classes: int) -> None:
+    if classes == 0:
+        raise InputError(
+            f"{store.url}: no sample has a label, and specialists learn from labels: build the "
+            "store from labelled data"
+        )
+    if not 2 <= clusters <= classes:
+        raise InputError(
+            f"--clusters {clusters}: expected 2..{classes}, the number of classes with labelled "
+            "samples (one cluster would be the generalist again)"
+        )
+    if snapshot.meta.encoding.name == TopK.name:
+        raise InputError(
+            f"snapshot {snapshot.name!r} is kept as topk: what it confuses beyond the kept classes "
+            "is lost; use one in another encoding"
+        )
+    if store.meta.class_names is not None and REST in store.meta.class_names:
+        raise InputError(
+            f"{store.url}: a class is named {REST!r}: this is a specialist's store, give the "
+            "generalist's"
+        )
+
+
+def prediction_covariance(
+    snapshot: Snapshot, progress: Progress | None = None
+) -> NDArray[np.float64]:
+    """Covariance (C, C) of softmax(logits), T=1, over all rows, shard by shard in float64."""
+    progress = progress or Silent()
+    classes, rows = snapshot.meta.classes, snapshot.meta.views * snapshot.meta.samples
+    total, products = np.zeros(classes), np.zeros((classes, classes))
+    progress.start("covariance", rows, "rows")
+    for view, start, stop in snapshot.shards():
+        logits = snapshot.logits(np.arange(start, stop), view).astype(np.float64)
+        predicted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        predicted /= predicted.sum(axis=1, keepdims=True)
+        total += predicted.sum(axis=0)
+        products += predicted.T @ predicted
+        progress.advance(stop - start)
+    mean = total / rows
+    covariance: NDArray[np.float64] = products / rows - np.outer(mean, mean)
+    return covariance
+
+
+def _k_means(
+    columns: NDArray[np.float64], clusters: int, seed: int, snapshot: Snapshot
+) -> NDArray[np.int32]:
+    from sklearn.cluster import KMeans
+
+    distinct = len(np.unique(columns, axis=0))
+    if distinct < clusters:
+        raise InputError(
+            f"{snapshot.name}: its predictions tell only {distinct} groups of classes apart: use "
+            f"--clusters {max(2, distinct)} or fewer, or another snapshot"
+        )
+    found: NDArray[np.int32] = KMeans(clusters, n_init=N_INIT, random_state=seed).fit_predict(
+        columns
+    )
+    return found
+
+
+def write_plan(plan: SpecialistPlan, path: str | Path) -> None:
+    """Write a plan; InputError if another file is there."""
+    text = json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    place = Path(path)
+    if not place.parent.is_dir():
+        raise NotFound(f"{place.parent}: there is no such folder")
+    storage = open_storage(place.parent)
+    if not storage.create(place.name, text.encode()) and storage.get(place.name) != text.encode():
+        raise InputError(f"{path}: another file is there: use another --out, or remove it")
+
+
+def read_plan(path: str | Path) -> SpecialistPlan:
+    """Read a plan; NotFound, or InputError that names the first bad field."""
+    try:
+        return SpecialistPlan.parse(str(path), Path(path).read_bytes())
+    except FileNotFoundError:
+        raise NotFound(
+            f"{path}: there is no such plan; `logitstore specialists plan` makes one"
+        ) from None
+    except Damaged as error:
+        raise InputError(f"{error}: expected a plan of `logitstore specialists plan`") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None

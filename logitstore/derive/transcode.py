@@ -1,0 +1,136 @@
+"""Encode a snapshot's rows again, without the teacher: ``logitstore transcode``.
+
+The new snapshot keeps the teacher's and the views' cards, so it is bound to the same images, and
+says which snapshot it was made from and what that one's encoding had lost.  What else makes a
+snapshot from a snapshot (``precompute.combine``) chooses, plans and writes its rows here, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.errors import InputError
+from logitstore.format.cards import CombinedCard, EncodingCard, SnapshotPlan, TranscodeCard
+from logitstore.format.choice import SAMPLE_ROWS, EncodingWish, choose_encoding, sample_pairs
+from logitstore.format.documents import check_name
+from logitstore.format.encodings.base import Encoding, Logits
+from logitstore.format.encodings.table import spelled
+from logitstore.format.grid import shard_rows
+from logitstore.format.samples import Samples
+from logitstore.progress import Progress, Silent
+from logitstore.reading.snapshot import Snapshot
+from logitstore.reading.store import LogitStore
+from logitstore.storage import open_storage
+from logitstore.writing.target import check_target, open_writer
+
+Answers = Callable[[NDArray[np.int64], int], Logits]
+"""(samples (n,), view) -> logits float32 (n, C), as ``Snapshot.logits``."""
+
+
+def transcode(
+    store: LogitStore,
+    snapshot: Snapshot,
+    out: str,
+    wish: EncodingWish,
+    *,
+    name: str | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write ``snapshot`` of ``store`` to the store ``out`` in another encoding; returns its root.
+
+    ``name`` is the new snapshot's (default: the old one's).  Fidelity is measured against the old
+    rows.  Running it again resumes.  Raises InputError, also if the wished bound is not met, and
+    MismatchError if ``out`` holds something else.
+    """
+    name, meta = check_name("snapshot", name or snapshot.name), snapshot.meta
+    if meta.transcoded is not None:
+        raise InputError(
+            f"{snapshot.url}: snapshot {snapshot.name!r} was itself transcoded, and losses would "
+            f"add up: transcode the one that it was made from, root {meta.transcoded.root}"
+        )
+    entry = chosen_for(store, snapshot, wish, snapshot.logits)
+    if EncodingCard(name=entry.name, parameters=entry.parameters) == meta.encoding:
+        raise InputError(
+            f"{snapshot.url}: snapshot {snapshot.name!r} is kept as {spelled(entry)} already: "
+            "choose another --encoding, or copy the store"
+        )
+    made_from = TranscodeCard(root=snapshot.root, encoding=meta.encoding, fidelity=meta.fidelity)
+    plan = plan_from(snapshot, name, wish, entry, transcoded=made_from, combined=meta.combined)
+    return write_from(
+        store, plan, out, snapshot.logits, "transcode", fresh=fresh, progress=progress
+    )
+
+
+def chosen_for(
+    store: LogitStore, snapshot: Snapshot, wish: EncodingWish, answers: Answers
+) -> Encoding:
+    """The encoding for new rows of a snapshot's samples and views; measured if there is a bound.
+
+    Raises InputError if the wished one is not within it.
+    """
+    if wish.bound is None:
+        return wish.unmeasured(snapshot.meta.classes)
+    pairs = np.array(sample_pairs(snapshot.meta.samples, snapshot.meta.views, SAMPLE_ROWS))
+    logits = np.empty((len(pairs), snapshot.meta.classes), np.float32)
+    for view in range(snapshot.meta.views):
+        of_view = pairs[:, 0] == view
+        logits[of_view] = answers(pairs[of_view, 1], view)
+    return choose_encoding(wish, [logits], store.labels[pairs[:, 1]], snapshot.name)
+
+
+def plan_from(
+    snapshot: Snapshot,
+    name: str,
+    wish: EncodingWish,
+    entry: Encoding,
+    *,
+    transcoded: TranscodeCard | None = None,
+    combined: CombinedCard | None = None,
+) -> SnapshotPlan:
+    """The plan of a snapshot with the teacher, views and samples of another one."""
+    here = {each: version(each) for each in ("logitstore", "numcodecs", "numpy", "zarr")}
+    changed = {
+        "name": name,
+        "encoding": EncodingCard(name=entry.name, parameters=entry.parameters),
+        "rows_per_shard": shard_rows(entry.widest),
+        "temperatures": wish.temperatures,
+        "packages": {**snapshot.meta.packages, **here},
+        "transcoded": transcoded,
+        "combined": combined,
+    }
+    built = SnapshotPlan(**snapshot.meta.model_dump(exclude={"fidelity", "top1"}))
+    return built.model_copy(update=changed)
+
+
+def write_from(
+    store: LogitStore,
+    plan: SnapshotPlan,
+    out: str,
+    answers: Answers,
+    doing: str,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write (or go on writing) a snapshot of ``store``'s samples to the store ``out``: its root.
+
+    MismatchError if ``out`` holds something else.
+    """
+    progress = progress or Silent()
+    storage = open_storage(out)
+    keys = None if store.keys is None else [str(key) for key in store.keys]
+    samples = Samples(store.meta.dataset.name, store.labels, keys)
+    check_target(storage, store.meta, plan, fresh=fresh)
+    writer = open_writer(storage, store.meta, samples, plan, fresh=fresh)
+    missing = writer.missing()
+    progress.start(doing, sum(shard.stop - shard.start for shard in missing), "rows")
+    for shard in missing:
+        logits = answers(np.arange(shard.start, shard.stop), shard.view)
+        writer.write(shard, logits, samples.labels[shard.start : shard.stop])
+        progress.advance(len(logits))
+    return writer.commit()

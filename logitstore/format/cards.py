@@ -1,0 +1,219 @@
+"""Everything that is written to disk or sent over HTTP, as frozen pydantic models.
+
+A document either parses completely or is refused with its path and field; no other file spells an
+attribute key as a string.  Nothing here may depend on when, where or by whom a store was built, or
+two builds of the same inputs would not be byte-identical.  The prose is ``FORMAT.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from logitstore.format.documents import Document, Name, Sha256
+
+FORMAT_VERSION = 1
+
+
+THUMBNAIL_TOLERANCE = 2
+
+
+MAX_VIEWS, MAX_SAMPLES, MAX_CLASSES = 1 << 20, 1 << 40, 1 << 24
+
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+Temperature = Annotated[float, Field(gt=0, le=1000)]
+
+
+Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1, max_length=8)]
+
+
+class DatasetCard(Document):
+    """What binds a store to its dataset; ``sha256`` covers labels (little-endian) and keys."""
+
+    name: str
+    length: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+    sha256: Sha256
+
+
+class StoreMeta(Document):
+    """Attributes of the root group."""
+
+    format_version: Literal[1] = 1
+    classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    class_names: tuple[str, ...] | None = None
+    dataset: DatasetCard
+
+    @model_validator(mode="after")
+    def _name_each_class(self) -> Self:
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"{len(self.class_names)} class_names for {self.classes} classes")
+        return self
+
+
+class Normalize(Document):
+    """Per-channel mean and standard deviation of pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class TeacherCard(Document):
+    """Which network, weights and arithmetic produced a snapshot."""
+
+    file: str
+    weights_sha256: Sha256
+    weights_key: str | None = None
+    architecture: str
+    architecture_sha256: Sha256 | None = None
+    parameters: int
+    normalize: Normalize | None
+    input_shape: tuple[int, int, int]
+    precision: Precision
+    device: str
+    batch_size: Annotated[int, Field(ge=1)]
+
+
+class ImportCard(Document):
+    """Where logits computed elsewhere came from."""
+
+    file: str
+    sha256: Sha256
+
+
+class Canary(Document):
+    """One view's fingerprint: sha256 of its uint8 bytes and an 8x8 thumbnail (hex, C*8*8 bytes)."""
+
+    view: int
+    sample: int
+    shape: tuple[int, int, int]
+    sha256: Sha256
+    thumbnail: str
+
+    def resembles(self, other: Canary) -> bool:
+        """Equal views, or thumbnails within 2/255, as another image decoder makes them."""
+        if self.sha256 == other.sha256:
+            return True
+        ours, theirs = bytes.fromhex(self.thumbnail), bytes.fromhex(other.thumbnail)
+        near = all(abs(a - b) <= THUMBNAIL_TOLERANCE for a, b in zip(ours, theirs, strict=False))
+        return self.shape == other.shape and near
+
+
+class ViewCard(Document):
+    """How samples became network inputs: transforms, size, seed, and fingerprints of the result.
+
+    ``mix`` says which samples were blended with which (None: none were).  The snapshot's view 0 is
+    number ``first_view`` of the sequence that spec, size, mix and seed define; canaries count in
+    that sequence.
+    """
+
+    spec: tuple[dict[str, Any], ...]
+    size: int | None
+    mix: dict[str, float] | None = None
+    seed: int
+    first_view: int = 0
+    canaries: tuple[Canary, ...]
+
+
+class EncodingCard(Document):
+    """Name and parameters of the row encoding."""
+
+    name: str
+    parameters: dict[str, int] = Field(default_factory=dict)
+
+
+class Divergence(Document):
+    """KL(teacher || decoded) in nats at one temperature, over all rows."""
+
+    temperature: float
+    mean: float
+    max: float
+
+
+class Fidelity(Document):
+    """What an encoding lost, measured on every row."""
+
+    divergence: tuple[Divergence, ...]
+    top1_agreement: float
+
+
+class TranscodeCard(Document):
+    """The snapshot whose decoded rows were encoded again, and what its own encoding had lost."""
+
+    root: Sha256
+    encoding: EncodingCard
+    fidelity: Fidelity
+
+
+class SpecialistCard(Document):
+    """One specialist that took part: its name in the plan, and the root of its snapshot."""
+
+    name: str
+    root: Sha256
+
+
+class CombinedCard(Document):
+    """The generalist and the specialists whose distributions became one, and how.
+
+    ``min-kl``: per row the q that minimises KL(generalist || q) plus, for each specialist that has
+    the generalist's best class, KL(specialist || q with one class for the rest), at T=1.
+    ``dustbin`` is how the specialists' rest class was corrected for their training data;
+    ``plan_sha256`` is that of the plan's canonical JSON.
+    """
+
+    rule: Literal["min-kl"] = "min-kl"
+    dustbin: Literal["share", "odds"]
+    plan_sha256: Sha256
+    generalist: Sha256
+    specialists: Annotated[tuple[SpecialistCard, ...], Field(min_length=1)]
+
+
+class SnapshotPlan(Document):
+    """All that is known before the first row: a resumed build must have an equal plan.
+
+    ``temperatures`` are those at which the fidelity of the rows is measured; of a ``transcoded``
+    snapshot it is against the rows of the snapshot that was transcoded.  ``teacher`` and ``view``
+    of a ``combined`` one are the generalist's.
+    """
+
+    format_version: Literal[1] = 1
+    name: Name
+    views: Annotated[int, Field(ge=1, le=MAX_VIEWS)]
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+    classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    rows_per_shard: Annotated[int, Field(ge=1, le=1 << 20)]
+    teacher: TeacherCard | None = None
+    imported: ImportCard | None = None
+    transcoded: TranscodeCard | None = None
+    combined: CombinedCard | None = None
+    view: ViewCard | None = None
+    encoding: EncodingCard
+    temperatures: Temperatures = (1.0, 4.0)
+    packages: dict[str, str]
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.teacher is None) == (self.imported is None):
+            raise ValueError("exactly one of teacher and imported must be given")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_few_have(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Written out as null it would change the bytes, and the root, of every other snapshot.
+        document: dict[str, Any] = handler(self)
+        if self.combined is None:
+            document.pop("combined", None)
+        return document
+
+
+class SnapshotMeta(SnapshotPlan):
+    """Attributes of a snapshot's group: the plan and what the finished build measured.
+
+    ``top1`` is the share of labelled rows whose argmax is the label; None without labels.
+    """
+
+    fidelity: Fidelity
+    top1: float | None

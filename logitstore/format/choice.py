@@ -1,0 +1,203 @@
+"""Which encoding a snapshot gets: the one named, or the smallest within a bound on its loss.
+
+Candidates are measured on some rows; every row is measured again while it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from logitstore.errors import InputError
+from logitstore.format.cards import MAX_CLASSES
+from logitstore.format.encodings.base import Encoding, Labels, Logits
+from logitstore.format.encodings.dense import Uint8
+from logitstore.format.encodings.table import ENCODINGS, encoding, parse_encoding, spelled
+from logitstore.format.encodings.topk import TopK
+from logitstore.format.fidelity import encoded
+from logitstore.format.sizes import row_bytes
+
+AUTO = "auto"
+
+
+MAX_KL, AT_TEMPERATURE = 1e-4, 4.0
+
+
+SAMPLE_ROWS = 1024
+
+
+_ALWAYS_AT = (1.0, 4.0)
+
+
+_SAMPLED = 0.97
+"""Of the bound, what ``auto`` uses: on all rows the mean may be a little larger than here."""
+
+
+_LEVELS, _KEPT = (192, 160, 128, 96, 64), (10, 30, 100)
+
+
+_UINT8_CLASSES = range(33, 4097)
+
+
+Pair = tuple[int, int]
+"""(view, sample)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingWish:
+    """What a user asks of an encoding.
+
+    ``text`` is ``auto``, what ``parse_encoding`` reads, or None: float16 up to 32 and beyond 4,096
+    classes, else uint8.  At most ``max_kl`` nats of mean KL(teacher || decoded) may be lost at
+    ``at_temperature``; None is 1e-4 at T=4 for ``auto``, and no bound for an encoding that is
+    named.  topk is made for T=1: at any other temperature the bound of 1e-4 holds for it, too.
+    InputError if these contradict each other.
+    """
+
+    text: str | None = None
+    max_kl: float | None = None
+    at_temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.text not in (None, AUTO):
+            parse_encoding(self.text, MAX_CLASSES)
+        if self.max_kl is not None and not 0 <= self.max_kl < np.inf:
+            raise InputError(f"--max-kl must be a number of nats from 0 on, not {self.max_kl}")
+        if self.at_temperature is not None and not 0 < self.at_temperature <= 1000:
+            raise InputError(
+                f"--at-temperature must be above 0 and at most 1000, not {self.at_temperature}"
+            )
+
+    @property
+    def temperature(self) -> float:
+        """Where the bound holds."""
+        asked_for_one = self.at_temperature is None and self._is_topk
+        return 1.0 if asked_for_one else self.at_temperature or AT_TEMPERATURE
+
+    @property
+    def bound(self) -> float | None:
+        """The largest mean KL, in nats; None if none was asked for."""
+        bounded = self.text == AUTO or (self._is_topk and self.temperature != 1)
+        return MAX_KL if bounded and self.max_kl is None else self.max_kl
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Those at which the finished snapshot's fidelity is measured."""
+        return tuple(sorted({*_ALWAYS_AT, self.temperature}))
+
+    @property
+    def _is_topk(self) -> bool:
+        return self.text is not None and self.text.partition(":")[0] == TopK.name
+
+    def unmeasured(self, classes: int) -> Encoding:
+        """The encoding, as far as it is known without looking at rows."""
+        if self.text in (None, AUTO):
+            return default_encoding(classes)
+        return parse_encoding(self.text, classes)
+
+
+def sample_pairs(samples: int, views: int, most: int) -> list[Pair]:
+    """At most ``most`` different pairs, evenly spaced over the samples, in turn over the views.
+
+    Not the first ones: many datasets come in the order of their classes.
+    """
+    count = min(most, samples * views)
+    return [(i % views, i * samples // count) for i in range(count)]
+
+
+def default_encoding(classes: int) -> Encoding:
+    """What rows of so many classes are kept in where nobody says otherwise."""
+    return encoding("uint8" if classes in _UINT8_CLASSES else "float16", classes)
+
+
+def candidates(classes: int) -> list[Encoding]:
+    """What is compared, each once: all encodings, in several sizes where they have a parameter."""
+    texts = [
+        *(name for name in ENCODINGS if name != TopK.name),
+        *(f"uint8:{levels}" for levels in _LEVELS),
+        *(f"topk:{kept}" for kept in _KEPT if kept <= classes // 4),
+    ]
+    return [parse_encoding(text, classes) for text in texts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """An encoding on some rows: compressed bytes of one, and mean KL in nats by temperature."""
+
+    encoding: Encoding
+    bytes_per_row: float
+    kl: Mapping[float, float]
+
+    def __str__(self) -> str:
+        lost = ", ".join(f"{kl:.2g} nats at T={t:g}" for t, kl in self.kl.items())
+        return f"{spelled(self.encoding)} ({self.bytes_per_row:.1f} bytes per row, {lost})"
+
+
+def measure(
+    entry: Encoding, logits: Sequence[Logits], labels: Labels, temperatures: Sequence[float]
+) -> Measured:
+    """An encoding on the same rows of one or more teachers: their mean bytes, and the worst KL."""
+    sizes, losses = [], []
+    for each in logits:
+        arrays, fidelity = encoded(entry, each, labels, temperatures)
+        sizes.append(row_bytes(entry, arrays))
+        losses.append([divergence.mean for divergence in fidelity.divergence])
+    worst = np.max(losses, axis=0).tolist()
+    return Measured(
+        encoding=entry,
+        bytes_per_row=float(np.mean(sizes)),
+        kl=dict(zip(temperatures, worst, strict=True)),
+    )
+
+
+def _fitted_levels(
+    found: Sequence[Measured],
+    wish: EncodingWish,
+    bound: float,
+    logits: Sequence[Logits],
+    labels: Labels,
+) -> list[Measured]:
+    """uint8 with as few levels as the bound allows: the KL goes with (levels - 1) ** -2."""
+    full = next(each for each in found if each.encoding == Uint8(classes=each.encoding.classes))
+    lost = full.kl[wish.temperature]
+    if lost > bound or lost == 0:
+        return []
+    fewest = 1 + int(np.ceil(255 * np.sqrt(lost / bound)))
+    for levels in range(max(2, fewest), 256):
+        entry = Uint8(classes=full.encoding.classes, levels=levels)
+        fitted = measure(entry, logits, labels, wish.temperatures)
+        if fitted.kl[wish.temperature] <= bound:
+            return [fitted]
+    return []
+
+
+def choose_encoding(
+    wish: EncodingWish, logits: Sequence[Logits], labels: Labels, source: str
+) -> Encoding:
+    """The encoding for rows like these: float32 (n, C) of each teacher, and labels (n,).
+
+    ``auto`` takes the smallest candidate within 97 % of the bound.  InputError if the one
+    that was named is not within it; the message has the figures and the smallest that would do.
+    """
+    bound, temperature, classes = wish.bound, wish.temperature, logits[0].shape[1]
+    if bound is None:
+        return wish.unmeasured(classes)
+    if wish.text != AUTO:
+        named = measure(wish.unmeasured(classes), logits, labels, wish.temperatures)
+        if named.kl[temperature] <= bound:
+            return named.encoding
+    found = [measure(entry, logits, labels, wish.temperatures) for entry in candidates(classes)]
+    usable = _SAMPLED * bound
+    found += _fitted_levels(found, wish, usable, logits, labels)
+    found.sort(key=lambda each: each.bytes_per_row)
+    # float32 loses nothing, so there is always one.
+    smallest = next(each for each in found if each.kl[temperature] <= usable)
+    if wish.text == AUTO:
+        return smallest.encoding
+    raise InputError(
+        f"{named} loses more than the {bound:.2g} nats at T={temperature:g} that are allowed, "
+        f"measured on {len(labels):,} rows of {source}; the smallest within it is {smallest}: use "
+        f"--encoding {spelled(smallest.encoding)}, or a larger --max-kl"
+    )

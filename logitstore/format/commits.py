@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from logitstore.errors import Damaged
+from logitstore.format.documents import Document, Key, Name, Sha256, canonical
+
+ATTRIBUTE = "logitstore"
+
+
+class ObjectEntry(Document):
+    """Length in bytes and sha256 of one object."""
+
+    length: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+    @classmethod
+    def of(cls, data: bytes | memoryview) -> ObjectEntry:
+        return cls(length=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+class ShardMark(Document):
+    """``.build/NAME/SHARD.json``: a finished shard's objects and its part of the statistics.
+
+    ``kl_sum`` and ``kl_max`` (nats) have one entry per temperature of the plan.
+    """
+
+    view: int
+    start: int
+    stop: int
+    objects: dict[Key, ObjectEntry]
+    kl_sum: tuple[float, ...]
+    kl_max: tuple[float, ...]
+    agreeing: int
+    labelled: int
+    correct: int
+
+
+class Commit(Document):
+    """``snapshots/NAME/commit.json``: every object of the snapshot and the store-level ones.
+
+    ``sha256`` covers the rest of the document, so that damage to the commit is seen when it is
+    opened and not only when the damaged entry is used.
+    """
+
+    format_version: Literal[1] = 1
+    snapshot: Name
+    objects: dict[Key, ObjectEntry]
+    sha256: Sha256
+
+    @classmethod
+    def seal(cls, snapshot: str, objects: dict[str, ObjectEntry]) -> Commit:
+        """Make a commit with its own digest filled in."""
+        draft = cls(snapshot=snapshot, objects=objects, sha256="0" * 64)
+        return draft.model_copy(update={"sha256": draft._digest()})
+
+    def _digest(self) -> str:
+        rest = self.model_dump(mode="json", exclude={"sha256"})
+        return hashlib.sha256(canonical(rest)).hexdigest()
+
+    @classmethod
+    def open(cls, where: str, data: bytes, snapshot: str) -> Commit:
+        """Parse a commit and check that it is whole, canonical and about ``snapshot``."""
+        commit = cls.parse(where, data)
+        if commit.to_bytes() != data or commit._digest() != commit.sha256:
+            raise Damaged(f"{where}: the commit's bytes are not what its own digest covers")
+        if commit.snapshot != snapshot:
+            raise Damaged(f"{where}: this is the commit of {commit.snapshot!r}, not {snapshot!r}")
+        return commit
+
+
+def root_of(commit: bytes) -> str:
+    """A snapshot's root: the sha256 of its commit's bytes, as hex."""
+    return hashlib.sha256(commit).hexdigest()
+
+
+class _Group(Document):
+    attributes: dict[str, dict[str, Any]]
+    node_type: Literal["group"]
+    zarr_format: Literal[3]
+
+
+def snapshot_folder(name: str) -> str:
+    """Where a snapshot lies under its store's root."""
+    return f"snapshots/{name}"
+
+
+def build_folder(name: str) -> str:
+    """Where an unfinished build of a snapshot keeps its plan and marks."""
+    return f".build/{name}"
+
+
+def group_document(attributes: dict[str, Any]) -> bytes:
+    """A zarr v3 group's ``zarr.json``."""
+    return canonical({"attributes": attributes, "node_type": "group", "zarr_format": 3})
+
+
+def group_attributes(where: str, data: bytes) -> dict[str, Any]:
+    """Our attributes in a group's ``zarr.json``."""
+
+    group = _Group.parse(where, data)
+    if ATTRIBUTE not in group.attributes:
+        raise Damaged(f"{where}: no {ATTRIBUTE!r} attribute: this group is not a logit store")
+    return group.attributes[ATTRIBUTE]

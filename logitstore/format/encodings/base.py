@@ -1,0 +1,175 @@
+"""What an encoding is, and what the ones that are relative to a row's maximum share; NumPy only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+Logits = NDArray[np.float32]
+
+
+Labels = NDArray[np.int32]
+
+
+Arrays = dict[str, NDArray[Any]]
+
+
+Layout = dict[str, tuple[str, int]]
+
+
+_BLOCK_BYTES = 256 << 10
+"""Of float32 logits: a block and what is made of it stay in a core's cache."""
+
+
+_SPREAD_BITS = 5
+
+
+_LEAST_SPREAD = 2.0**-60
+"""Narrower rows are treated as this wide, which keeps squares and quotients clear of 0."""
+
+
+FLOAT16_FLOOR = -65504.0
+"""Below this a class has probability 0 in float64 at any temperature up to 80."""
+
+
+FLOAT16_TOP_BITS = 13
+
+
+_MOST_TOP, _LEAST = 2.0**38, -(2.0**126)
+"""Past these a float16 is lost in the roundings of the maximum, and a range in those of float32."""
+
+
+LIMITS = "logits must be within ±2.7e11, those of masked classes at least -8.5e37"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding(ABC):
+    """A pair of pure functions over rows of ``classes`` logits; further fields are parameters."""
+
+    name: ClassVar[str]
+    classes: int
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """What is written beside the name, so that a reader makes the same encoding."""
+        own = [field.name for field in fields(self) if field.name != "classes"]
+        return {name: getattr(self, name) for name in own}
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Each array's dtype and its values per row."""
+
+    @abstractmethod
+    def encode(self, logits: Logits, labels: Labels) -> Arrays:
+        """The arrays of some rows: float32 (N, C), and their labels (N,), -1 where unknown."""
+
+    @abstractmethod
+    def decode(self, arrays: Mapping[str, NDArray[Any]]) -> Logits:
+        """The rows again: float32 (N, C)."""
+
+    @abstractmethod
+    def decode_tensor(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """The same, bit for bit on a CPU, on the device that holds the arrays."""
+
+    @abstractmethod
+    def bound(self, logits: Logits) -> NDArray[np.float64]:
+        """The largest absolute error of a logit in each row, (N,)."""
+
+    def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:  # noqa: B027 (most have nothing)
+        """Damaged if arrays of the right shape cannot be this encoding's."""
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row of all arrays, uncompressed."""
+        return sum(np.dtype(kind).itemsize * width for kind, width in self.layout.values())
+
+    @property
+    def widest(self) -> int:
+        """Bytes per row of the widest array: what the sizes of shards and chunks follow."""
+        return max(np.dtype(kind).itemsize * width for kind, width in self.layout.values())
+
+    def empty(self, rows: int) -> Arrays:
+        """The arrays of so many rows, to be filled."""
+        return {name: np.empty((rows, width), kind) for name, (kind, width) in self.layout.items()}
+
+
+def unusable(logits: Logits) -> NDArray[np.intp]:
+    """Which rows (N, C) are not finite or beyond ``LIMITS``: no encoding promises to keep them."""
+    top, least = logits.max(axis=1), logits.min(axis=1)
+    return np.flatnonzero(~((np.abs(top) <= _MOST_TOP) & (least >= _LEAST)))
+
+
+def blocks(rows: int, classes: int) -> Iterator[slice]:
+    """Slices of all rows that a core's cache can hold."""
+    step = max(1, _BLOCK_BYTES // (4 * classes))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def row_scalars(logits: Logits, top_bits: int) -> NDArray[np.float32]:
+    """Each row's maximum and the distance to its minimum, (N, 2), with few significant bits.
+
+    Only these bits are paid for once the rows are compressed.  The distance is rounded up; the
+    maximum to a ``2**-top_bits`` of the distance's next power of two, which shifts a whole row and
+    so changes no probability.
+    """
+    top = logits.max(axis=1).astype(np.float64)
+    spread = top - logits.min(axis=1)
+    mantissa, exponent = np.frexp(np.where(spread > 0, np.maximum(spread, _LEAST_SPREAD), 0))
+    grid = np.ldexp(1.0, exponent - top_bits)
+    rounded = np.ldexp(np.ceil(np.ldexp(mantissa, _SPREAD_BITS)), exponent - _SPREAD_BITS)
+    shifted = np.where(spread > 0, np.rint(top / grid) * grid, top)
+    return np.stack([shifted, rounded], axis=1).astype(np.float32)
+
+
+def spacing_below(scalars: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far the next float32 is below each row's maximum, (N,): less decodes to a tie with it."""
+    top = scalars[:, 0]
+    return top - np.nextafter(top, np.float32(-np.inf))
+
+
+def shift_bound(logits: Logits, top_bits: int) -> NDArray[np.float64]:
+    """What rounding a row's maximum and adding it back costs at most, (N,)."""
+    top = np.abs(logits.max(axis=1)).astype(np.float64)
+    spread = top_and_spread(logits)[1]
+    bound: NDArray[np.float64] = spread * 2.0**-top_bits + 8 * (top + spread) * 2.0**-24
+    return bound
+
+
+def top_and_spread(logits: Logits) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Each row's maximum and its distance to the minimum, exactly, (N,)."""
+    top = logits.max(axis=1).astype(np.float64)
+    return top, top - logits.min(axis=1)
+
+
+def to_float16(below: NDArray[np.float32], spacing: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Logits relative to their row's maximum, (N, K) <= 0, as float16.
+
+    What is below 0 stays ``spacing`` (N,) below 0: it would tie with the maximum and might win.
+    """
+    least = -np.clip(spacing, 2.0**-24, 2.0**15).astype(np.float32)[:, None]
+    kept = np.maximum(below, np.float32(FLOAT16_FLOOR))
+    codes: NDArray[np.float16] = np.where(below < 0, np.minimum(kept, least), np.float32(0)).astype(
+        np.float16
+    )
+    return codes
+
+
+def float16_bound(logits: Logits) -> NDArray[np.float64]:
+    """The largest error of ``to_float16`` and of a maximum rounded for it, (N,)."""
+    spread = top_and_spread(logits)[1]
+    # Half a unit in the last place of the widest code (float16 has 11 significant bits), its
+    # smallest step, and what lies past its range.
+    half_ulp = spread * 2.0**-11 + 2.0**-23
+    past = np.maximum(spread + FLOAT16_FLOOR, 0)
+    bound: NDArray[np.float64] = half_ulp + past + shift_bound(logits, FLOAT16_TOP_BITS)
+    return bound

@@ -1,0 +1,216 @@
+"""What crosses HTTP: rows of codes as safetensors, indices as uint32, listings as JSON, header
+names.
+
+Server and client both import this file and nothing of each other.  Rows travel as they are stored;
+only the reader of the bytes decodes them.  The prose, for other languages, is ``api/HTTP.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+from safetensors import SafetensorError
+
+from logitstore.errors import Damaged, InputError
+from logitstore.format.cards import SnapshotMeta, StoreMeta
+from logitstore.format.documents import Document
+from logitstore.format.encodings.base import Encoding
+from logitstore.format.encodings.rows import Rows
+
+CRC_HEADER = "x-logitstore-crc32c"
+
+
+ROOT_HEADER = "x-logitstore-root"
+
+
+ROWS_TYPE = "application/x-safetensors"
+
+
+INDICES_TYPE = "application/octet-stream"
+
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+PROBLEM = "urn:logitstore:"
+"""A problem document's ``type`` is this and one word, of which clients act on ``DAMAGED``."""
+
+
+DAMAGED = PROBLEM + "damaged"
+
+
+_INDEX = np.dtype("<u4")
+
+
+MAX_INDICES = 4096
+
+
+MAX_ROWS_BYTES = 16 << 20
+
+
+def rows_per_request(form: Encoding) -> int:
+    """How many rows one request may ask for: at most 4,096 and 16 MiB, but at least one."""
+    return max(1, min(MAX_INDICES, MAX_ROWS_BYTES // form.bytes_per_row))
+
+
+def pack(rows: Rows) -> bytes:
+    """Encoded rows as one safetensors document; the arrays are copied as they are."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in rows.arrays.items()}
+    return safetensors.numpy.save(arrays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Where ``pack`` puts the arrays of ``count`` rows, and the bytes before them.
+
+    A place is an array's name, shape, dtype and first byte.
+
+    What is written through ``arrays`` into a body of ``length`` bytes makes it a whole document.
+    """
+
+    header: NDArray[np.uint8]
+    length: int
+    places: tuple[tuple[str, tuple[int, int], np.dtype[Any], int], ...]
+
+    @classmethod
+    def of(cls, form: Encoding, count: int) -> Template:
+        """The template of ``count`` rows in this encoding."""
+        kinds = {name: (np.dtype(kind), width) for name, (kind, width) in form.layout.items()}
+        row = pack(
+            Rows(form, {n: np.zeros((1, width), kind) for n, (kind, width) in kinds.items()})
+        )
+        described = json.loads(row[8 : 8 + int.from_bytes(row[:8], "little")])
+        entries, stop = {}, 0
+        for name in described:  # in the library's order, which is that of the bytes too
+            kind, width = kinds[name]
+            start, stop = stop, stop + count * width * kind.itemsize
+            entries[name] = {**described[name], "shape": (count, width)}
+            entries[name]["data_offsets"] = [start, stop]
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        header = len(text).to_bytes(8, "little") + text
+        places = tuple(
+            (name, entry["shape"], kinds[name][0], len(header) + entry["data_offsets"][0])
+            for name, entry in entries.items()
+        )
+        return cls(header=np.frombuffer(header, np.uint8), length=len(header) + stop, places=places)
+
+    def arrays(self, body: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Write the header into ``body``, (length,), and show the places of the arrays in it."""
+        body[: len(self.header)] = self.header
+        return {name: np.ndarray(shape, kind, body, at) for name, shape, kind, at in self.places}
+
+
+@lru_cache(maxsize=256)
+def template(form: Encoding, count: int) -> Template:
+    """``Template.of``, remembered: clients ask for batches of one size."""
+    return Template.of(form, count)
+
+
+def unpack(data: bytes, form: Encoding, *, count: int) -> Rows:
+    """The inverse of ``pack`` for ``count`` rows.
+
+    Damaged if the bytes are not safetensors of exactly that encoding's arrays, dtypes and shapes.
+    """
+    try:
+        arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(data)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise Damaged(f"rows: {len(data)} bytes that are not safetensors: {error}") from None
+    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    expected = {
+        name: (np.dtype(kind), (count, width)) for name, (kind, width) in form.layout.items()
+    }
+    if found != expected:
+        raise Damaged(f"rows: arrays {found}, expected {expected}")
+    return Rows(form, {name: arrays[name] for name in expected})
+
+
+def pack_indices(indices: NDArray[np.int64]) -> bytes:
+    """Sample indices (N,) as little-endian uint32; InputError beyond 2**32 - 1."""
+    if len(indices) and int(indices.max()) >= 1 << 32:
+        raise InputError(f"sample {indices.max()} does not fit into the protocol's uint32")
+    return indices.astype("<u4").tobytes()
+
+
+def unpack_indices(data: bytes) -> NDArray[np.int64]:
+    """The inverse of ``pack_indices``: int64 (N,); InputError if the length is no multiple of 4."""
+    if len(data) % 4:
+        raise InputError(
+            f"{len(data)} bytes of indices: not a whole number of little-endian uint32"
+        )
+    return np.frombuffer(data, _INDEX).astype(np.int64)
+
+
+def crc32c(data: bytes | NDArray[np.uint8]) -> str:
+    """CRC-32C (Castagnoli) as eight hexadecimal digits."""
+    return f"{google_crc32c.value(data):08x}"
+
+
+class Reply(Document):
+    """Base of what a server answers: a newer server may add fields that this client ignores."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class StoreEntry(Reply):
+    """One line of ``GET /v1/stores``."""
+
+    name: str
+    classes: int
+    samples: int
+    dataset: str
+    snapshots: tuple[str, ...]
+
+
+class SnapshotEntry(Reply):
+    """One snapshot in ``GET /v1/stores/{store}``; ``bytes`` are those of its objects on disk."""
+
+    name: str
+    root: str
+    views: int
+    samples: int
+    classes: int
+    encoding: str
+    top1: float | None
+    bytes: int
+
+
+class StoreReply(Reply):
+    """``GET /v1/stores/{store}``; ``damaged`` names the snapshots that cannot be opened."""
+
+    name: str
+    meta: StoreMeta
+    snapshots: tuple[SnapshotEntry, ...]
+    damaged: tuple[str, ...] = ()
+
+
+class SnapshotReply(Reply):
+    """``GET /v1/stores/{store}/snapshots/{snapshot}``."""
+
+    root: str
+    meta: SnapshotMeta
+
+
+class RowsRequest(Document):
+    """The JSON body of ``POST …/rows``; its twin is ``?view=`` and ``pack_indices``."""
+
+    view: int = 0
+    indices: tuple[int, ...]
+
+
+class Problem(Reply):
+    """An RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str

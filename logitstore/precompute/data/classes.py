@@ -1,0 +1,240 @@
+"""Number a dataset's classes as the student's outputs are numbered: by name, or by a class map.
+
+The store decides the numbering; without one the training data do.  Nothing here knows of samples.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
+from logitstore.precompute.data.images import ImageDataset, check_labels
+
+ClassMap = Mapping[str, str | int]
+
+
+_EXPECTED = 'expected a JSON object such as {"kitten": "cat", "1": 7}'
+
+
+_NUMBER = "[0-9]{1,9}"
+
+
+MAP_IT = "say which class is which with --class-map FILE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The numbering to follow: ``count`` classes with their names if known; ``owner`` has it."""
+
+    owner: str
+    count: int
+    names: tuple[str, ...] | None
+
+
+def read_class_map(path: str | None) -> ClassMap | None:
+    """A class map's JSON object, from the dataset's class to the store's; None without a path.
+
+    Keys are a dataset class's name or its number as text, values a store class's name or number.
+    Raises NotFound, or InputError for any other content.
+    """
+    if path is None:
+        return None
+    try:
+        found = json.loads(Path(path).read_text(), object_pairs_hook=_without_repeats)
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable class map ({error}): {_EXPECTED}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not a class map but a {type(found).__name__}: {_EXPECTED}")
+    for key, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise InputError(f"{path}: {key!r} leads to {value!r}, no name or number: {_EXPECTED}")
+    return found
+
+
+def renumbered(
+    dataset: ImageDataset,
+    classes: Classes,
+    class_map: ClassMap | None = None,
+    *,
+    remedy: str = MAP_IT,
+) -> ImageDataset:
+    """The dataset with its labels in the numbering of ``classes``.
+
+    Equal names, or no names on a side and as many classes, change nothing.  Other names are looked
+    up: fewer, or in another order, are fine.  A map goes before names; it must hold every class
+    that occurs in the labels; entries for others are unused, so that one map can serve training
+    and validation data.  Several classes may lead to one.  MismatchError names the first class
+    that has no place and ends with ``remedy``, InputError the first entry that cannot be used.
+    """
+    if class_map is None:
+        numbers = _by_name(dataset, classes, remedy)
+    else:
+        numbers = _by_map(dataset, classes, class_map)
+    if numbers is None:
+        check_labels(dataset, classes.count)
+        names = classes.names or dataset.class_names
+        return replace(dataset, classes=classes.count, class_names=names)
+    labels = np.where(dataset.labels < 0, np.int32(-1), numbers[dataset.labels])
+    return replace(dataset, labels=labels, classes=classes.count, class_names=classes.names)
+
+
+def map_for(dataset: ImageDataset, class_map: ClassMap | None) -> ClassMap | None:
+    """A run's class map, if it speaks of these data too; None for data named as the store is.
+
+    It was made for the training data; validation data may bear their names or the store's own.
+    """
+    names = dataset.class_names
+    if class_map is None or names is None:
+        return class_map
+    speaks = any(key in names or re.fullmatch(_NUMBER, key) for key in class_map)
+    return class_map if speaks else None
+
+
+def _by_name(dataset: ImageDataset, classes: Classes, remedy: str) -> NDArray[np.int32] | None:
+    """The new number of each of the dataset's classes, or None if all stay as they are."""
+    ours, theirs = dataset.class_names, classes.names
+    if ours is None or theirs is None:
+        if dataset.classes not in (None, classes.count):
+            raise MismatchError(
+                f"{classes.owner} has {classes.count} classes, the dataset {dataset.name} has "
+                f"{dataset.classes}, and names do not tell which is which: use the same classes, "
+                f"or {remedy}"
+            )
+        return None
+    if ours == theirs:
+        return None
+    here, there = _places(ours), _places(theirs)
+    for name in ours:
+        if name not in there:
+            raise MismatchError(
+                f"{dataset.name} has a class {name!r}, {classes.owner} has none of that name "
+                f"({_nearest(name, theirs)}): use its names, or {remedy}"
+            )
+        if len(here[name]) > 1 or len(there[name]) > 1:
+            raise MismatchError(
+                f"two classes of {dataset.name} or of {classes.owner} are named {name!r}: rename "
+                f"one, or {remedy}, by number"
+            )
+    return np.array([there[name][0] for name in ours], np.int32)
+
+
+def _by_map(
+    dataset: ImageDataset, classes: Classes, class_map: ClassMap
+) -> NDArray[np.int32] | None:
+    """The new number of each of the dataset's classes, -1 for one that no label has."""
+    count = dataset.classes or int(dataset.labels.max(initial=0)) + 1
+    check_labels(dataset, count)
+    here, there = _places(dataset.class_names or ()), _places(classes.names or ())
+    numbers = np.full(count, -1, np.int32)
+    for key, value in class_map.items():
+        new = _number(value, there, classes.count, classes.owner)
+        if new is None:
+            raise InputError(
+                f"class map: {key!r} leads to {value!r}, and {classes.owner} has no class of that "
+                f"name or number ({_nearest(str(value), classes.names or ())}; numbers: "
+                f"0..{classes.count - 1}): correct --class-map"
+            )
+        old = _number(key, here, count, dataset.name)
+        if old is None:
+            continue
+        if numbers[old] not in (-1, new):
+            raise InputError(
+                f"class map: {key!r} is class {old} of {dataset.name}, which has another entry "
+                f"that leads to class {numbers[old]}: keep one of them in --class-map"
+            )
+        numbers[old] = new
+    _refuse_gaps(dataset, numbers, class_map)
+    return None if np.array_equal(numbers, np.arange(classes.count)) else numbers
+
+
+def _refuse_gaps(dataset: ImageDataset, numbers: NDArray[np.int32], class_map: ClassMap) -> None:
+    occurring = np.flatnonzero(np.bincount(dataset.labels[dataset.labels >= 0]))
+    missing = [int(number) for number in occurring if numbers[number] < 0]
+    if missing:
+        first = dataset.class_names[missing[0]] if dataset.class_names else str(missing[0])
+        raise InputError(
+            f"class map: class {first!r} of {dataset.name} has no entry ({len(missing)} of "
+            f"{len(occurring)} classes have none; {_nearest(first, list(class_map))}): add it to "
+            "--class-map"
+        )
+
+
+def _number(name: str | int, places: dict[str, list[int]], count: int, owner: str) -> int | None:
+    """A class's number from its name, or else from the number itself; None if there is none."""
+    if isinstance(name, str):
+        found = places.get(name, [])
+        if len(found) > 1:
+            raise InputError(
+                f"class map: {name!r} is the name of classes {found[0]} and {found[1]} of {owner}: "
+                "give the number in --class-map"
+            )
+        if found:
+            return found[0]
+        if not re.fullmatch(_NUMBER, name):
+            return None
+    return int(name) if 0 <= int(name) < count else None
+
+
+def _places(names: Sequence[str]) -> dict[str, list[int]]:
+    """The numbers of the classes that bear each name."""
+    places: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        places.setdefault(name, []).append(number)
+    return places
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """ "closest: 'a', 'b'", or the first few names."""
+    close = get_close_matches(name, known, n=3, cutoff=0.6)
+    listed = ", ".join(repr(entry) for entry in close or known[:5])
+    if close:
+        return f"closest: {listed}"
+    return f"known: {listed or 'no names'}{', …' if len(known) > 5 else ''}"
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+        raise ValueError(f"{twice!r} stands twice")
+    return found
+
+
+def class_numbers(
+    wanted: Sequence[str | int], names: Sequence[str] | None, count: int, owner: str
+) -> list[int]:
+    """The numbers, each once, of classes given by name or number; a name goes before a number.
+
+    UnknownName for a class that ``owner`` does not have, InputError for a name of several.
+    """
+    places = _places(names or ())
+    found: dict[int, None] = {}
+    for each in wanted:
+        numbers = places.get(each, []) if isinstance(each, str) else []
+        if len(numbers) > 1:
+            raise InputError(
+                f"{each!r} is the name of {len(numbers)} classes of {owner}: by number"
+            )
+        number = numbers[0] if numbers else _plain_number(each)
+        if number is None or not 0 <= number < count:
+            known = names or [str(number) for number in range(count)]
+            raise UnknownName.among(f"class of {owner}", str(each), known)
+        found[number] = None
+    return list(found)
+
+
+def _plain_number(text: str | int) -> int | None:
+    if isinstance(text, str):
+        return int(text) if re.fullmatch(_NUMBER, text) else None
+    return text

@@ -1,0 +1,207 @@
+"""Open a dataset from its spec: images by index, labels, and what a store must know of them.
+
+    npz:FILE?x=x_train&y=y_train      uint8 images (N,H,W[,C]) and integer labels in one .npz
+    torchvision:NAME?root=R&train=true   any torchvision.datasets class with (image, label) items
+    imagefolder:PATH                  PATH/<class>/<image>, classes in sorted order
+    digits?train=true                 scikit-learn's 1,797 digits, 1,200 to train and 597 to test
+    package.module:factory            a callable that returns a map-style dataset of (image, label)
+    path/to/file.py:factory           the same from a file
+
+``samples=START:STOP`` after any of them takes a slice.  Nothing here augments or normalises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from logitstore.errors import InputError, NotFound, UnknownName
+from logitstore.precompute.data.images import (
+    ImageDataset,
+    _as_labels,
+    _check,
+    _first,
+    as_image,
+    from_map_style,
+)
+from logitstore.specs import Spec, is_factory, load_factory, value_of
+
+_COMMON = "samples"  # the one option that every kind of dataset has
+
+
+def open_dataset(text: str) -> ImageDataset:
+    """Open the dataset that a spec names.
+
+    Raises UnknownName for a scheme, NotFound for a path, InputError for an empty dataset or labels
+    that are not integers in range.
+    """
+    spec = Spec.parse(text)
+    scheme, _, rest = spec.head.partition(":")
+    if scheme in SCHEMES:
+        dataset = SCHEMES[scheme](spec, rest)
+    elif is_factory(spec.head):
+        dataset = _factory(spec)
+    else:
+        raise UnknownName.among("kind of dataset", scheme, [*SCHEMES, "module:factory"])
+    if _COMMON in spec.options:
+        dataset = _slice(dataset, spec)
+    _check(dataset, text)
+    return dataset
+
+
+def _npz(spec: Spec, rest: str) -> ImageDataset:
+    spec.only("x", "y", "classes", _COMMON)
+    path = Path(rest)
+    names = (spec.options.get("x", "x"), spec.options.get("y", "y"))
+    arrays = _read_npz(path, names)
+    x, y = arrays[names[0]], arrays[names[1]]
+    if x.dtype != np.uint8 or x.ndim not in (3, 4):
+        raise InputError(f"{path}: {names[0]} is {x.dtype} {x.shape}, expected uint8 (N,H,W[,C])")
+    if len(x) != len(y):
+        raise InputError(f"{path}: {len(x)} images in {names[0]} but {len(y)} labels in {names[1]}")
+    return ImageDataset(
+        name=spec.portable(f"npz:{path.name}"),
+        labels=_as_labels(y, str(path)),
+        load=x.__getitem__,
+        classes=_integer(spec, "classes"),
+        in_memory=True,
+    )
+
+
+def _read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for name in names:
+                if name not in archive.files:
+                    known = ", ".join(sorted(archive.files)) or "nothing"
+                    raise InputError(f"{path}: no array {name!r}; it has {known}")
+            return {name: archive[name] for name in names}
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such file") from None
+    except Exception as error:  # a damaged file makes the parsers raise anything
+        raise InputError(f"{path}: not a readable .npz file of plain arrays ({error})") from None
+
+
+def _torchvision(spec: Spec, rest: str) -> ImageDataset:
+    import torchvision
+
+    known = {name for name in torchvision.datasets.__all__ if name[0].isupper()}
+    if rest not in known:
+        raise UnknownName.among("torchvision dataset", rest, known)
+    options = {key: value_of(value) for key, value in spec.options.items() if key != _COMMON}
+    options.setdefault("root", ".")
+    try:
+        dataset = getattr(torchvision.datasets, rest)(**options)
+    except (RuntimeError, TypeError, ValueError, OSError) as error:
+        raise InputError(f"{spec.text!r}: torchvision cannot open it: {error}") from error
+    wrapped = from_map_style(dataset, spec.portable(f"torchvision:{rest}"), spec.text)
+    # MNIST's and CIFAR's images are one array: processes that read them cost more than they save.
+    return replace(wrapped, in_memory=getattr(getattr(dataset, "data", None), "ndim", 0) >= 3)
+
+
+def _imagefolder(spec: Spec, rest: str) -> ImageDataset:
+    from torchvision.datasets import ImageFolder
+
+    spec.only(_COMMON)
+    root = Path(rest)
+    if not root.is_dir():
+        raise NotFound(f"{root}: there is no such folder")
+    try:
+        folder = ImageFolder(str(root), loader=_read_image)
+    except FileNotFoundError as error:
+        raise InputError(f"{root}: expected {root}/CLASS/IMAGE files: {error}") from None
+    return ImageDataset(
+        name=spec.portable(f"imagefolder:{root.resolve().name}"),
+        labels=np.array(folder.targets, np.int32),
+        load=partial(_first, folder),
+        classes=len(folder.classes),
+        class_names=tuple(folder.classes),
+        keys=[Path(path).relative_to(root).as_posix() for path, _ in folder.samples],
+    )
+
+
+def _read_image(path: str) -> Image.Image:
+    """RGB, as torchvision reads it, but images of 16 bits are not clipped in silence."""
+    with Image.open(path) as image:
+        return as_image(image, path).convert("RGB")
+
+
+def _digits(spec: Spec, rest: str) -> ImageDataset:
+    from sklearn.datasets import load_digits
+
+    spec.only("train", _COMMON)
+    train = value_of(spec.options.get("train", "true"))
+    if rest or not isinstance(train, bool):
+        raise InputError(f"{spec.text!r}: expected digits?train=true or digits?train=false")
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    chosen = order[:1200] if train else order[1200:]
+    images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
+    return ImageDataset(
+        name=f"digits?train={str(train).lower()}",
+        labels=bunch.target[chosen].astype(np.int32),
+        load=images.__getitem__,
+        classes=10,
+        class_names=tuple("0123456789"),
+        in_memory=True,
+    )
+
+
+def _factory(spec: Spec) -> ImageDataset:
+    factory, path = load_factory(spec.head)
+    spec.only(_COMMON)
+    head = f"{path.name}:{spec.head.rpartition(':')[2]}" if path else spec.head
+    try:
+        dataset = factory()
+    except Exception as error:
+        raise InputError(
+            f"{spec.text!r}: the factory failed: {type(error).__name__}: {error}"
+        ) from error
+    return from_map_style(dataset, spec.portable(head), spec.text)
+
+
+def _integer(spec: Spec, key: str) -> int | None:
+    if key not in spec.options:
+        return None
+    if not spec.options[key].isdigit():
+        raise InputError(f"{spec.text!r}: {key} must be a whole number")
+    return int(spec.options[key])
+
+
+def _shifted(load: Callable[[int], Any], start: int, index: int) -> Any:
+    return load(start + index)
+
+
+def _slice(dataset: ImageDataset, spec: Spec) -> ImageDataset:
+    start, colon, stop = spec.options[_COMMON].partition(":")
+    if not colon or not (start or "0").isdigit() or not (stop or "0").isdigit():
+        raise InputError(f"{spec.text!r}: expected samples=START:STOP")
+    span = range(len(dataset))[int(start or 0) : int(stop) if stop else None]
+    if len(span) == 0:
+        raise InputError(f"{spec.text!r}: no samples are left of {len(dataset)}")
+    part = slice(span.start, span.stop)
+    joint = "&" if "?" in dataset.name else "?"
+    return replace(
+        dataset,
+        name=f"{dataset.name}{joint}{_COMMON}={span.start}:{span.stop}",
+        labels=dataset.labels[part],
+        keys=None if dataset.keys is None else dataset.keys[part],
+        load=partial(_shifted, dataset.load, span.start),
+    )
+
+
+SCHEMES: dict[str, Callable[[Spec, str], ImageDataset]] = {
+    "npz": _npz,
+    "torchvision": _torchvision,
+    "imagefolder": _imagefolder,
+    "digits": _digits,
+}

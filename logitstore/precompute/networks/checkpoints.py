@@ -1,0 +1,165 @@
+"""Teacher checkpoints: find them, read them without running any code of theirs, load them.
+
+``torch.load`` is always ``weights_only=True`` and there is no fallback: a checkpoint that needs
+pickle can run anything.  ``torch.export`` archives (``.pt2``) are refused for the same reason:
+their loader unpickles constants and evaluates shape expressions.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from logitstore.errors import InputError, NotFound, UnknownName
+
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+)
+
+
+EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+
+
+_HARMLESS = "num_batches_tracked"
+
+
+_LISTED = 5
+
+
+def load_weights(
+    path: Path, weights_key: str | None = None
+) -> tuple[dict[str, Tensor], str | None]:
+    """Read a checkpoint's tensors: (state dict, the entry of the checkpoint that held it or None).
+
+    ``weights_key`` chooses an entry such as ``model_ema``; by default ``state_dict``, ``model`` and
+    the like are preferred to averaged weights.  Raises NotFound or InputError.
+    """
+    loaded = _read(path)
+    if weights_key is not None:
+        if weights_key not in loaded:
+            raise UnknownName.among(f"entry in {path}", weights_key, [str(key) for key in loaded])
+        chosen = loaded[weights_key]
+        if not _is_state(chosen):
+            raise InputError(f"{path}: entry {weights_key!r} holds no weights")
+        return _tensors(chosen), weights_key
+    if _is_state(loaded):
+        return _tensors(loaded), None
+    for key in (*WRAPPERS, *EMA_WRAPPERS):
+        if _is_state(loaded.get(key)):
+            return _tensors(loaded[key]), key
+    raise InputError(
+        f"{path}: no weights found; it holds "
+        f"{', '.join(sorted(map(str, loaded))[:15]) or 'nothing'}; "
+        "name the right entry with --weights-key"
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise NotFound(f"{path}: there is no such checkpoint")
+    if path.suffix == ".pt2":
+        raise InputError(
+            f"{path}: torch.export archives can run code when they are loaded; save "
+            "model.state_dict() with safetensors and name the network with --arch"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+) was not", str(error))
+        if wanted is None:
+            raise InputError(f"{path}: not a readable checkpoint (no pickle of tensors)") from None
+        raise InputError(
+            f"{path}: this checkpoint needs pickle, which can run any code, and is not loaded (it "
+            f"asks for {wanted[1]}); where you trust it, load it yourself and save "
+            "model.state_dict()"
+        ) from None
+    except PermissionError as error:
+        raise InputError(f"{path}: may not be read ({error.strerror})") from None
+    except Exception as error:  # a damaged file makes these parsers raise anything
+        raise InputError(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{path}: holds a {type(loaded).__name__}, expected a dict of tensors")
+    return loaded
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and any(isinstance(entry, Tensor) for entry in value.values())
+        and not any(isinstance(entry, Mapping) for entry in value.values())
+    )
+
+
+def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict, unwrapping ``module.``, ``_orig_mod.`` and the like.
+
+    InputError lists the missing, unexpected and mis-shaped keys: the first five and how many.
+    """
+    wanted = model.state_dict()
+    state = unwrapped(state, set(wanted))
+    missing = [key for key in wanted if key not in state and not key.endswith(_HARMLESS)]
+    unexpected = [key for key in state if key not in wanted]
+    misshaped = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {what}: {', '.join(keys[:_LISTED])}{', …' if len(keys) > _LISTED else ''}"
+        for what, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("mis-shaped", misshaped),
+        )
+        if keys
+    ]
+    if problems:
+        raise InputError(
+            f"{where}: the checkpoint does not fit this architecture; {'; '.join(problems)}; check "
+            "--arch (and the number of classes)"
+        )
+    model.load_state_dict({**wanted, **state})
+
+
+def unwrapped(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Strip the prefix under which most of the model's keys stand."""
+    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    state.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel
+    if not wanted or wanted & state.keys():
+        return state
+    probe = min(wanted)
+    prefixes = {key.removesuffix(probe) for key in state if key.endswith(f".{probe}")}
+    best = max(prefixes, key=lambda prefix: _fits(state, prefix, wanted), default="")
+    inside = {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}
+    return inside if best else state
+
+
+def _fits(state: Mapping[str, Tensor], prefix: str, wanted: set[str]) -> int:
+    return sum(key.startswith(prefix) and key.removeprefix(prefix) in wanted for key in state)

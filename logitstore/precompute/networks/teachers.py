@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import glob
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from logitstore.errors import InputError, NotFound
+from logitstore.format.documents import check_name
+from logitstore.precompute.data.classes import Classes, ClassMap, map_for, renumbered
+from logitstore.precompute.data.images import ImageDataset
+
+SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".safetensors")
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """A checkpoint file and the name of its snapshot.
+
+    ``arch`` and ``normalize`` are known when it belongs to a training run of ours; ``classes`` and
+    ``class_map`` when that run was trained on data whose classes it maps to its own.
+    """
+
+    path: Path
+    name: str
+    arch: str | None = None
+    normalize: str | None = None
+    classes: Classes | None = None
+    class_map: ClassMap | None = None
+
+    def numbered(self, dataset: ImageDataset) -> ImageDataset:
+        """The dataset with its classes numbered as the run's; as it is if the run maps none."""
+        if self.classes is None:
+            return dataset
+        return renumbered(dataset, self.classes, map_for(dataset, self.class_map))
+
+
+def find_teachers(
+    places: Sequence[str], names: Sequence[str] = (), archs: Sequence[str] = ()
+) -> list[TeacherSource]:
+    """Resolve files, folders, globs and training runs to checkpoints, in natural order.
+
+    ``names`` renames the snapshots, one for each checkpoint, or picks those of that name; the
+    default name is the file's stem.  ``archs`` is one architecture for all places or one for each.
+    Raises NotFound, InputError.
+    """
+    if len(archs) not in (0, 1, len(places)):
+        raise InputError(
+            f"{len(archs)} --arch for {len(places)} --teacher: give one, or one for each"
+        )
+    found: list[TeacherSource] = []
+    for number, place in enumerate(places):
+        arch = archs[number % len(archs)] if archs else None
+        found += [replace(source, arch=arch or source.arch) for source in _expand(place)]
+    if names:
+        found = _renamed(found, names)
+    taken: dict[str, Path] = {}
+    for source in found:
+        check_name("snapshot", source.name)
+        if source.name in taken:
+            raise InputError(
+                f"{taken[source.name]} and {source.path} would both be snapshot {source.name!r}: "
+                "name them with --snapshot, once for each checkpoint"
+            )
+        taken[source.name] = source.path
+    return found
+
+
+def _renamed(found: list[TeacherSource], names: Sequence[str]) -> list[TeacherSource]:
+    by_name = {source.name: source for source in found}
+    if all(name in by_name for name in names):
+        return [by_name[name] for name in names]
+    if len(names) != len(found):
+        raise InputError(
+            f"{len(names)} --snapshot names for {len(found)} checkpoints "
+            f"({', '.join(source.name for source in found[:10])}): give one for each, or their "
+            "own names"
+        )
+    return [replace(source, name=name) for source, name in zip(found, names, strict=True)]
+
+
+def _expand(place: str) -> list[TeacherSource]:
+    path = Path(place)
+    if path.is_dir():
+        return _of_run(path) if (path / "config.toml").is_file() else _of_folder(path)
+    if path.is_file():
+        return [_source(path)]
+    matches = [Path(match) for match in glob.glob(place, recursive=True)]
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise NotFound(f"{place}: there is no such checkpoint, folder or training run")
+    return [_source(match) for match in sorted(files, key=natural_order)]
+
+
+def _of_folder(folder: Path) -> list[TeacherSource]:
+    files = [path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file()]
+    if not files:
+        raise NotFound(
+            f"{folder}: no checkpoints here ({', '.join('*' + end for end in SUFFIXES)})"
+        )
+    return [_source(path) for path in sorted(files, key=natural_order)]
+
+
+def _of_run(run: Path) -> list[TeacherSource]:
+    """A training run's epoch snapshots, or its final weights if it kept none."""
+    files = sorted((run / "snapshots").glob("*.safetensors"), key=natural_order)
+    final = run / "model.safetensors"
+    if not files and not final.is_file():
+        raise NotFound(
+            f"{run}: this training run has no weights yet; finish it with the same command"
+        )
+    if files:
+        return [_in_run(run, path, path.stem) for path in files]
+    return [_in_run(run, final, run.resolve().name)]
+
+
+def _in_run(run: Path, path: Path, name: str) -> TeacherSource:
+    """A checkpoint of a run, with what the run's files say of its network."""
+    with (run / "config.toml").open("rb") as file:
+        config = tomllib.load(file)
+    found = TeacherSource(path, name, config.get("student"), config.get("normalize"))
+    try:
+        inputs = json.loads((run / "inputs.json").read_bytes())
+    except (OSError, ValueError):  # a checkpoint beside a config.toml; no run of ours maps classes
+        return found
+    if inputs.get("class_map") is None:
+        return found
+    names = inputs["class_names"]
+    classes = Classes(
+        owner=str(run), count=inputs["classes"], names=None if names is None else tuple(names)
+    )
+    return replace(found, classes=classes, class_map=inputs["class_map"])
+
+
+def _source(path: Path) -> TeacherSource:
+    """A checkpoint; one that lies in a training run of ours knows its architecture."""
+    for run in (path.parent, path.parent.parent):
+        if path.suffix == ".safetensors" and (run / "config.toml").is_file():
+            return _in_run(run, path, path.stem)
+    return TeacherSource(path, path.name.removesuffix(path.suffix))
+
+
+def natural_order(path: Path) -> list[Any]:
+    """Sort key that puts epoch-9 before epoch-10."""
+    return [
+        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))
+    ]

@@ -1,0 +1,160 @@
+"""Canaries: fingerprints of a few views, which tell a student that it sees what the teacher saw.
+
+For 16 evenly spaced samples of each view (of the first 16 views) the sha256 of the uint8 pixels and
+an 8x8 thumbnail.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from logitstore.errors import InputError, MismatchError
+from logitstore.format.cards import THUMBNAIL_TOLERANCE, Canary, ViewCard
+from logitstore.precompute.data.images import ImageDataset
+from logitstore.precompute.views import Views
+from logitstore.precompute.views.items import ViewItems
+
+MAX_CANARY_VIEWS, CANARIES, THUMBNAIL = 16, 16, 8
+
+
+_DECODER_DISTANCE = 16  # of 255: JPEG decoders and resizers differ by less, other images by more
+
+
+_DRAWING = ("pillow", "torch", "torchvision")
+
+
+def make_view_card(
+    dataset: ImageDataset, views: Views, count: int, first_view: int = 0
+) -> ViewCard:
+    """Describe ``count`` views of a dataset from number ``first_view`` of their sequence on.
+
+    InputError if an image is not the same when it is read again.
+    """
+    items = ViewItems(dataset, views)
+    chosen = canary_samples(len(dataset))
+    canaries = tuple(
+        _canary(items.show(view, sample), sample, view)
+        for view in range(first_view, first_view + min(count, MAX_CANARY_VIEWS))
+        for sample in chosen
+    )
+    for canary in canaries[: len(chosen)]:
+        _refuse_unstable(items, canary)
+    return ViewCard(
+        spec=views.spec,
+        size=views.size,
+        mix=views.mix,
+        seed=views.seed,
+        first_view=first_view,
+        canaries=canaries,
+    )
+
+
+def canary_samples(samples: int) -> list[int]:
+    """At most 16 evenly spaced sample indices, first and last among them."""
+    spaced = np.linspace(0, samples - 1, min(CANARIES, samples))
+    return [int(index) for index in np.unique(spaced.round())]
+
+
+def check_canaries(
+    card: ViewCard,
+    dataset: ImageDataset,
+    views: Views,
+    *,
+    packages: Mapping[str, str] | None = None,
+    samples: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]] | None = None,
+) -> list[str]:
+    """Compare this dataset's views with the ones that the teacher saw.
+
+    Equal digest: pass.  Thumbnails within 2/255 (another JPEG decoder): pass, with one note in the
+    list returned.  Else MismatchError names the first sample, how far off it is and what differs;
+    ``packages`` are the teacher's library versions.  Only ``samples`` (None: all) are looked at.
+    """
+    there = None if samples is None else {int(sample) for sample in samples}
+    if there is not None and views.mix is not None:
+        there = set()  # a partner may be missing
+    chosen = [c for c in card.canaries if there is None or c.sample in there]
+    if not chosen:
+        return ["none of the checked views is of a sample that is here: matched by key and label"]
+    items, near = ViewItems(dataset, views), 0
+    for canary in chosen:
+        found = _canary(items.show(canary.view, canary.sample), canary.sample, canary.view)
+        if found.sha256 == canary.sha256:
+            continue
+        if not found.resembles(canary):
+            _refuse_unstable(items, found)
+            where = f"{dataset.name}: sample {canary.sample}, view {canary.view}"
+            raise MismatchError(f"{where} {_difference(canary, found, packages or {})}")
+        near += 1
+    if not near:
+        return []
+    return [
+        f"{near} of {len(chosen)} checked views differ from the teacher's by at most "
+        f"{THUMBNAIL_TOLERANCE}/255, as another image decoder makes them; accepted"
+    ]
+
+
+def _refuse_unstable(items: ViewItems, canary: Canary) -> None:
+    """InputError if reading the sample again gives another image."""
+    again = _canary(items.show(canary.view, canary.sample), canary.sample, canary.view)
+    if again.sha256 != canary.sha256:
+        raise InputError(
+            f"{items.dataset.name}: sample {canary.sample} is another image each time it is read, "
+            "as if a random or stateful transform were at work inside the dataset: give the images "
+            "as they are, and augment with --view-spec"
+        )
+
+
+def _difference(there: Canary, here: Canary, packages: Mapping[str, str]) -> str:
+    """What differs: the view's size, the image decoder, a library's version, or the dataset."""
+    if here.shape != there.shape:
+        return (
+            f"is {here.shape} here and was {there.shape} (channels, height, width) for the "
+            "teacher: use the dataset and view settings of the store"
+        )
+    before, now = (np.frombuffer(bytes.fromhex(c.thumbnail), np.uint8) for c in (there, here))
+    distance = int(np.abs(before.astype(int) - now.astype(int)).max())
+    what = f"is not the image that the teacher saw (thumbnails differ by {distance}/255)"
+    versions = _other_versions(packages)
+    if distance <= _DECODER_DISTANCE:
+        return f"{what}: another image decoder or resizer is at work{versions or ''}"
+    if versions:
+        return (
+            f"{what}: either a library draws or paints it otherwise{versions}, or the dataset is "
+            "another one or comes in another order than the store's"
+        )
+    return f"{what}: the dataset is another one or comes in another order than the store's"
+
+
+def _other_versions(packages: Mapping[str, str]) -> str:
+    """ " (pillow 11.0 there, 12.1 here)", or nothing."""
+    found = []
+    for name in _DRAWING:
+        try:
+            here = version(name)
+        except PackageNotFoundError:
+            here = "none"
+        if packages.get(name, here) != here:
+            found.append(f"{name} {packages[name]} there, {here} here")
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def _canary(shown: Tensor, sample: int, view: int) -> Canary:
+    pixels = shown.numpy()
+    small = [
+        np.asarray(Image.fromarray(plane).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+        for plane in pixels
+    ]
+    channels, height, width = pixels.shape
+    return Canary(
+        view=view,
+        sample=sample,
+        shape=(channels, height, width),
+        sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        thumbnail=np.stack(small).tobytes().hex(),
+    )

@@ -1,0 +1,127 @@
+"""The images of a build, in order: batches cut at shard boundaries, read ahead by worker processes.
+
+A batch never spans two shards, so a resumed build forwards the same batches and gets the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from logitstore.errors import InputError, LogitstoreError
+from logitstore.precompute.data.images import ImageDataset
+from logitstore.precompute.views import Views
+from logitstore.precompute.views.mix import Mix, blend
+
+
+class ViewItems(Dataset[Any]):
+    """Item (view, sample) -> uint8 (C, H, W), or the error that kept it from being made.
+
+    Errors travel as values: re-raised by a DataLoader they would arrive as a foreign traceback.
+    """
+
+    def __init__(self, dataset: ImageDataset, views: Views) -> None:
+        self.dataset, self.views = dataset, views
+        self._mix = None if views.mix is None else Mix(views.mix, views.seed, len(dataset))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int, int]) -> Tensor | LogitstoreError:
+        try:
+            return self.show(*item)
+        except InputError as error:
+            return error
+
+    def show(self, view: int, sample: int) -> Tensor:
+        """What a network sees of a sample: uint8 (C, H, W), mixed with its partner's if so planned.
+
+        InputError if an image cannot be read, or two that are to be mixed differ in shape.
+        """
+        own = self._alone(view, sample)
+        if self._mix is None:
+            return own
+        plan = self._mix.plan(sample, view)
+        if plan.weight == 1:
+            return own
+        try:
+            return blend(own, self._alone(view, plan.partner), plan)
+        except InputError as error:
+            raise InputError(
+                f"{self.dataset.name}: sample {sample} is mixed with sample {plan.partner} "
+                f"(view {view}): {error}"
+            ) from None
+
+    def _alone(self, view: int, sample: int) -> Tensor:
+        try:
+            return self.views(self.dataset.item(sample), sample=sample, view=view)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a user's dataset or an image decoder raises
+            raise InputError(
+                f"{self.dataset.name}: sample {sample} (view {view}) cannot be read: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def stack_views(items: Sequence[Tensor | LogitstoreError]) -> Tensor | LogitstoreError:
+    """uint8 (N, C, H, W) of equal views, or the first error."""
+    for item in items:
+        if isinstance(item, LogitstoreError):
+            return item
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    shapes = {tuple(item.shape) for item in tensors}
+    if len(shapes) > 1:
+        return InputError(
+            f"the images of one batch differ in shape ({', '.join(map(str, sorted(shapes)))}): "
+            "give --size, or a --view-spec that crops or resizes"
+        )
+    return torch.stack(tensors)
+
+
+def joined(batches: Iterable[Tensor]) -> Tensor:
+    """One batch of several, uint8 (N, C, H, W); InputError if their images differ in shape."""
+    stacked = stack_views([image for batch in batches for image in batch])
+    if isinstance(stacked, LogitstoreError):
+        raise stacked
+    return stacked
+
+
+def default_workers(dataset: ImageDataset) -> int:
+    """Worker processes for reading images: none when they are in memory already."""
+    return 0 if dataset.in_memory else min(8, os.cpu_count() or 1)
+
+
+def image_batches(
+    dataset: ImageDataset,
+    views: Views,
+    items: Iterable[list[tuple[int, int]]],
+    *,
+    workers: int | None,
+    pin: bool = False,
+) -> Iterator[Tensor]:
+    """Yield uint8 (N, C, H, W) for each list of (view, sample); raises what spoilt an image.
+
+    ``items`` is iterated lazily: a long run's plan is never held in memory.
+    """
+    count = default_workers(dataset) if workers is None else workers
+    loader: DataLoader[Any] = DataLoader(
+        ViewItems(dataset, views),
+        batch_sampler=items,
+        num_workers=count,
+        collate_fn=stack_views,
+        pin_memory=pin,
+        # A dataset from a user's file cannot be imported by a process that starts afresh.
+        multiprocessing_context="fork" if count and sys.platform == "linux" else None,
+        generator=torch.Generator(),  # else it draws from the global one, which dropout uses
+    )
+    for images in loader:
+        if isinstance(images, LogitstoreError):
+            raise images
+        yield images

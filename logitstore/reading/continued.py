@@ -1,0 +1,113 @@
+"""Several snapshots whose views continue each other, read as one.
+
+A committed snapshot never grows; a later build puts further views of the same teacher beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from itertools import pairwise
+
+from numpy.typing import ArrayLike
+
+from logitstore.errors import InputError, MismatchError
+from logitstore.format.cards import CombinedCard, SnapshotMeta
+from logitstore.format.documents import first_difference
+from logitstore.format.encodings.base import Logits
+from logitstore.format.encodings.rows import Rows
+from logitstore.reading.snapshot import Snapshot
+
+
+class Continued:
+    """The views of all ``parts``, in order, with ``meta`` and ``rows`` as a Snapshot has them.
+
+    ``root`` is the sha256 of the parts' roots.  MismatchError names what differs between parts that
+    are not the same teacher on the same sequence of views.
+    """
+
+    def __init__(self, parts: Sequence[Snapshot]) -> None:
+        if len(parts) < 2:
+            raise InputError("views are continued by a second snapshot: name two or more")
+        for before, after in pairwise(parts):
+            _refuse_break(before, after)
+        self.parts = tuple(parts)
+        self.name = "+".join(part.name for part in parts)
+        self.root = sha256("\n".join(part.root for part in parts).encode()).hexdigest()
+        self.store_meta = parts[0].store_meta
+        self.meta = _joined(parts)
+
+    def __repr__(self) -> str:
+        return f"<Continued {self.name}: {self.meta.views} views>"
+
+    def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
+        """As ``Snapshot.rows``; ``view`` counts through all parts."""
+        for part in self.parts:
+            if view < part.meta.views:
+                return part.rows(indices, view)
+            view -= part.meta.views
+        raise InputError(f"{self.name}: there are {self.meta.views} views, from 0 on")
+
+    def logits(self, indices: ArrayLike, view: int = 0) -> Logits:
+        """As ``Snapshot.logits``: float32 (len(indices), C)."""
+        return self.rows(indices, view).logits()
+
+
+def _refuse_break(before: Snapshot, after: Snapshot) -> None:
+    first, second = before.meta, after.meta
+    if first.view is None or second.view is None:
+        raise MismatchError(f"{before.name}+{after.name}: imported logits have no views to go on")
+    expected = first.view.first_view + first.views
+    same = {"canaries": (), "first_view": 0}
+    pairs = (
+        (first.teacher, second.teacher, "build both with one teacher"),
+        (first.encoding, second.encoding, "build or transcode both with one --encoding"),
+        (
+            first.view.model_copy(update=same),
+            second.view.model_copy(update=same),
+            "build both with one --view-spec, --size, --mix and --seed",
+        ),
+    )
+    for left, right, remedy in pairs:
+        assert left is not None  # a snapshot with views has a teacher
+        assert right is not None
+        difference = first_difference(left, right)
+        if difference:
+            field, there, here = difference
+            raise MismatchError(
+                f"{after.name} does not continue {before.name}: {field} is {there!r} there and "
+                f"{here!r} here: {remedy}"
+            )
+    if _combination(first) != _combination(second):
+        raise MismatchError(
+            f"{after.name} does not continue {before.name}: their teacher was combined with other "
+            "specialists, or one of them with none: combine both by one plan"
+        )
+    if second.view.first_view != expected:
+        raise MismatchError(
+            f"{after.name} does not continue {before.name}: it begins with view "
+            f"{second.view.first_view}, view {expected} comes next"
+        )
+
+
+def _combination(meta: SnapshotMeta) -> CombinedCard | None:
+    """How the rows were combined, apart from which rows: those are others in each part."""
+    card = meta.combined
+    if card is None:
+        return None
+    names = tuple(each.model_copy(update={"root": ""}) for each in card.specialists)
+    return card.model_copy(update={"generalist": "", "specialists": names})
+
+
+def _joined(parts: Sequence[Snapshot]) -> SnapshotMeta:
+    meta = parts[0].meta
+    cards = [part.meta.view for part in parts]
+    canaries = tuple(canary for card in cards if card for canary in card.canaries)
+    assert meta.view is not None
+    return meta.model_copy(
+        update={
+            "name": "+".join(part.name for part in parts),
+            "views": sum(part.meta.views for part in parts),
+            "view": meta.view.model_copy(update={"canaries": canaries}),
+        }
+    )

@@ -1,0 +1,113 @@
+"""Stores and snapshots in words and as JSON: what ``ls`` and ``inspect`` print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from logitstore.errors import InputError, LogitstoreError, NotFound
+from logitstore.format.encodings.table import encoding, spelled
+from logitstore.reading.opening import open_store
+from logitstore.reading.snapshot import Snapshot
+from logitstore.reading.store import LogitStore
+
+
+def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:
+    """What a user asks first of a snapshot, JSON-ready."""
+    meta = snapshot.meta
+    rows = meta.views * meta.samples
+    stored = snapshot.stored_bytes()
+    return {
+        "name": snapshot.name,
+        "root": snapshot.root,
+        "views": meta.views,
+        "samples": meta.samples,
+        "classes": meta.classes,
+        "encoding": meta.encoding.model_dump(mode="json"),
+        "bytes": stored,
+        "bytes_per_row": stored / rows,
+        "top1": meta.top1,
+        "fidelity": meta.fidelity.model_dump(mode="json"),
+        "teacher": meta.teacher.model_dump(mode="json") if meta.teacher else None,
+        "transcoded": meta.transcoded.model_dump(mode="json") if meta.transcoded else None,
+        "combined": meta.combined.model_dump(mode="json") if meta.combined else None,
+        "imported": meta.imported.model_dump(mode="json") if meta.imported else None,
+        "view": meta.view.model_dump(mode="json", exclude={"canaries"}) if meta.view else None,
+        "packages": meta.packages,
+    }
+
+
+def describe_store(store: LogitStore, names: list[str] | None = None) -> dict[str, Any]:
+    """A store and its (or the named) snapshots, JSON-ready."""
+    chosen = list(store.snapshots) if names is None else names
+    return {
+        "store": store.url,
+        **store.meta.model_dump(mode="json"),
+        "snapshots": [describe_snapshot(store.snapshots[name]) for name in chosen],
+    }
+
+
+def encoding_text(found: dict[str, Any]) -> str:
+    """What ``--encoding`` takes for the encoding of a described snapshot: "uint8:64"."""
+    card = found["encoding"]
+    return spelled(encoding(card["name"], found["classes"], card["parameters"]))
+
+
+def list_location(location: str, token: str | None) -> list[dict[str, Any]]:
+    """Stores at a path, under a folder, or on a server: one JSON-ready row for each snapshot."""
+    if location.startswith(("http://", "https://")):
+        return _list_remote(location, token)
+    path = Path(location)
+    if not path.is_dir():
+        raise NotFound(f"{location}: there is no such folder")
+    if (path / "zarr.json").is_file():
+        return _rows_of(location, None)
+    places = sorted(path.iterdir())
+    found: list[dict[str, Any]] = []
+    for place in places:
+        if (place / "zarr.json").is_file():
+            found += _list_store(str(place))
+    if not found:
+        raise InputError(f"{location}: no logit stores here; `logitstore build --out …` makes one")
+    return found
+
+
+def _list_store(location: str, token: str | None = None) -> list[dict[str, Any]]:
+    """One of several stores: what is wrong with it must not hide the others."""
+    try:
+        return _rows_of(location, token)
+    except LogitstoreError as error:
+        return [{"store": location, "problem": str(error)}]
+
+
+def _rows_of(location: str, token: str | None) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "store": location,
+            "snapshot": name,
+            "views": snapshot.meta.views,
+            "samples": snapshot.meta.samples,
+            "classes": snapshot.meta.classes,
+            "encoding": snapshot.meta.encoding.name,
+            "top1": snapshot.meta.top1,
+            "bytes": snapshot.stored_bytes(),
+            "root": snapshot.root,
+        }
+        for name, snapshot in open_store(location, token).snapshots.items()
+    ]
+    return rows or [{"store": location, "problem": "no committed snapshot yet"}]
+
+
+def _list_remote(location: str, token: str | None) -> list[dict[str, Any]]:
+    from urllib.parse import urlsplit
+
+    from logitstore.reading.remote import list_stores
+
+    if urlsplit(location).path.strip("/"):
+        return _rows_of(location, token)
+    base = location.rstrip("/")
+    return [
+        row
+        for entry in list_stores(location, token)
+        for row in _list_store(f"{base}/{entry.name}", token)
+    ]

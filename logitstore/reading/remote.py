@@ -1,0 +1,229 @@
+"""The reader's twin over HTTP: the same store and snapshots, from ``logitstore serve``.
+
+Commit, metadata, labels and every object are verified here exactly as from a disk, by the reader's
+own code; only ``rows`` asks the server for the rows themselves.  A server that suddenly serves
+another build under the same name is an error, never other logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
+from logitstore.format.cards import StoreMeta
+from logitstore.format.commits import root_of, snapshot_folder
+from logitstore.format.documents import NAME_PATTERN
+from logitstore.format.encodings.rows import Rows
+from logitstore.format.wire import (
+    INDICES_TYPE,
+    ROOT_HEADER,
+    StoreEntry,
+    StoreReply,
+    pack_indices,
+    rows_per_request,
+    template,
+    unpack,
+)
+from logitstore.reading.connection import (
+    FIRST_CONTACT_SECONDS,
+    MOST_BYTES,
+    Answer,
+    Connection,
+    same_checksum,
+)
+from logitstore.reading.snapshot import Snapshot
+from logitstore.reading.store import LogitStore
+from logitstore.storage.local import MAX_OBJECT_BYTES
+
+_STORES = TypeAdapter(list[StoreEntry])
+
+
+_STORE = TypeAdapter(StoreReply)
+
+
+def open_remote(url: str, *, token: str | None, patience: float) -> LogitStore:
+    """Open ``http(s)://host:port/name``, or ``http(s)://host:port`` if one store is served there.
+
+    ``token`` defaults to the environment's LOGITSTORE_TOKEN.  A server that does not answer within
+    5 s is Unreachable; one that did may stay away for ``patience`` seconds.  Raises Denied and
+    UnknownName too.
+    """
+    base, name = split_url(url)
+    connection = Connection(base, token, patience)
+    if name is None or not _is_name(name):
+        names = [entry.name for entry in connection.json("/v1/stores", _STORES)]
+        if name is not None:
+            raise UnknownName.among(f"store at {base}:", name, names)
+        if len(names) != 1:
+            raise InputError(
+                f"{base} serves {len(names)} stores ({', '.join(names[:20]) or 'none'}): add one's "
+                f"name, like {base}/{names[0] if names else 'NAME'}"
+            )
+        name = names[0]
+    reply = connection.json(f"/v1/stores/{quote(name)}", _STORE)
+    return LogitStore(f"{base}/{name}", reply.meta, RemoteSnapshots(connection, name, reply.meta))
+
+
+def list_stores(url: str, token: str | None = None) -> list[StoreEntry]:
+    """What ``http(s)://host:port`` serves, or only the store named at the end of ``url``."""
+    base, name = split_url(url)
+    entries = Connection(base, token, FIRST_CONTACT_SECONDS).json("/v1/stores", _STORES)
+    chosen = [entry for entry in entries if name in (None, entry.name)]
+    if name is not None and not chosen:
+        raise UnknownName.among(f"store at {base}:", name, [entry.name for entry in entries])
+    return chosen
+
+
+def split_url(url: str) -> tuple[str, str | None]:
+    """``scheme://host:port[/path]`` and the store's name, which is the last part of the path."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    try:
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment:
+        raise InputError(
+            f"{parts.scheme}://{host}{parts.path} is no address of a store: http://host:port/name"
+        )
+    if "@" in parts.netloc:
+        raise InputError(
+            f"an address holds no user or token: {host} takes one from "
+            "LOGITSTORE_TOKEN or --token-file"
+        )
+    path, _, name = parts.path.rstrip("/").rpartition("/")
+    return f"{parts.scheme}://{parts.netloc}{path}", name or None
+
+
+class RemoteObjects:
+    """A snapshot's objects behind the ``objects`` route; ``root`` is known after the commit."""
+
+    def __init__(self, connection: Connection, store: str, snapshot: str) -> None:
+        self.connection = connection
+        self.url = f"{connection.base}/{store}"
+        self.path = f"/v1/stores/{quote(store)}/snapshots/{quote(snapshot)}"
+        self.root: str | None = None
+        self.lengths: dict[str, int] = {}
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes as they left the server; NotFound if it has no such object."""
+        path = f"{self.path}/objects/{quote(key)}"
+        most = min(self.lengths.get(key, MOST_BYTES), MAX_OBJECT_BYTES)
+        try:
+            answer = self.connection.request(
+                "GET", path, headers=self.meant(), check=_same_digest, most_bytes=most
+            )
+        except UnknownName:
+            raise NotFound(f"{self.url}: there is no object {key}") from None
+        self.confirm(answer)
+        return answer.body
+
+    def meant(self) -> dict[str, str]:
+        """The header that makes the server refuse if it serves another build by now."""
+        return {ROOT_HEADER: self.root} if self.root else {}
+
+    def confirm(self, answer: Answer) -> None:
+        """MismatchError if the answer is about another build than the one that was opened."""
+        found = answer.headers.get(ROOT_HEADER)
+        if self.root is not None and found != self.root:
+            raise MismatchError(
+                f"{self.url}: the snapshot that was opened has root {self.root}, the server now "
+                f"serves {found}: another build under the same name; start again with this one, or "
+                "serve the old one"
+            )
+
+
+class RemoteSnapshot(Snapshot):
+    """A snapshot whose rows the server gathers; all else is the reader's."""
+
+    served = True
+
+    def __init__(self, objects: RemoteObjects, name: str, commit: bytes) -> None:
+        self._objects = objects
+        objects.root = root_of(commit)
+        super().__init__(objects, name, commit)
+
+    def object(self, key: str) -> bytes:
+        entry = self.commit.objects.get(key)
+        if entry is not None:
+            self._objects.lengths[key] = entry.length
+        return super().object(key)
+
+    def _gather(self, view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """More than 4,096 rows, or 16 MiB of them, are asked for in several requests."""
+        if self.whole_shards:
+            return super()._gather(view, wanted)
+        most = rows_per_request(self.encoding)
+        parts = [
+            self._fetch(wanted[start : start + most], view).arrays
+            for start in range(0, len(wanted), most)
+        ]
+        if len(parts) == 1:
+            return dict(parts[0])
+        layout = self.encoding.layout.items()
+        empty = {name: np.empty((0, width), dtype) for name, (dtype, width) in layout}
+        return {name: np.concatenate([empty[name], *(p[name] for p in parts)]) for name in empty}
+
+    def _fetch(self, indices: NDArray[np.int64], view: int) -> Rows:
+        objects = self._objects
+        answer = objects.connection.request(
+            "POST",
+            f"{objects.path}/rows?view={int(view)}",
+            body=pack_indices(indices),
+            headers={"content-type": INDICES_TYPE, **objects.meant()},
+            check=same_checksum,
+            most_bytes=template(self.encoding, len(indices)).length,
+        )
+        objects.confirm(answer)
+        return unpack(answer.body, self.encoding, count=len(indices))
+
+
+class RemoteSnapshots(Mapping[str, Snapshot]):
+    """The snapshots that the server lists, opened when first asked for."""
+
+    def __init__(self, connection: Connection, store: str, meta: StoreMeta) -> None:
+        self._connection, self._store, self._meta = connection, store, meta
+        self._open: dict[str, RemoteSnapshot] = {}
+
+    def _names(self) -> list[str]:
+        reply = self._connection.json(f"/v1/stores/{quote(self._store)}", _STORE)
+        return sorted([*(entry.name for entry in reply.snapshots), *reply.damaged])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __getitem__(self, name: str) -> Snapshot:
+        if name not in self._open:
+            names = self._names()
+            if name not in names:
+                where = f"{self._connection.base}/{self._store}"
+                raise UnknownName.among(f"snapshot in {where}", name, names)
+            objects = RemoteObjects(self._connection, self._store, name)
+            commit = objects.get(f"{snapshot_folder(name)}/commit.json")
+            snapshot = RemoteSnapshot(objects, name, commit)
+            if snapshot.store_meta != self._meta:
+                raise MismatchError(
+                    f"{objects.url}: zarr.json: the server described the store differently before"
+                )
+            self._open[name] = snapshot
+        return self._open[name]
+
+
+def _same_digest(answer: Answer) -> str | None:
+    digest = hashlib.sha256(answer.body).hexdigest()
+    return None if answer.headers.get("etag") == f'"{digest}"' else "sha256 differs"
+
+
+def _is_name(name: str) -> bool:
+    return re.fullmatch(NAME_PATTERN, name) is not None

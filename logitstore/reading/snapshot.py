@@ -1,0 +1,241 @@
+"""Open a store, verify each object on first touch, and give rows of logits by sample index.
+
+An object's length and sha256 are checked against the commit before a byte of it is decoded, and the
+decoder gets those same bytes.  A missing object is an error, never zeros.  The reader opens nothing
+for writing.  ``remote`` has the same nouns over HTTP.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from threading import Lock
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from logitstore.errors import Damaged, InputError, NotFound, UnknownName
+from logitstore.format.arrays import ArrayLayout, decode_shard
+from logitstore.format.cards import SnapshotMeta, StoreMeta
+from logitstore.format.commits import (
+    Commit,
+    ObjectEntry,
+    group_attributes,
+    root_of,
+    snapshot_folder,
+)
+from logitstore.format.encodings.base import Encoding, Logits
+from logitstore.format.encodings.rows import Rows
+from logitstore.format.encodings.table import encoding
+from logitstore.version import __version__
+
+DECODED_CACHE_BYTES = 512 << 20
+
+
+class ObjectSource(Protocol):
+    """Where a snapshot's bytes come from: a Storage, or a server's ``objects`` route."""
+
+    url: str
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; NotFound if there is none."""
+
+
+class DecodedCopy(Protocol):
+    """All of a snapshot's rows, decoded (``cache``)."""
+
+    def take(self, view: int, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Rows of these samples: each array (len(indices), width)."""
+
+
+class Snapshot:
+    """One teacher state's logits for all samples and views, (V, N, C).
+
+    ``commit`` is the bytes of ``commit.json``; everything else is checked against it.  ``layouts``
+    are those of the arrays; ``copy`` is the decoded copy that rows are gathered from (None: from
+    the store); ``served`` says whether a server gathers them then, unless ``whole_shards``.
+    """
+
+    served: ClassVar[bool] = False
+    whole_shards = False
+
+    def __init__(self, source: ObjectSource, name: str, commit: bytes) -> None:
+        self.name, self.root = name, root_of(commit)
+        self._source = source
+        where = f"{source.url}: {snapshot_folder(name)}"
+        self.commit = Commit.open(f"{where}/commit.json", commit, name)
+        above = f"{source.url}: zarr.json"
+        self.store_meta = StoreMeta.parse(above, group_attributes(above, self.object("zarr.json")))
+        self.object("snapshots/zarr.json")  # no read of ours needs it, but other zarr clients do
+        document = self.object(f"{snapshot_folder(name)}/zarr.json")
+        self.meta = SnapshotMeta.parse(f"{where}/zarr.json", group_attributes(where, document))
+        if self.meta.name != name:
+            raise Damaged(f"{where}: its metadata is that of {self.meta.name!r}")
+        store = (self.store_meta.dataset.length, self.store_meta.classes)
+        if store != (self.meta.samples, self.meta.classes):
+            raise Damaged(
+                f"{where}: {self.meta.samples} samples of {self.meta.classes} classes, in a store "
+                f"for {store[0]} of {store[1]}"
+            )
+        self.encoding = self._known_encoding(where)
+        self.layouts = {array: self._layout(array) for array in self.encoding.layout}
+        self.copy: DecodedCopy | None = None
+        self._decoded: OrderedDict[tuple[int, int], dict[str, NDArray[Any]]] = OrderedDict()
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        shape = f"{self.meta.views} x {self.meta.samples} x {self.meta.classes}"
+        return f"<Snapshot {self.name} of {self._source.url}: {shape}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a spawned DataLoader worker gets: neither the lock nor the decoded shards."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_decoded")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._decoded, self._lock = OrderedDict(), Lock()
+
+    @property
+    def url(self) -> str:
+        """Path or URL of the store that holds this snapshot."""
+        return self._source.url
+
+    def object(self, key: str) -> bytes:
+        """An object's bytes, checked against the commit; Damaged says what is wrong and where."""
+        entry = self.commit.objects.get(key)
+        if entry is None:
+            raise Damaged(f"{self._source.url}: {key} is not in the commit of {self.name!r}")
+        try:
+            data = self._source.get(key)
+        except NotFound:
+            raise Damaged(f"{self._source.url}: {key}{self._rows_of(key)} is missing") from None
+        if len(data) != entry.length:
+            raise Damaged(
+                f"{self._source.url}: {key}{self._rows_of(key)} has {len(data)} bytes, "
+                f"the commit lists {entry.length}"
+            )
+        if ObjectEntry.of(data) != entry:
+            raise Damaged(
+                f"{self._source.url}: {key}{self._rows_of(key)} has other bytes than the commit "
+                "lists (sha256 differs)"
+            )
+        return data
+
+    def attach(self, copy: DecodedCopy | None) -> None:
+        """Gather rows from a decoded copy of this snapshot; None: from the store again."""
+        self.copy = copy
+
+    def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
+        """Encoded rows of these samples, (N,) integers; order kept, duplicates allowed."""
+        wanted = self.checked(indices, view)
+        if self.copy is not None:
+            return Rows(self.encoding, self.copy.take(view, wanted))
+        return Rows(self.encoding, self._gather(view, wanted))
+
+    def _gather(self, view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        width = {name: layout.width for name, layout in self.layouts.items()}
+        arrays = {
+            name: np.empty((len(wanted), width[name]), layout.dtype)
+            for name, layout in self.layouts.items()
+        }
+        shard_of = wanted // self.meta.rows_per_shard
+        for number in np.unique(shard_of):
+            chosen = np.flatnonzero(shard_of == number)
+            inside = wanted[chosen] - number * self.meta.rows_per_shard
+            for name, decoded in self._shard(view, int(number)).items():
+                arrays[name][chosen] = decoded[inside]
+        return arrays
+
+    def logits(self, indices: ArrayLike, view: int = 0) -> Logits:
+        """Decoded logits of these samples: float32 (len(indices), C)."""
+        return self.rows(indices, view).logits()
+
+    def shards(self) -> Iterator[tuple[int, int, int]]:
+        """(view, start, stop) of every shard, in the order in which they lie."""
+        step, samples = self.meta.rows_per_shard, self.meta.samples
+        for view in range(self.meta.views):
+            for start in range(0, samples, step):
+                yield view, start, min(start + step, samples)
+
+    def read_shard(self, view: int, start: int) -> dict[str, NDArray[Any]]:
+        """The shard that begins with sample ``start``: verified, decoded, (rows, width) each."""
+        rows, decoded = min(self.meta.rows_per_shard, self.meta.samples - start), {}
+        for name, layout in self.layouts.items():
+            key = f"{snapshot_folder(self.name)}/{name}/{layout.shard_key(view, start)}"
+            where = f"{self._source.url}: {key}"
+            decoded[name] = decode_shard(where, layout, self.object(key), rows)
+        return decoded
+
+    def stored_bytes(self) -> int:
+        """Bytes of this snapshot's own objects."""
+        prefix = f"{snapshot_folder(self.name)}/"
+        return sum(e.length for key, e in self.commit.objects.items() if key.startswith(prefix))
+
+    def checked(self, indices: ArrayLike, view: int = 0) -> NDArray[np.int64]:
+        """These samples as int64 (N,); InputError if there is no such sample or view."""
+        given = np.asarray(indices)
+        if given.size == 0:
+            given = given.astype(np.int64)
+        if given.ndim != 1 or given.dtype.kind not in "iu":
+            raise InputError(
+                f"indices must be a list of integers, not {given.dtype} of shape {given.shape}"
+            )
+        wanted = given.astype(np.int64, copy=False)
+        # As unsigned numbers the negative ones are the largest: one pass instead of two.
+        if len(wanted) and wanted.view(np.uint64).max() >= self.meta.samples:
+            outside = given[(wanted < 0) | (wanted >= self.meta.samples)]
+            raise InputError(
+                f"{self.name}: sample {outside[0]} is outside 0..{self.meta.samples - 1}"
+            )
+        if not 0 <= view < self.meta.views:
+            raise InputError(f"{self.name}: view {view} is outside 0..{self.meta.views - 1}")
+        return wanted
+
+    def _known_encoding(self, where: str) -> Encoding:
+        """The encoding that the metadata names; UnknownName if this version does not have it."""
+        card = self.meta.encoding
+        try:
+            return encoding(card.name, self.meta.classes, card.parameters)
+        except (UnknownName, InputError) as error:
+            writer = self.meta.packages.get("logitstore", "another version")
+            raise type(error)(
+                f"{where}: this logitstore ({__version__}) cannot read its rows: {error}; it was "
+                f"written by logitstore {writer}: install that version or a later one"
+            ) from None
+
+    def _layout(self, array: str) -> ArrayLayout:
+        key = f"{snapshot_folder(self.name)}/{array}/zarr.json"
+        where = f"{self._source.url}: {key}"
+        layout = ArrayLayout.parse(where, self.object(key))
+        dtype, width = self.encoding.layout[array]
+        expected = ((self.meta.views, self.meta.samples, width), self.meta.rows_per_shard)
+        if (layout.shape, layout.rows_per_shard) != expected or layout.dtype != dtype:
+            raise Damaged(
+                f"{where}: shape, shard or dtype are not those of the snapshot's metadata"
+            )
+        return layout
+
+    def _shard(self, view: int, number: int) -> dict[str, NDArray[Any]]:
+        with self._lock:
+            if (view, number) in self._decoded:
+                self._decoded.move_to_end((view, number))
+                return self._decoded[view, number]
+        decoded = self.read_shard(view, number * self.meta.rows_per_shard)
+        with self._lock:
+            self._decoded[view, number] = decoded
+            while len(self._decoded) > 1 and self._cached_bytes() > DECODED_CACHE_BYTES:
+                self._decoded.popitem(last=False)
+        return decoded
+
+    def _cached_bytes(self) -> int:
+        return sum(a.nbytes for shard in self._decoded.values() for a in shard.values())
+
+    def _rows_of(self, key: str) -> str:
+        """ " (view v, samples a..b)" if ``key`` is a shard of codes, else nothing."""
+        parts = key.removeprefix(f"{snapshot_folder(self.name)}/").split("/")
+        if len(parts) != 5 or parts[1] != "c":
+            return ""
+        start = int(parts[3]) * self.meta.rows_per_shard
+        stop = min(start + self.meta.rows_per_shard, self.meta.samples)
+        return f" (view {parts[2]}, samples {start}..{stop - 1})"

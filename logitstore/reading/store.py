@@ -1,0 +1,127 @@
+"""A store: one dataset's snapshots, with its labels and keys, wherever their bytes come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.errors import Damaged, NotFound, UnknownName
+from logitstore.format.arrays import ArrayLayout, decode_shard
+from logitstore.format.cards import StoreMeta
+from logitstore.format.commits import ObjectEntry, group_attributes, snapshot_folder
+from logitstore.reading.snapshot import Snapshot
+from logitstore.storage import Storage
+from logitstore.storage.local import is_temporary
+
+
+class LogitStore:
+    """One dataset's snapshots: ``meta``, ``labels`` int32 (N,), ``keys``, ``snapshots`` by name."""
+
+    def __init__(self, url: str, meta: StoreMeta, snapshots: Mapping[str, Snapshot]) -> None:
+        self.url, self.meta, self.snapshots = url, meta, snapshots
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> LogitStore:
+        """The store of one snapshot, as if it held no other; its bytes come from the same place."""
+        return cls(snapshot.url, snapshot.store_meta, {snapshot.name: snapshot})
+
+    def __repr__(self) -> str:
+        return f"<LogitStore {self.url}: {self.meta.dataset.name}, {len(self)} samples>"
+
+    def __len__(self) -> int:
+        return self.meta.dataset.length
+
+    @cached_property
+    def labels(self) -> NDArray[np.int32]:
+        """Ground truth as the builder saw it, int32 (N,); -1 where there is none."""
+        labels: NDArray[np.int32] | None = self._flat("labels")
+        if labels is None or labels.dtype != np.int32:
+            raise Damaged(f"{self.url}: the store has no int32 labels")
+        return labels
+
+    @cached_property
+    def keys(self) -> NDArray[Any] | None:
+        """Stable sample keys, str (N,), or None."""
+        return self._flat("keys")
+
+    def _flat(self, array: str) -> NDArray[Any] | None:
+        name = next(iter(self.snapshots), None)
+        if name is None:
+            raise NotFound(f"{self.url}: the store has no committed snapshot yet")
+        snapshot = self.snapshots[name]
+        if f"{array}/zarr.json" not in snapshot.commit.objects:
+            return None
+        where = f"{self.url}: {array}"
+        layout = ArrayLayout.parse(where, snapshot.object(f"{array}/zarr.json"))
+        if layout.shape != (len(self),):
+            raise Damaged(f"{where}: {layout.shape} values for {len(self)} samples")
+        parts = []
+        for start in range(0, len(self), layout.rows_per_shard):
+            key = f"{array}/{layout.shard_key(0, start)}"
+            rows = min(layout.rows_per_shard, len(self) - start)
+            parts.append(decode_shard(f"{self.url}: {key}", layout, snapshot.object(key), rows))
+        return np.concatenate(parts)
+
+
+class _LocalSnapshots(Mapping[str, Snapshot]):
+    """Committed snapshots under a store's root, opened when first asked for."""
+
+    def __init__(self, storage: Storage, meta: bytes) -> None:
+        self._storage, self._meta = storage, meta
+        self._open: dict[str, Snapshot] = {}
+
+    def _names(self) -> list[str]:
+        return [
+            name
+            for name in self._storage.names("snapshots/")
+            if self._storage.size(f"{snapshot_folder(name)}/commit.json") is not None
+        ]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __getitem__(self, name: str) -> Snapshot:
+        if name not in self._open:
+            if name not in self._names():
+                raise UnknownName.among(f"snapshot in {self._storage.url}", name, self)
+            commit = self._storage.get(f"{snapshot_folder(name)}/commit.json")
+            snapshot = Snapshot(self._storage, name, commit)
+            self._check_surroundings(snapshot)
+            self._open[name] = snapshot
+        return self._open[name]
+
+    def _check_surroundings(self, snapshot: Snapshot) -> None:
+        """Refuse a snapshot whose store-level metadata is another, or that has foreign objects."""
+        if ObjectEntry.of(self._meta) != snapshot.commit.objects.get("zarr.json"):
+            raise Damaged(
+                f"{self._storage.url}: zarr.json is not what the commit of {snapshot.name!r} lists"
+            )
+        known = {*snapshot.commit.objects, f"{snapshot_folder(snapshot.name)}/commit.json"}
+        for prefix in (f"{snapshot_folder(snapshot.name)}/", "labels/", "keys/"):
+            for key in self._storage.keys(prefix):
+                if key not in known and not is_temporary(key):
+                    raise Damaged(
+                        f"{self._storage.url}: {key} was added: the commit of {snapshot.name!r} "
+                        "does not list it; remove it"
+                    )
+
+
+def open_stored(storage: Storage) -> LogitStore:
+    """Open the store whose objects ``storage`` holds; raises NotFound or Damaged."""
+    try:
+        document = storage.get("zarr.json")
+    except NotFound:
+        raise NotFound(
+            f"{storage.url}: no logit store is here (no zarr.json); `logitstore ls FOLDER` lists "
+            "the stores under a folder"
+        ) from None
+    where = f"{storage.url}: zarr.json"
+    meta = StoreMeta.parse(where, group_attributes(where, document))
+    return LogitStore(storage.url, meta, _LocalSnapshots(storage, document))

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from logitstore.errors import InputError
+from logitstore.storage.local import LocalStorage
+
+
+class Storage(Protocol):
+    """Objects by key under one root; ``url`` names the root in messages."""
+
+    url: str
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; NotFound if there is none."""
+
+    def size(self, key: str) -> int | None:
+        """The object's length in bytes, or None if there is none."""
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Write or replace the object, atomically and durably."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write the object only if there is none; False if there is one already."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object if it is there."""
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Keys of all objects whose key starts with the folder ``prefix`` ("" or "a/b/")."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of the folders directly under the folder ``prefix``, sorted."""
+
+    def sweep(self, emptied: str) -> None:
+        """Remove dead writers' temporary files, and empty folders under the folder ``emptied``."""
+
+
+def open_storage(location: str | Path) -> Storage:
+    """Bind a local path; an address with a scheme that is not served here is refused."""
+    text = str(location)
+    scheme = re.match(r"^([a-z][a-z0-9+.-]*)://", text)
+    if scheme:
+        raise InputError(
+            f"{text}: stores are written to and read from local paths here, not {scheme[1]}://"
+        )
+    return LocalStorage(Path(text))

@@ -1,0 +1,231 @@
+"""Create or resume a store, write whole shards, commit a snapshot.
+
+Order of writes: data object, mark in ``.build/NAME/``, …, the snapshot's ``zarr.json``,
+``commit.json`` by create-if-absent.  A mark is written after its data, so a shard with a mark is
+finished; everything else is written again.  The tree that results does not depend on interruptions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.errors import Damaged, InputError, MismatchError, NonFinite, NotFound, Unfinished
+from logitstore.format.cards import SnapshotMeta, SnapshotPlan
+from logitstore.format.commits import (
+    ATTRIBUTE,
+    Commit,
+    ObjectEntry,
+    ShardMark,
+    build_folder,
+    group_document,
+    root_of,
+    snapshot_folder,
+)
+from logitstore.format.encodings.base import LIMITS, Logits, unusable
+from logitstore.format.encodings.table import encoding
+from logitstore.format.fidelity import compare, summarise
+from logitstore.format.grid import Shard, chunk_rows
+from logitstore.storage import Storage
+from logitstore.writing.zarr_writer import WriterStore, create_array
+
+
+class SnapshotWriter:
+    """Writes one snapshot, shard by shard, in any order; ``commit`` makes it visible.
+
+    Made by ``open_writer``.  ``root`` is set if the snapshot was committed before.
+    """
+
+    def __init__(self, storage: Storage, plan: SnapshotPlan, store_entries: dict[str, ObjectEntry]):
+        self.storage, self.plan = storage, plan
+        self.root: str | None = None
+        self._encoding = encoding(plan.encoding.name, plan.classes, plan.encoding.parameters)
+        self._store_entries = store_entries
+        self._folder = snapshot_folder(plan.name)
+        self._zarr = WriterStore(storage)
+        self._arrays: dict[str, Any] = {}
+        self._marks: dict[Shard, ShardMark] = {}
+
+    def start(self) -> None:
+        """Write the plan and the arrays' metadata, and find out which shards are finished."""
+        if not self.storage.create(self._plan_key, self.plan.to_bytes()):
+            self._check_plan()
+        in_shard = self.plan.rows_per_shard
+        rows = (in_shard, chunk_rows(in_shard, self._encoding.widest))
+        for name, (dtype, width) in self._encoding.layout.items():
+            shape = (self.plan.views, self.plan.samples, width)
+            self._arrays[name] = create_array(
+                self._zarr, f"{self._folder}/{name}", dtype, shape, rows
+            )
+        for shard in self.shards():
+            mark = self._read_mark(shard)
+            if mark is not None:
+                self._marks[shard] = mark
+
+    def shards(self) -> list[Shard]:
+        """All shards of the snapshot, in order."""
+        step, samples = self.plan.rows_per_shard, self.plan.samples
+        return [
+            Shard(view, start, min(start + step, samples))
+            for view in range(self.plan.views)
+            for start in range(0, samples, step)
+        ]
+
+    def missing(self) -> list[Shard]:
+        """The shards that are still to be written, in order."""
+        return [] if self.root else [shard for shard in self.shards() if shard not in self._marks]
+
+    def write(self, shard: Shard, logits: Logits, labels: NDArray[np.int32]) -> None:
+        """Encode and write one shard: float32 (rows, C), with its labels (rows,).
+
+        NonFinite names the samples whose logits are not finite or too large; nothing is written
+        then.  Nothing is written either once an equal build beside this one has committed the
+        snapshot.
+        """
+        broken = unusable(logits)
+        if len(broken):
+            raise NonFinite(
+                f"{self.plan.name}: the logits of {len(broken)} samples are NaN, infinite or too "
+                f"large: samples {_listed(broken + shard.start)} (view {shard.view}); {LIMITS}: "
+                "check the checkpoint, --normalize and --precision"
+            )
+        self._check_plan()
+        if self.root is not None:
+            return
+        arrays = self._encoding.encode(logits, labels)
+        objects: dict[str, ObjectEntry] = {}
+        for name, array in self._arrays.items():
+            array[shard.view, shard.start : shard.stop] = arrays[name]
+            key = f"{self._folder}/{name}/{self._shard_key(shard)}"
+            objects[key] = self._zarr.entries[key]
+        kl, agrees = compare(logits, self._encoding.decode(arrays), self.plan.temperatures)
+        known = labels >= 0
+        mark = ShardMark(
+            view=shard.view,
+            start=shard.start,
+            stop=shard.stop,
+            objects=objects,
+            kl_sum=tuple(kl.sum(axis=0).tolist()),
+            kl_max=tuple(kl.max(axis=0).tolist()),
+            agreeing=int(agrees.sum()),
+            labelled=int(known.sum()),
+            correct=int((logits.argmax(axis=1) == labels)[known].sum()),
+        )
+        self.storage.put(self._mark_key(shard), mark.to_bytes())
+        self._marks[shard] = mark
+
+    def commit(self) -> str:
+        """Make the snapshot visible and return its root; doing it again changes nothing."""
+        if self.root is None:
+            missing = self.missing()
+            if missing:
+                raise InputError(f"{self.plan.name}: {len(missing)} shards are not written yet")
+            self.root = self._commit()
+        for key in list(self.storage.keys(f"{build_folder(self.plan.name)}/")):
+            self.storage.delete(key)
+        self.storage.sweep(emptied=".build/")
+        return self.root
+
+    def _commit(self) -> str:
+        marks = [self._marks[shard] for shard in self.shards()]
+        fidelity, top1 = summarise(marks, self.plan.temperatures)
+        meta = SnapshotMeta(**self.plan.model_dump(), fidelity=fidelity, top1=top1)
+        document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
+        objects = dict(self._store_entries)
+        objects[f"{self._folder}/zarr.json"] = ObjectEntry.of(document)
+        for name in self._arrays:
+            key = f"{self._folder}/{name}/zarr.json"
+            objects[key] = self._zarr.entries[key]
+        for mark in marks:
+            objects.update(mark.objects)
+        commit = Commit.seal(self.plan.name, objects).to_bytes()
+        self._refuse_other(commit)
+        self.storage.put(f"{self._folder}/zarr.json", document)
+        self._check_objects(objects)
+        if not self.storage.create(f"{self._folder}/commit.json", commit):
+            self._refuse_other(commit)
+        return root_of(commit)
+
+    def _refuse_other(self, commit: bytes) -> None:
+        """MismatchError with both roots if another build committed other bytes meanwhile."""
+        try:
+            existing = self.storage.get(f"{self._folder}/commit.json")
+        except NotFound:
+            return
+        if existing != commit:
+            raise MismatchError(
+                f"{self.storage.url}: snapshot {self.plan.name!r} was committed by another build "
+                f"meanwhile: its root is {root_of(existing)}, this one's {root_of(commit)}; use "
+                "another --snapshot name"
+            )
+
+    def _check_objects(self, objects: dict[str, ObjectEntry]) -> None:
+        """Read everything once more: a commit must never promise what is not there.
+
+        Another build may have written here, and a disk may have lost what an earlier run wrote.
+        """
+        spoilt = set()
+        for key, entry in objects.items():
+            try:
+                whole = ObjectEntry.of(self.storage.get(key)) == entry
+            except NotFound:
+                whole = False
+            if not whole:
+                spoilt.add(key)
+        if not spoilt:
+            return
+        for shard, mark in self._marks.items():
+            if spoilt & mark.objects.keys():
+                self.storage.delete(self._mark_key(shard))
+        raise Unfinished(
+            f"{self.storage.url}: {len(spoilt)} objects changed after they were written "
+            f"({min(spoilt)}, …): nothing is committed; run the same command again to redo them"
+        )
+
+    def _check_plan(self) -> None:
+        """Notice a build beside this one: an equal one that is finished, or another one."""
+        try:
+            found = self.storage.get(self._plan_key)
+        except NotFound:
+            found = None
+        if found == self.plan.to_bytes():
+            return
+        key = f"{self._folder}/commit.json"
+        if found is None and self.storage.size(key) is not None:
+            self.root = root_of(self.storage.get(key))
+            return
+        raise MismatchError(
+            f"{self.storage.url}: another build of {self.plan.name!r} has taken this one's place "
+            "(begun with --fresh, or at the same moment): wait for it, or use another --snapshot"
+        )
+
+    @property
+    def _plan_key(self) -> str:
+        return f"{build_folder(self.plan.name)}/plan.json"
+
+    def _shard_key(self, shard: Shard) -> str:
+        return f"c/{shard.view}/{shard.start // self.plan.rows_per_shard}/0"
+
+    def _mark_key(self, shard: Shard) -> str:
+        number = shard.start // self.plan.rows_per_shard
+        return f"{build_folder(self.plan.name)}/{shard.view}-{number}.json"
+
+    def _read_mark(self, shard: Shard) -> ShardMark | None:
+        key = self._mark_key(shard)
+        try:
+            mark = ShardMark.parse(key, self.storage.get(key))
+        except (NotFound, Damaged):
+            return None
+        expected = {f"{self._folder}/{name}/{self._shard_key(shard)}" for name in self._arrays}
+        same = (mark.view, mark.start, mark.stop) == shard and mark.objects.keys() == expected
+        whole = same and all(
+            self.storage.size(name) == entry.length for name, entry in mark.objects.items()
+        )
+        return mark if whole else None
+
+
+def _listed(numbers: NDArray[Any], most: int = 5) -> str:
+    shown = ", ".join(str(number) for number in numbers[:most])
+    return shown + (f", … ({len(numbers)} in all)" if len(numbers) > most else "")

@@ -1,0 +1,198 @@
+"""Settings of a run that contradict each other, refused with the ways out before any work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from logitstore.cache.modes import not_served
+from logitstore.errors import InputError
+from logitstore.text import parse_size
+from logitstore.trainer.config.specs import parse_specialist, split_share
+from logitstore.trainer.config.teacher_spec import check_turns
+from logitstore.trainer.methods.base import temperature_of
+from logitstore.trainer.methods.table import find_method
+
+if TYPE_CHECKING:
+    from logitstore.trainer.config.settings import TrainConfig
+
+
+_WITH_STORE = (
+    "snapshot",
+    "expect_root",
+    "match_by",
+    "class_map",
+    "allow_unbound",
+    "allow_mismatch",
+    "read",
+    "cache",
+)
+
+
+def refuse_contradictions(config: TrainConfig) -> None:
+    """InputError or UnknownName for the first thing that cannot be."""
+    _check_numbers(config)
+    _check_specialist(config)
+    _check_source(config)
+    _check_optimisation(config)
+    _check_memory(config)
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for name in ("epochs", "batch_size", "limit", "size", "micro_batch"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+    for name in ("lr", "lr_decay", "patience", "checkpoint_seconds"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise InputError(f"{name} must be positive, not {value}")
+    for name in (
+        "weight_decay",
+        "workers",
+        "warmup_epochs",
+        "seed",
+        "limit_seed",
+        "label_noise_seed",
+    ):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise InputError(f"{name} must not be negative, not {value}")
+    if config.label_noise is not None and not 0 < config.label_noise <= 1:
+        raise InputError(f"label_noise must be a share in (0, 1], not {config.label_noise}")
+    if not 0 <= config.momentum < 1:
+        raise InputError(f"momentum must be in [0, 1), not {config.momentum}")
+
+
+def _check_specialist(config: TrainConfig) -> None:
+    """A specialist has classes of its own: no row of a generalist's is about these."""
+    if config.specialist is None:
+        return
+    parse_specialist(config.specialist)
+    if config.omit_classes:
+        raise InputError(
+            "--omit-class with --specialist, whose classes have other numbers: drop one of them"
+        )
+    if config.store is not None:
+        raise InputError(
+            "--specialist with --store: a specialist has other classes than the store's teacher "
+            "and learns from labels: drop --store"
+        )
+    method = find_method(config.method)
+    if method.needs_teacher or method.needs_past:
+        raise InputError(
+            f"--specialist with --method {config.method}: a specialist learns from labels, and not "
+            "from all samples in each epoch: use --method ce or label-smoothing"
+        )
+
+
+def _check_source(config: TrainConfig) -> None:
+    split_share(config.val)
+    if config.test is not None and config.test.startswith("split:"):
+        raise InputError(
+            f"--test {config.test}: test data are never taken from the training data: give --test "
+            f"DATA, or --val {config.test}"
+        )
+    method = find_method(config.method)
+    config.make_method()
+    if config.teach != "all" and not method.needs_teacher:
+        raise InputError(
+            f"--teach {config.teach} chooses where a teacher's term counts, and method "
+            f"{config.method!r} has none: drop it, or use --method kd with a store"
+        )
+    stop = getattr(config.make_method(), "stop_kd_at", None)
+    if stop is not None and stop >= config.epochs:
+        raise InputError(
+            f"--stop-kd-at {stop} never comes in a run of {config.epochs} epochs: lower it, drop "
+            "it, or raise --epochs"
+        )
+    if config.store is None:
+        if method.needs_teacher:
+            raise InputError(
+                f"method {config.method!r} needs a teacher's logits: give --store STORE "
+                "(and --snapshot NAME), or use --method ce"
+            )
+        for name in _WITH_STORE:
+            if getattr(config, name) != getattr(type(config), name):
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
+        return
+    standardized = getattr(config.make_method(), "standardize", False)
+    if config.snapshot is not None:
+        check_turns(
+            config.snapshot,
+            epochs=config.epochs,
+            method=f"{config.method} --standardize" if standardized else config.method,
+            temperature=temperature_of(config.make_method()),
+        )
+    if config.read == "stream" and not config.store.startswith(("http://", "https://")):
+        raise not_served(config.store)
+
+
+def _check_optimisation(config: TrainConfig) -> None:
+    if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):
+        raise InputError(
+            "nesterov needs --optimizer sgd and a --momentum above 0: give both or drop it"
+        )
+    if config.schedule == "step" and not config.milestones:
+        raise InputError(
+            "schedule 'step' needs --milestones, the epochs of the steps: give some, or use "
+            "--schedule constant"
+        )
+    if config.schedule != "step" and config.milestones:
+        raise InputError(
+            f"milestones belong to --schedule step, not {config.schedule!r}: change the schedule "
+            "or drop --milestones"
+        )
+    inside = all(0 < milestone < config.epochs for milestone in config.milestones)
+    if not inside or list(config.milestones) != sorted(set(config.milestones)):
+        raise InputError(
+            f"milestones {config.milestones} must rise and lie inside 1..{config.epochs - 1}: "
+            "change them or --epochs"
+        )
+    if config.warmup_epochs >= config.epochs:
+        raise InputError(
+            f"{config.warmup_epochs} warm-up epochs leave nothing of {config.epochs}: fewer "
+            "--warmup-epochs or more --epochs"
+        )
+    if isinstance(config.snapshots, tuple):
+        for epoch in config.snapshots:
+            if not 1 <= epoch <= config.epochs:
+                raise InputError(
+                    f"snapshots: there is no epoch {epoch} in a run of {config.epochs}: change "
+                    "--snapshots or --epochs"
+                )
+    if config.device is not None and config.device.split(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device {config.device!r} is not known: use cpu, cuda or cuda:N")
+    if config.device == "cpu" and config.precision != "fp32":
+        raise InputError(
+            f"precision {config.precision!r} needs a GPU: use --device cuda or --precision fp32"
+        )
+
+
+def _check_memory(config: TrainConfig) -> None:
+    if config.micro_batch is not None and config.micro_batch > config.batch_size:
+        raise InputError(
+            f"micro_batch {config.micro_batch} is more than batch_size {config.batch_size}: a "
+            "smaller --micro-batch, or a larger --batch-size"
+        )
+    if find_method(config.method).per_batch:
+        for name in ("micro_batch", "memory_limit"):
+            if getattr(config, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(
+                    f"method {config.method!r} couples the samples of a batch in its loss, so that "
+                    f"parts of a batch would teach something else: drop {flag}, use a smaller "
+                    "--batch-size or --recompute, or another method"
+                )
+    if config.memory_limit is not None:
+        parse_size("memory_limit", config.memory_limit)
+        if config.device == "cpu":
+            raise needs_gpu(config.memory_limit)
+
+
+def needs_gpu(limit: str) -> InputError:
+    """What to do about a memory limit on the CPU."""
+    return InputError(
+        f"--memory-limit {limit} caps a GPU's memory, and this run is on the CPU: drop it, or "
+        "train in parts with --micro-batch N"
+    )

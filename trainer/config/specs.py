@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from logitstore.errors import InputError
+
+Teach = Literal["all", "confident", "unsure"]
+
+
+HELD_OUT = "split:0.1"
+"""What a run with test data alone is validated on, so that nothing is chosen on the test data."""
+
+
+_PREFIX = "split:"
+
+
+def split_share(val: str | None) -> float | None:
+    """The share in (0, 1) that ``split:SHARE`` holds out, None for data of their own or none.
+
+    InputError for any other share.
+    """
+    if val is None or not val.startswith(_PREFIX):
+        return None
+    text = val.removeprefix(_PREFIX)
+    share = float(text) if re.fullmatch(r"[0-9]*\.?[0-9]+", text) else 0.0
+    if not 0 < share < 1:
+        raise InputError(
+            f"--val {val}: expected the share of the training samples to hold out, above 0 and "
+            f"below 1, such as {HELD_OUT}"
+        )
+    return share
+
+
+def parse_specialist(text: str) -> tuple[str, str]:
+    """(plan's file, specialist's name) of ``FILE.json:NAME``; InputError for anything else."""
+    file, _, name = text.rpartition(":")
+    if not file or not name:
+        raise InputError(
+            f"--specialist {text}: expected FILE.json:NAME, a plan of `logitstore specialists "
+            "plan` and the name of one of its specialists"
+        )
+    return file, name

@@ -1,0 +1,68 @@
+"""A student that tells a few classes apart and takes all others as one: ``--specialist``.
+
+Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 5: begun with the generalist's weights
+(``--init``), trained on labels, half of what an epoch shows being of its own classes.  The class
+map of the run says which class is which output, to ``build`` and ``evaluate`` as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from logitstore.derive.specialists import Cluster, SpecialistPlan, read_plan
+from logitstore.errors import InputError
+from logitstore.precompute.data.classes import Classes, ClassMap, renumbered
+from logitstore.precompute.data.images import ImageDataset
+from logitstore.trainer.config.specs import parse_specialist
+from logitstore.trainer.data.source import Indices, Source
+
+
+def open_specialist(text: str) -> tuple[SpecialistPlan, Cluster]:
+    """The plan and the specialist of ``FILE.json:NAME``.
+
+    Raises InputError, NotFound, or UnknownName with the plan's names.
+    """
+    file, name = parse_specialist(text)
+    plan = read_plan(file)
+    return plan, plan.cluster(name)
+
+
+def specialised(dataset: ImageDataset, text: str) -> tuple[ImageDataset, ClassMap]:
+    """A dataset with the generalist's classes, its labels as the specialist numbers them.
+
+    The last class is all others.  Returns the class map that does it, too.  MismatchError if the
+    data have other classes than the generalist.
+    """
+    plan, cluster = open_specialist(text)
+    general = Classes(owner=parse_specialist(text)[0], count=plan.classes, names=plan.class_names)
+    renumbered(dataset, general, remedy="make the plan from a store of these data")
+    # A class map's key is a name first: where the data have names, only these are safe.
+    keys: Sequence[str] = dataset.class_names or [str(number) for number in range(plan.classes)]
+    if dataset.class_names is not None and plan.class_names is not None:
+        keys = plan.class_names
+    class_map = dict(zip(keys, plan.numbers(cluster).tolist(), strict=True))
+    outputs = plan.outputs(cluster)
+    own = Classes(owner=f"specialist {cluster.name!r}", count=len(outputs), names=outputs)
+    return renumbered(dataset, own, class_map), class_map
+
+
+def own_and_others(source: Source, samples: Indices) -> tuple[Indices, Indices]:
+    """A specialist's samples in two parts, both ascending: its own classes', and the others'.
+
+    Samples without a label are in neither.  InputError names a class without any sample: it could
+    not be learned, or nothing told apart from it.
+    """
+    labels = source.dataset.labels[samples]
+    rest = source.classes - 1
+    counts = np.bincount(labels[labels >= 0], minlength=source.classes)
+    names = source.dataset.class_names or ()
+    empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    if empty:
+        raise InputError(
+            f"{source.dataset.name}: no sample of class {', '.join(map(repr, empty))} is left for "
+            "this specialist: train on more data (a higher --limit), or take the class out of the "
+            "plan"
+        )
+    return samples[(labels >= 0) & (labels < rest)], samples[labels == rest]

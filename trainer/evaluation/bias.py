@@ -1,0 +1,195 @@
+"""Correct a trained network's bias for classes that it never saw: ``logitstore correct-bias``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from logitstore.errors import InputError, NotFound
+from logitstore.precompute.data.classes import class_numbers
+from logitstore.reading.opening import open_store
+from logitstore.storage import open_storage
+from logitstore.trainer.config.settings import TrainConfig
+from logitstore.trainer.data.source import Source
+from logitstore.trainer.evaluation.evaluate import Network, load_network
+from logitstore.trainer.evaluation.shifts import (
+    accuracy_on,
+    correct_by_prior,
+    correct_by_validation,
+    shifted,
+)
+from logitstore.trainer.evaluation.weights import Trained, find_trained
+from logitstore.trainer.measure.gather import labels_of
+from logitstore.trainer.run.checkpoint import pack_weights
+from logitstore.trainer.run.result import CONFIG
+
+UNIFORM = "uniform"
+
+
+_CLOSE = 1e-3
+"""Of the largest logit: how far the corrected network's may be from what was asked for."""
+
+
+def correct_bias(
+    run_or_checkpoint: str | Path,
+    data: str,
+    classes: Sequence[str | int] = (),
+    *,
+    by: Literal["validation", "prior"] = "validation",
+    prior: str | Sequence[float] = UNIFORM,
+    test: str | None = None,
+    out: str | Path | None = None,
+    student: str | None = None,
+    normalize: str | None = None,
+    token: str | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Find the shift of some classes' logits on ``data``, and measure it there and on ``test``.
+
+    ``classes`` (names or numbers) are by default those that the run omitted.  ``by`` is
+    ``correct_by_validation`` or ``correct_by_prior``; the latter's ``prior`` is ``uniform``, a
+    store whose label shares count, or the shares of ``classes``, in this order.  ``test`` chooses
+    nothing.  ``out`` gets the weights with the shift added to the bias of the last linear layer.
+    Returns ``classes`` (numbers), ``names``, ``shift`` (one for each), ``by``, ``data`` and
+    ``test`` (figures before and after, None without labels or test data) and ``out``.  Raises
+    InputError, NotFound or UnknownName.
+    """
+    target = None if out is None else _target(out)
+    trained = find_trained(run_or_checkpoint, student, normalize)
+    source = trained.source(data)
+    network = load_network(trained, source, device, batch_size)
+    numbers = _numbers(trained, source, classes)
+    shares = _shares(prior, source, numbers, token) if by == "prior" else None
+    last = None if target is None else last_linear(network.model, source.classes)
+    measured_on = None if test is None else trained.source(test)
+    logits, labels = network.logits(source), labels_of(source)
+    if shares is None:
+        shift = np.full(len(numbers), correct_by_validation(logits, labels, numbers)[0])
+    else:
+        shift = correct_by_prior(logits, shares, numbers)
+    found: dict[str, Any] = {
+        "classes": numbers,
+        "names": [source.dataset.class_names[i] for i in numbers]
+        if source.dataset.class_names
+        else None,
+        "shift": shift.tolist(),
+        "by": by,
+        "data": _figures(logits, labels, numbers, shift),
+        "test": None,
+        "out": None if target is None else str(target),
+    }
+    if measured_on is not None:
+        tested = network.logits(measured_on)
+        found["test"] = _figures(tested, labels_of(measured_on), numbers, shift)
+    if target is not None and last is not None:
+        _add(network, last, source, numbers, shift)
+        _put(target, pack_weights(network.model))
+    return found
+
+
+def _put(target: Path, weights: bytes) -> None:
+    """Write them, unless other ones are there: they may be a run's."""
+    if target.is_file() and target.read_bytes() != weights:
+        raise InputError(f"--out {target}: other weights are there: give another name")
+    open_storage(target.parent).put(target.name, weights)
+
+
+def last_linear(model: nn.Module, classes: int) -> nn.Linear:
+    """The last linear layer with an output and a bias for each class; InputError if none is."""
+    for module in reversed(list(model.modules())):
+        if isinstance(module, nn.Linear) and module.out_features == classes:
+            if module.bias is None:
+                break
+            return module
+    raise InputError(
+        f"the network has no linear layer with {classes} outputs and a bias, to which a shift "
+        "could be added: drop --out and add the shift to the logits"
+    )
+
+
+def _add(
+    network: Network, last: nn.Linear, source: Source, numbers: list[int], shift: NDArray[Any]
+) -> None:
+    """Add the shift, and see on a few samples that the logits follow."""
+    few = Source(
+        dataset=source.dataset,
+        views=source.views,
+        classes=source.classes,
+        view_count=1,
+        samples=source.there()[:16],
+    )
+    wanted = shifted(network.logits(few), numbers, shift)
+    with torch.no_grad():
+        moved = torch.from_numpy(shift).to(last.bias.device, last.bias.dtype)
+        last.bias[torch.tensor(numbers, device=last.bias.device)] += moved
+    away = np.abs(network.logits(few) - wanted).max()
+    if not away <= _CLOSE * max(1.0, float(np.abs(wanted).max())):
+        raise InputError(
+            "what comes after the network's last linear layer changes the shift on its way to the "
+            "logits: drop --out and add the shift to the logits"
+        )
+
+
+def _numbers(trained: Trained, source: Source, classes: Sequence[str | int]) -> list[int]:
+    if not classes and trained.run is not None:
+        classes = TrainConfig.from_toml(trained.run / CONFIG).omit_classes
+    if not classes:
+        raise InputError(f"{trained.path}: no class was omitted here: say which with --class")
+    names = source.dataset.class_names
+    numbers = class_numbers(classes, names, source.classes, source.dataset.name)
+    if len(numbers) == source.classes:
+        raise InputError("--class: these are all classes: a shift of all logits changes nothing")
+    return numbers
+
+
+def _shares(
+    prior: str | Sequence[float], source: Source, numbers: list[int], token: str | None
+) -> NDArray[np.float64]:
+    """Shares of all classes (C,); of those in ``numbers`` only where no others are known."""
+    if prior == UNIFORM:
+        return np.full(source.classes, 1 / source.classes)
+    if isinstance(prior, str):
+        store = open_store(prior, token)
+        known = store.labels[store.labels >= 0]
+        names = source.dataset.class_names
+        if store.meta.classes != source.classes or store.meta.class_names not in (None, names):
+            raise InputError(f"--prior {prior}: that store has other classes than the network")
+        if len(known) == 0:
+            raise InputError(f"--prior {prior}: no sample there has a label")
+        return np.bincount(known, minlength=source.classes) / len(known)
+    if len(prior) != len(numbers):
+        raise InputError(
+            f"--prior: {len(prior)} shares for {len(numbers)} classes: give one for each --class"
+        )
+    shares = np.zeros(source.classes)
+    shares[numbers] = prior
+    return shares
+
+
+def _figures(
+    logits: NDArray[np.float32], labels: NDArray[np.int32], numbers: list[int], shift: NDArray[Any]
+) -> dict[str, Any] | None:
+    if not (labels >= 0).any():
+        return None
+    return {
+        "before": accuracy_on(logits, labels, numbers),
+        "after": accuracy_on(shifted(logits, numbers, shift), labels, numbers),
+    }
+
+
+def _target(out: str | Path) -> Path:
+    path = Path(out)
+    if path.suffix != ".safetensors":
+        raise InputError(f"--out {out}: expected a name that ends in .safetensors")
+    if not path.parent.is_dir():
+        raise NotFound(f"{path.parent}: there is no such folder")
+    if path.is_dir():
+        raise InputError(f"--out {out}: this is a folder; give a file's name")
+    return path

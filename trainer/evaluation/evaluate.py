@@ -1,0 +1,200 @@
+"""Measure weights on a dataset: logits are gathered once, in eval mode, for all figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from logitstore.errors import InputError
+from logitstore.format.cards import Normalize
+from logitstore.precompute.data.classes import read_class_map
+from logitstore.precompute.data.images import check_labels
+from logitstore.precompute.networks.pixels import parse_normalize
+from logitstore.reading.ensemble import Teacher, leaves
+from logitstore.reading.opening import open_store
+from logitstore.reading.store import LogitStore
+from logitstore.trainer.config.specs import split_share
+from logitstore.trainer.data.bind import bind, open_validation
+from logitstore.trainer.data.requirements import refuse_lost_tail
+from logitstore.trainer.data.source import Source
+from logitstore.trainer.data.teaching import open_teacher
+from logitstore.trainer.evaluation.weights import Trained, find_trained
+from logitstore.trainer.measure.calibration import fit_temperature
+from logitstore.trainer.measure.figures import compare, fitted_figures, measure
+from logitstore.trainer.measure.gather import (
+    Labels,
+    Logits,
+    check_runs,
+    first_shape,
+    gather_logits,
+    labels_of,
+)
+from logitstore.trainer.run.device import training_device
+
+
+@dataclass(frozen=True)
+class Network:
+    """Weights on a device, ready to be shown images."""
+
+    model: nn.Module
+    normalize: Normalize | None
+    device: torch.device
+    batch_size: int
+
+    def logits(self, source: Source) -> Logits:
+        """Logits float32 (N, C) of every sample there is."""
+        place, size = self.device, self.batch_size
+        return gather_logits(self.model, source, self.normalize, place, batch_size=size)
+
+
+def evaluate(
+    run_or_checkpoint: str | Path,
+    data: str,
+    *,
+    val: str | None = None,
+    student: str | None = None,
+    normalize: str | None = None,
+    view_spec: str | None = None,
+    size: int | None = None,
+    store: str | None = None,
+    snapshot: str | None = None,
+    temperature: float | None = None,
+    token: str | None = None,
+    match_by: str = "index",
+    class_map: str | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+) -> dict[str, float]:
+    """The figures of some weights on some data: those of ``measure``, and more if more is given.
+
+    A run, or a checkpoint inside one, knows its ``student``, ``normalize`` and image preparation;
+    they may be given for any other checkpoint.  With ``val`` also ``nll_fitted``, ``ece10_fitted``
+    and ``ece15_fitted`` after one temperature fitted there, ``fitted_temperature``.  The val
+    split:SHARE of a run that held samples out may be given as either data.
+    With a store of the same data also ``kd_error``, ``agreement`` and ``kd_loss`` (T² · KL from the
+    teacher at ``temperature``, None: 1), on the snapshot's view 0 (imported logits: by labels
+    alone); ``snapshot`` may be an ensemble, but no schedule.  Everything else is measured without
+    anything random.  ``match_by`` and ``class_map`` are as in ``TrainConfig``; a run's own map and
+    class names hold for the data that it is measured on.
+
+    >>> evaluate("runs/student", "digits?train=false")["top1"]    # doctest: +SKIP
+    0.9715
+    """
+    at = 1.0 if temperature is None else temperature
+    if at <= 0:
+        raise InputError(f"--temperature must be positive, not {at:g}")
+    trained = find_trained(run_or_checkpoint, student, normalize)
+    if store is None:
+        _refuse_without_store(trained, match_by, class_map, temperature)
+    source = trained.source(data, view_spec=view_spec, size=size, class_map=class_map)
+    taught = None
+    if store is not None:
+        opened = open_store(store, token)
+        teacher = open_teacher(opened, snapshot, temperature=at, token=token)
+        for leaf in leaves(teacher):
+            refuse_lost_tail(leaf, at)
+        taught = taught_source(
+            trained, source, opened, teacher, match_by=match_by, class_map=class_map
+        )
+        # One pass serves both, unless the teacher saw what nobody should be measured on.
+        plain = replace(taught, views=source.views, first_view=0)
+        source = plain if taught.views.random else taught
+    check_labels(source.dataset, source.classes)
+    network = load_network(trained, source, device, batch_size)
+    logits = network.logits(source)
+    measured = measure(logits, labels_of(source))
+    if val is not None:
+        chosen = _validation(trained, source, val)
+        check_runs(network.model, chosen, network.normalize, network.device)
+        fitted = fit_temperature(network.logits(chosen), labels_of(chosen))
+        measured |= fitted_figures(logits, labels_of(source), fitted)
+    if taught is not None and taught.snapshot is not None:
+        ours = logits if taught is source else network.logits(taught)
+        theirs = taught.snapshot.logits(taught.there())
+        measured |= compare(ours, theirs, at)
+    return measured
+
+
+def logits_of(
+    run_or_checkpoint: str | Path,
+    data: str,
+    *,
+    student: str | None = None,
+    normalize: str | None = None,
+    view_spec: str | None = None,
+    size: int | None = None,
+    class_map: str | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+) -> tuple[Logits, Labels]:
+    """Logits float32 (N, C) and labels int32 (N,), -1 where unknown: what ``evaluate`` measures.
+
+    The arguments are those of ``evaluate``; samples come in the order of the data.
+    """
+    trained = find_trained(run_or_checkpoint, student, normalize)
+    _refuse_without_store(trained, "index", class_map, None)
+    source = trained.source(data, view_spec=view_spec, size=size, class_map=class_map)
+    check_labels(source.dataset, source.classes)
+    network = load_network(trained, source, device, batch_size)
+    return network.logits(source), labels_of(source)
+
+
+def load_network(trained: Trained, source: Source, device: str | None, batch_size: int) -> Network:
+    """Weights ready for a source; InputError or MismatchError if they do not fit it."""
+    place = training_device(device, "fp32")
+    shape = first_shape(source)
+    model = trained.load(source.classes, shape, place)
+    network = Network(model, parse_normalize(trained.normalize, shape[0]), place, batch_size)
+    check_runs(model, source, network.normalize, place)
+    return network
+
+
+def taught_source(
+    trained: Trained,
+    source: Source,
+    store: LogitStore,
+    teacher: Teacher,
+    *,
+    match_by: str = "index",
+    class_map: str | None = None,
+    allow_mismatch: bool = False,
+) -> Source:
+    """The same samples in the store's order, with the teacher's rows; raises what ``bind`` raises.
+
+    ``class_map`` is for weights that are in no run that names its classes.
+    """
+    trained.refuse_other_classes(store)
+    taught, _ = bind(
+        store,
+        teacher,
+        source.dataset,
+        unbound=source.views,
+        allow_mismatch=allow_mismatch,
+        match_by=match_by,
+        class_map=read_class_map(class_map) if trained.inputs is None else None,
+    )
+    samples = taught.samples if source.samples is None else source.samples
+    numbers = taught.class_map if trained.inputs is None else source.class_map
+    return replace(taught, samples=samples, class_map=numbers)
+
+
+def _validation(trained: Trained, source: Source, val: str) -> Source:
+    if split_share(val) is None:
+        return open_validation(val, source)
+    return replace(trained.source(val), views=source.views.evaluation())
+
+
+def _refuse_without_store(
+    trained: Trained, match_by: str, class_map: str | None, temperature: float | None
+) -> None:
+    flag = "--match-by" if match_by != "index" else "--temperature"
+    if match_by != "index" or temperature is not None:
+        raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
+    if class_map is not None and trained.inputs is None:
+        raise InputError(
+            f"--class-map: {trained.path} is in no run that names its classes: drop --class-map, "
+            "or give --store STORE"
+        )

@@ -1,0 +1,150 @@
+"""A linear probe: how well do a student's features tell the classes of another dataset?
+
+Features are what the network's last Linear layer is given.  A logistic regression on them is
+trained on one part of the dataset and measured on another; the network itself stays as it is.
+Kornblith, Shlens, Le 2019, arXiv:1805.08974; Tian et al. 2020, arXiv:1910.10699, table 4.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from logitstore.errors import InputError
+from logitstore.precompute.data.sources import open_dataset
+from logitstore.trainer.data.bind import open_validation
+from logitstore.trainer.data.source import Source
+from logitstore.trainer.evaluation.evaluate import Network, load_network
+from logitstore.trainer.evaluation.weights import Trained, find_trained
+from logitstore.trainer.measure.gather import Labels, check_runs, labels_of
+
+Features = NDArray[np.float32]
+
+
+ITERATIONS = 2000
+
+
+def probe_features(
+    run_or_checkpoint: str | Path,
+    data: str,
+    test: str,
+    *,
+    student: str | None = None,
+    classes: int | None = None,
+    normalize: str | None = None,
+    view_spec: str | None = None,
+    size: int | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+) -> dict[str, float]:
+    """Train a linear probe on ``data`` and measure it on ``test``, both of any classes.
+
+    ``top1`` on ``samples`` of the test data, ``train_top1`` on ``train_samples``, ``features`` (how
+    many a sample has), and ``converged``, 1 if the regression found its optimum.  It is
+    scikit-learn's LogisticRegression (C = 1) on features standardised over ``data``; samples
+    without a label are left out.  A run knows how images are prepared and its number of
+    ``classes``; of any other checkpoint ``student`` and ``classes`` must be told.
+
+    InputError for a network whose output does not come from a Linear layer, and for data of one
+    class; NotFound, UnknownName or MismatchError for what cannot be opened or is of other classes.
+    """
+    trained = find_trained(run_or_checkpoint, student, normalize)
+    count = _classes(trained, classes)
+    train = _shown(trained, data, view_spec, size)
+    if len(np.unique(train.dataset.labels[train.dataset.labels >= 0])) < 2:
+        raise InputError(f"--data {data}: a probe needs labels of two classes at least")
+    measured = open_validation(test, train, flag="--test")
+    network = load_network(trained, replace(train, classes=count), device, batch_size)
+    check_runs(network.model, replace(measured, classes=count), network.normalize, network.device)
+    head = _head(network, train, count, trained)
+    return _figures(*_features(network, head, train), *_features(network, head, measured))
+
+
+def _classes(trained: Trained, given: int | None) -> int:
+    """How many outputs the network has."""
+    if trained.inputs is not None:
+        return trained.inputs.classes
+    if given is None:
+        raise InputError(
+            f"{trained.path} is in no run that says how many classes its network has: give "
+            "--classes N"
+        )
+    return given
+
+
+def _shown(trained: Trained, data: str, view_spec: str | None, size: int | None) -> Source:
+    """Data in a numbering of their own, prepared as for the network."""
+    dataset = open_dataset(data)
+    classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
+    views = trained.views(view_spec, size)
+    return Source(dataset=dataset, views=views, classes=classes, view_count=1)
+
+
+def _head(network: Network, source: Source, classes: int, trained: Trained) -> nn.Linear:
+    """The Linear layer that is called last, found by running the network on one sample."""
+    called: list[tuple[nn.Linear, Tensor]] = []
+
+    def note(layer: nn.Module, given: tuple[Any, ...], _: Any) -> None:
+        assert isinstance(layer, nn.Linear)
+        called.append((layer, given[0]))
+
+    layers = [layer for layer in network.model.modules() if isinstance(layer, nn.Linear)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        network.logits(replace(source, samples=source.there()[:1]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not called or called[-1][0].out_features != classes or called[-1][1].ndim != 2:
+        raise InputError(
+            f"{trained.path}: the outputs of {trained.arch} do not come from a Linear layer, whose "
+            "input would be the features: a probe needs a network that ends in one"
+        )
+    return called[-1][0]
+
+
+def _features(network: Network, head: nn.Linear, source: Source) -> tuple[Features, Labels]:
+    """Features float32 (N, D) and labels (N,) of all labelled samples."""
+    labels = labels_of(source)
+    known = source.there()[labels >= 0]
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, given: tuple[Any, ...]) -> None:
+        seen.append(given[0].float().cpu())
+
+    hook = head.register_forward_pre_hook(keep)
+    try:
+        network.logits(replace(source, samples=known))
+    finally:
+        hook.remove()
+    features: Features = torch.cat(seen).numpy()
+    return features, labels[labels >= 0]
+
+
+def _figures(
+    features: Features, labels: Labels, test_features: Features, test_labels: Labels
+) -> dict[str, float]:
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=ITERATIONS))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        probe.fit(features.astype(np.float64), labels)
+    converged = not any(entry.category is ConvergenceWarning for entry in caught)
+    return {
+        "top1": float((probe.predict(test_features) == test_labels).mean()),
+        "train_top1": float((probe.predict(features) == labels).mean()),
+        "features": float(features.shape[1]),
+        "samples": float(len(test_labels)),
+        "train_samples": float(len(labels)),
+        "converged": float(converged),
+    }

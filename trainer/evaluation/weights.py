@@ -1,0 +1,162 @@
+"""Trained weights on disk: which network they are of, and what it expects to be shown.
+
+A run, or a checkpoint inside one, knows that by itself; of any other checkpoint it is told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from logitstore.errors import InputError, MismatchError
+from logitstore.precompute.data.classes import (
+    Classes,
+    ClassMap,
+    map_for,
+    read_class_map,
+    renumbered,
+)
+from logitstore.precompute.data.images import ImageDataset
+from logitstore.precompute.data.sources import open_dataset
+from logitstore.precompute.networks.checkpoints import load_into, load_weights
+from logitstore.precompute.networks.factory import Shape, build_model
+from logitstore.precompute.networks.teachers import find_teachers
+from logitstore.precompute.views import Views, parse_views
+from logitstore.reading.store import LogitStore
+from logitstore.trainer.config.settings import TrainConfig
+from logitstore.trainer.config.specs import split_share
+from logitstore.trainer.data.samples import held_out
+from logitstore.trainer.data.source import Indices, Source
+from logitstore.trainer.run.device import own_randomness
+from logitstore.trainer.run.folder import _run_of, _weights
+from logitstore.trainer.run.result import CONFIG, INPUTS, Inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A weights file; ``run`` and ``inputs`` are those of the run that it belongs to, if any."""
+
+    path: Path
+    arch: str
+    normalize: str | None
+    run: Path | None
+    inputs: Inputs | None
+
+    def source(
+        self,
+        data: str,
+        *,
+        view_spec: str | None = None,
+        size: int | None = None,
+        class_map: str | None = None,
+    ) -> Source:
+        """Data to measure on, prepared as the run's were but for what is random.
+
+        Their classes are numbered as the network's outputs where the run knows these.  The ``val``
+        of a run that held samples out, split:SHARE, stands for these samples.
+        """
+        dataset, samples = self._opened(data)
+        dataset, numbers = self._numbered(dataset, class_map)
+        classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
+        return Source(
+            dataset=dataset,
+            views=self.views(view_spec, size),
+            classes=classes if self.inputs is None else self.inputs.classes,
+            view_count=1,
+            samples=samples,
+            class_map=numbers,
+        )
+
+    def views(self, view_spec: str | None, size: int | None) -> Views:
+        """How images are prepared: as told, else as the run's were; nothing random."""
+        if view_spec is None and self.inputs is not None:
+            own = self.inputs.size if size is None else size
+            return Views(self.inputs.view_spec, own).evaluation()
+        return parse_views(view_spec or "eval", size).evaluation()
+
+    def load(self, classes: int, shape: Shape, device: torch.device) -> nn.Module:
+        """The network with its weights on a device; InputError if they do not fit each other.
+
+        It is built for images of ``shape``, or for those of its run.
+        """
+        shape = shape if self.inputs is None else self.inputs.input_shape
+        with own_randomness(0, device):  # initial weights are drawn and then replaced
+            model = build_model(self.arch, classes=classes, shape=shape)
+        load_into(model, load_weights(self.path)[0], str(self.path))
+        return model.to(device)
+
+    def refuse_other_classes(self, store: LogitStore) -> None:
+        """MismatchError if a store numbers its classes otherwise: logits could not be compared."""
+        ours = None if self.inputs is None else self.inputs.class_names
+        theirs = store.meta.class_names
+        if ours is not None and theirs is not None and ours != theirs:
+            raise MismatchError(
+                f"{store.url} and {self.path} number their classes differently: give a store with "
+                "the classes of the run's"
+            )
+
+    def _opened(self, data: str) -> tuple[ImageDataset, Indices | None]:
+        """A dataset, and which of its samples are meant (None: all)."""
+        share = split_share(data)
+        if share is None:
+            return open_dataset(data), None
+        if self.run is None:
+            raise InputError(f"{data}: {self.path} is in no run that held samples out: give DATA")
+        config = TrainConfig.from_toml(self.run / CONFIG)
+        if config.val != data:
+            raise InputError(
+                f"{data}: {self.run} was validated on {config.val or 'nothing'}: give that, or DATA"
+            )
+        if config.match_by != "index":
+            raise InputError(
+                f"{data}: {self.run} held samples out of its store's order, and its data come in "
+                "another (--match-by key): give DATA"
+            )
+        dataset = open_dataset(config.data)
+        return dataset, held_out(np.arange(len(dataset)), share, config.limit_seed)[1]
+
+    def _numbered(
+        self, dataset: ImageDataset, class_map: str | None
+    ) -> tuple[ImageDataset, ClassMap | None]:
+        """The dataset with its classes numbered as the run's, and the map for other data too."""
+        if self.inputs is None:
+            return dataset, None
+        classes = Classes(
+            owner=str(self.path), count=self.inputs.classes, names=self.inputs.class_names
+        )
+        told = read_class_map(class_map)
+        own = map_for(dataset, self.inputs.class_map)
+        return renumbered(dataset, classes, own if told is None else told), (
+            self.inputs.class_map if told is None else told
+        )
+
+
+def find_trained(
+    run_or_checkpoint: str | Path, student: str | None = None, normalize: str | None = None
+) -> Trained:
+    """Find weights; ``student`` and ``normalize`` go before what their run says.
+
+    NotFound if there are none, InputError for a checkpoint of a network that nobody names.
+    """
+    path = _weights(Path(run_or_checkpoint))
+    found = find_teachers([str(path)])[0]
+    arch = student or found.arch
+    if arch is None:
+        raise InputError(
+            f"{path}: say which network this is with --student (resnet20, torchvision:NAME, "
+            "path/to/file.py:factory, …)"
+        )
+    run = _run_of(path)
+    return Trained(
+        path=path,
+        arch=arch,
+        normalize=normalize or found.normalize,
+        run=run,
+        inputs=None
+        if run is None
+        else Inputs.parse(f"{run}/{INPUTS}", (run / INPUTS).read_bytes()),
+    )

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from logitstore.trainer import metrics
+from logitstore.trainer.data.run_data import Measured
+from logitstore.trainer.data.source import Source
+from logitstore.trainer.measure.calibration import fit_temperature
+from logitstore.trainer.measure.gather import Labels, Logits, labels_of
+from logitstore.trainer.metrics import ece, nll
+
+
+def fitted_figures(
+    logits: NDArray[np.float32], labels: ArrayLike, temperature: float
+) -> dict[str, float]:
+    """The figures that a fitted temperature changes, of logits (N, C) with their labels (N,)."""
+    scaled = logits.astype(np.float64) / temperature
+    return {
+        "fitted_temperature": temperature,
+        "nll_fitted": nll(scaled, labels),
+        "ece10_fitted": ece(scaled, labels, bins=10),
+        "ece15_fitted": ece(scaled, labels, bins=15),
+    }
+
+
+def measure(logits: Logits, labels: Labels) -> dict[str, float]:
+    """The figures of some logits (N, C) with their labels (N,); shares are in [0, 1], nats.
+
+    ``top1``, ``top5`` (if C > 5), ``nll``, ``ece10``, ``ece15``, ``aurc``, ``eaurc``, ``samples``.
+    """
+    top5 = {"top5": metrics.accuracy(logits, labels, k=5)} if logits.shape[1] > 5 else {}
+    return {
+        "top1": metrics.accuracy(logits, labels),
+        **top5,
+        "nll": metrics.nll(logits, labels),
+        "ece10": metrics.ece(logits, labels, bins=10),
+        "ece15": metrics.ece(logits, labels, bins=15),
+        "aurc": metrics.aurc(logits, labels),
+        "eaurc": metrics.eaurc(logits, labels),
+        "samples": float((labels >= 0).sum()),
+    }
+
+
+def compare(student: Logits, teacher: Logits, temperature: float) -> dict[str, float]:
+    """How far a student's logits (N, C) are from its teacher's, KL at a temperature."""
+    error = metrics.kd_error(student, teacher)
+    loss = metrics.kd_loss(student, teacher, temperature)
+    return {"kd_error": error, "agreement": 1 - error, "kd_loss": loss}
+
+
+def test_figures(gather: Callable[[Source], Logits], measured: Measured) -> dict[str, float]:
+    """The figures on the test data, also after one temperature fitted on the validation data.
+
+    ``gather`` gives the logits of the weights to measure, of all samples that a source has.
+    """
+    assert measured.test is not None
+    assert measured.val is not None  # a resolved run with test data has some
+    temperature = fit_temperature(gather(measured.val), labels_of(measured.val))
+    logits, labels = gather(measured.test), labels_of(measured.test)
+    return measure(logits, labels) | fitted_figures(logits, labels, temperature)

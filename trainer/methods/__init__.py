@@ -1,0 +1,6 @@
+"""The methods: what they are, and the table that names them."""
+
+from logitstore.trainer.methods.base import Method, Outputs
+from logitstore.trainer.methods.table import METHODS, find_method, hyper_parameters, make_method
+
+__all__ = ["METHODS", "Method", "Outputs", "find_method", "hyper_parameters", "make_method"]

@@ -1,0 +1,177 @@
+"""What a method is: hyper-parameters with their ranges, needs, and terms of a batch's loss.
+
+The methods themselves, and their table, are in ``methods``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache, reduce
+from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
+
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from logitstore.errors import InputError
+from logitstore.trainer import losses
+
+
+class Mixed(NamedTuple):
+    """Partners' labels int64 (N,), -1 for unknown, and the own share ``weight`` float32 (N,)."""
+
+    labels: Tensor
+    weight: Tensor
+
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+PartlyShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+Epochs = Annotated[int, Field(ge=0)]
+
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Outputs(NamedTuple):
+    """What a loss may look at.
+
+    Student logits (N, C), labels (N,) int64 with -1 for unknown, teacher logits (N, C) or None, and
+    what the images were mixed with or None.  ``past`` are probabilities (N, C), the student's own
+    of earlier epochs.  ``taught`` (N,) bool: where the teacher's terms count, None: everywhere.
+    ``epochs`` is how many the run has.
+    """
+
+    student: Tensor
+    labels: Tensor
+    teacher: Tensor | None = None
+    mixed: Mixed | None = None
+    past: Tensor | None = None
+    taught: Tensor | None = None
+    epochs: int = 1
+
+    def by_label(self, measure: Callable[[Tensor], Tensor]) -> Tensor:
+        """``measure(labels)``, (N,); of mixed images that of both labels, each by its share."""
+        own = measure(self.labels)
+        if self.mixed is None:
+            return own
+        weight = self.mixed.weight
+        return weight * own + (1 - weight) * measure(self.mixed.labels)
+
+
+class Recall(NamedTuple):
+    """How many epochs of its own predictions a student remembers, and which ones.
+
+    ``clean``: those of a pass in eval mode after each epoch, else those of the training steps.
+    """
+
+    epochs: int
+    clean: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Base of the methods: hyper-parameters as fields, ``terms`` to be defined.
+
+    ``needs_teacher``: a store's rows.  ``needs_past``: the student's own earlier predictions, as
+    ``recall`` says.  ``one_label``: exactly one known label for each image.  ``per_batch``: a term
+    couples the samples of a batch, which then cannot be cut in parts.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+    needs_past: ClassVar[bool] = False
+    one_label: ClassVar[bool] = False
+    per_batch: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name, adapter in _adapters(type(self)).items():
+            value = getattr(self, name)
+            try:
+                adapter.validate_python(value)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"].lower()
+                raise InputError(f"{name} = {value!r}: {said}") from None
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults that depend on the hyper-parameters that were given."""
+        return {}
+
+    @property
+    def recall(self) -> Recall | None:
+        """Which of its predictions a student must remember, None: none."""
+        return None
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        """The one temperature at which the teacher's distribution is used, None: none or more."""
+        return None
+
+    @property
+    def topk_temperature(self) -> float | None:
+        """Where ``topk`` rows must be good to serve this method, None: they cannot."""
+        return None
+
+    def remarks(self, epochs: int) -> list[str]:
+        """What a user should know before a run of so many epochs."""
+        return []
+
+    @abstractmethod
+    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        """The weighted terms by name, each (N,) in nats; ``epoch`` counts from 0."""
+
+    def loss(self, batch: Outputs, epoch: int) -> Tensor:
+        """The sum of the terms: (N,) in nats."""
+        return total(self.terms(batch, epoch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Method):
+    """Base: a cross-entropy and one more term, with two explicit weights.
+
+    Two, because what "alpha" weighs differs between papers.
+    """
+
+    ce_weight: Weight = 1.0
+    kd_weight: Weight = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ce_weight == self.kd_weight == 0:
+            raise InputError("ce_weight and kd_weight are both 0: nothing would be learned")
+
+
+def hard(batch: Outputs) -> Tensor:
+    """The cross-entropy with the labels, (N,) in nats; of mixed images with both labels."""
+    return batch.by_label(lambda labels: losses.cross_entropy(batch.student, labels))
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of terms, in their order: (N,)."""
+    return reduce(torch.add, terms.values())
+
+
+@cache
+def _adapters(kind: type[Method]) -> dict[str, TypeAdapter[Any]]:
+    strict = ConfigDict(strict=True, allow_inf_nan=False)
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name], config=strict) for field in fields(kind)}
+
+
+def temperature_of(method: Method) -> float | None:
+    """Where an ensemble's distributions are averaged for this method, None: nowhere.
+
+    A method that only compares itself with the teacher compares at temperature 1.
+    """
+    return method.teacher_temperature if method.needs_teacher else 1.0

@@ -1,0 +1,30 @@
+"""The methods listed: what ``logitstore methods`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from logitstore.trainer.methods.table import METHODS, find_method, hyper_parameters
+
+
+def describe_methods(name: str | None = None) -> list[dict[str, Any]]:
+    """Each method (or the named one): summary, needs, hyper-parameters with their defaults."""
+    chosen = METHODS if name is None else {name: find_method(name)}
+    return [
+        {
+            "method": name,
+            "summary": summary(name),
+            "needs_teacher": kind.needs_teacher,
+            "needs_past": kind.needs_past,
+            "one_label": kind.one_label,
+            "per_batch": kind.per_batch,
+            "hyper_parameters": hyper_parameters(kind()),
+        }
+        for name, kind in chosen.items()
+    ]
+
+
+def summary(name: str) -> str:
+    """What the method minimises, in one line: the first of its docstring."""
+    first = (find_method(name).__doc__ or "").split("\n")[0]
+    return first.split("``: ", 1)[-1].replace("``", "")

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from logitstore.trainer import losses
+from logitstore.trainer.methods.base import Epochs, Outputs, Positive, Weight, Weighted, hard
+from logitstore.trainer.schedules import distils, rising_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught(Weighted):
+    """Base: ce_weight · CE + kd_weight · what ``soft`` measures against the teacher's logits.
+
+    ``standardize``: both sides' logits are standardised first.  ``stop_kd_at``: after so many
+    epochs of distillation, plain cross-entropy with weight 1.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    standardize: bool = False
+    stop_kd_at: Epochs | None = None
+
+    @abstractmethod
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """The distance from the teacher: (N, C), (N, C), (N,) -> (N,) nats."""
+
+    def warm_up(self, epoch: int) -> float:
+        """What multiplies the teacher's term in this epoch."""
+        return 1.0
+
+    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        if not distils(epoch, stop=self.stop_kd_at):
+            return {"ce": hard(batch)}
+        assert batch.teacher is not None
+        sides = (batch.student, batch.teacher)
+        if self.standardize:
+            sides = (losses.standardize(batch.student), losses.standardize(batch.teacher))
+        soft = self.soft(*sides, batch.labels)
+        if batch.taught is not None:
+            soft = soft * batch.taught
+        return {
+            "ce": self.ce_weight * hard(batch),
+            "kd": self.kd_weight * self.warm_up(epoch) * soft,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softened(Taught):
+    """Base: the teacher is softened by one ``temperature``.
+
+    Standardised logits have other defaults (Sun et al. 2024).
+    """
+
+    temperature: Positive = 4.0
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"temperature": 2.0, "kd_weight": 9.0} if given.get("standardize") else {}
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        return None if self.standardize else self.temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Softened):
+    """``kd``: ce_weight · CE + kd_weight · T² · KL."""
+
+    ce_weight: Weight = 0.1
+    kd_weight: Weight = 0.9
+
+    @property
+    def topk_temperature(self) -> float | None:
+        return self.teacher_temperature
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.kd(student, teacher, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFreeSelf(Distillation):
+    """``tf-kd-self``: ``kd`` from a trained copy of the student itself.
+
+    The defaults are MobileNetV2's on 100 classes, whose 0.95 the released code divides by C.
+    """
+
+    temperature: Positive = 20.0
+    ce_weight: Weight = 0.05
+    kd_weight: Weight = 0.0095
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoupled(Softened):
+    """Base of ``dkd`` and its parts: one target class; ``kd_warmup`` epochs of linear warm-up."""
+
+    one_label: ClassVar[bool] = True
+
+    kd_warmup: Epochs = 20
+
+    def warm_up(self, epoch: int) -> float:
+        return rising_share(epoch, epochs=self.kd_warmup)
+
+    def remarks(self, epochs: int) -> list[str]:
+        if self.kd_warmup <= epochs:
+            return []
+        return [
+            f"kd_warmup {self.kd_warmup} is longer than the run's {epochs} epochs: the teacher's "
+            f"term ends at {self.warm_up(epochs - 1):.0%} of its weight"
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoupledKD(Decoupled):
+    """``dkd``: ce_weight · CE + kd_weight · warm-up · T² · (alpha · TCKD + beta · NCKD)."""
+
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.dkd(
+            student,
+            teacher,
+            labels,
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetClassKD(Decoupled):
+    """``tckd``: ce_weight · CE + kd_weight · warm-up · T² · TCKD."""
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.tckd(student, teacher, labels, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonTargetClassKD(Decoupled):
+    """``nckd``: ce_weight · CE + kd_weight · warm-up · T² · NCKD."""
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.nckd(student, teacher, labels, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relations(Softened):
+    """``dist``: ce_weight · CE + kd_weight · (beta · rows' + gamma · columns' distance) · T²."""
+
+    per_batch: ClassVar[bool] = True
+
+    beta: Weight = 1.0
+    gamma: Weight = 1.0
+    kd_weight: Weight = 2.0
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {}  # standardised logits were published with KD and DKD
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.dist(
+            student, teacher, temperature=self.temperature, beta=self.beta, gamma=self.gamma
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedKD(Taught):
+    """``nkd``: ce_weight · CE + kd_weight · NKD; the defaults are ImageNet's."""
+
+    one_label: ClassVar[bool] = True
+
+    temperature: Positive = 1.0
+    gamma: Positive = 1.5
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        # The label's probability is taken at temperature 1, the others' at the one given.
+        return 1.0 if self.temperature == 1 and not self.standardize else None
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.nkd(student, teacher, labels, gamma=self.gamma, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformedTeacher(Taught):
+    """``ttm``: ce_weight · CE + kd_weight · KL from the teacher at temperature 1/gamma."""
+
+    gamma: Positive = 0.1
+    kd_weight: Weight = 45.0
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        return None if self.standardize else 1 / self.gamma
+
+    @property
+    def topk_temperature(self) -> float | None:
+        return self.teacher_temperature
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.ttm(student, teacher, gamma=self.gamma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedTransformedTeacher(TransformedTeacher):
+    """``wttm``: ``ttm`` with a larger weight where the teacher is smoother.
+
+    The weight, up to C^(1 - gamma), is why its ``kd_weight`` is smaller.
+    """
+
+    gamma: Positive = 0.2
+    kd_weight: Weight = 4.0
+
+    @property
+    def teacher_temperature(self) -> float | None:
+        # The weight is taken from the teacher at temperature 1, the distribution at 1/gamma.
+        return 1.0 if self.gamma == 1 and not self.standardize else None
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return losses.wttm(student, teacher, gamma=self.gamma)

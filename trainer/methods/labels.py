@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from logitstore.trainer import losses
+from logitstore.trainer.methods.base import (
+    Count,
+    Method,
+    Outputs,
+    PartlyShare,
+    Positive,
+    Recall,
+    Share,
+    Weight,
+    Weighted,
+    hard,
+)
+from logitstore.trainer.schedules import rising_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy(Method):
+    """``ce``: labels only; a teacher's rows, if there are any, are only compared with."""
+
+    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        return {"ce": hard(batch)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSmoothing(Method):
+    """``label-smoothing``: cross-entropy with ``epsilon`` of the mass spread over all classes."""
+
+    epsilon: Share = 0.1
+
+    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        def smoothed(labels: Tensor) -> Tensor:
+            return losses.label_smoothing(batch.student, labels, epsilon=self.epsilon)
+
+        return {"ce": batch.by_label(smoothed)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFreeReg(Weighted):
+    """``tf-kd-reg``: ce_weight · CE + kd_weight · distance from a teacher made by hand.
+
+    The defaults are the paper's for ResNet18; ``code`` has the same weights in its own units
+    (0.1 times its multiplier of 100).
+    """
+
+    ce_weight: Weight = 0.9
+    kd_weight: Weight = 0.1
+    temperature: Positive = 20.0
+    correct: PartlyShare = 0.99
+    variant: losses.Variant = "paper"
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"kd_weight": 10.0} if given.get("variant") == "code" else {}
+
+    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        def distance(labels: Tensor) -> Tensor:
+            return losses.tf_kd_reg(
+                batch.student,
+                labels,
+                correct=self.correct,
+                temperature=self.temperature,
+                variant=self.variant,
+            )
+
+        return {
+            "ce": self.ce_weight * hard(batch),
+            "kd": self.kd_weight * batch.by_label(distance),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveSelf(Method):
+    """``ps-kd``: the student's own predictions of the last ``history`` epochs soften its labels.
+
+    Trust in them grows linearly to ``alpha`` in the last epoch.  ``past``: they come from the
+    ``training`` forward, as in the released code, or from a ``clean`` pass after each epoch.
+    """
+
+    needs_past: ClassVar[bool] = True
+    one_label: ClassVar[bool] = True
+
+    alpha: Share = 0.8
+    history: Count = 1
+    past: Literal["training", "clean"] = "training"
+
+    @property
+    def recall(self) -> Recall | None:
+        return Recall(self.history, self.past == "clean")
+
+    def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        assert batch.past is not None
+        alpha = self.alpha * rising_share(epoch, epochs=batch.epochs)
+        return {"ps_kd": losses.ps_kd(batch.student, batch.labels, batch.past, alpha=alpha)}

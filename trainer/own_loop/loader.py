@@ -1,0 +1,206 @@
+"""Batches with the teacher's logits, for a training loop of one's own.
+
+The loader is only ever asked by the thread that iterates, because samplers and views draw from
+torch's global generator; one thread reads rows ahead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitstore.cache.cache import Cache
+from logitstore.cache.modes import Read, prepare_reading
+from logitstore.errors import InputError, MismatchError
+from logitstore.format.encodings.rows import Rows
+from logitstore.reading.ensemble import Blend, Teacher
+from logitstore.threads import read_ahead
+from logitstore.trainer.own_loop.dataset import LogitDataset, LogitItem
+
+log = logging.getLogger(__name__)
+
+
+_FORWARDED = ("dataset", "sampler", "batch_sampler", "batch_size", "drop_last", "num_workers")
+
+
+class LogitBatch(NamedTuple):
+    """A collated ``LogitItem`` with the teacher's logits, float32 (N, C)."""
+
+    image: Tensor
+    label: Tensor
+    index: Any
+    view: Tensor
+    teacher: Tensor
+
+
+def with_logits(
+    loader: Any,
+    snapshot: Teacher,
+    *,
+    read: Read = "auto",
+    cache: Cache | None = None,
+    device: Any = None,
+    ahead: int = 2,
+) -> LogitLoader:
+    """Let each batch of a loader over a ``LogitDataset`` gain the teacher's logits, float32 (N, C).
+
+    A ``LogitItem`` becomes a ``LogitBatch``; a mapping from a ``collate_fn`` that keeps ``index``
+    and ``view`` gains ``teacher``.  The logits lie on ``device`` (None: where the batch's first
+    tensor lies).  A thread reads the rows of the next ``ahead`` batches, so that a URL costs no
+    waiting; 0 for accelerate's ``accumulate``, which watches the loader for its last batch.
+
+    ``read`` and ``cache`` say where the snapshot's rows come from (``logitstore.prepare_reading``,
+    called here): unless told otherwise they are decoded once, into memory or a cache on the disk,
+    which takes a while for a large snapshot and is logged.
+
+    The snapshot may be an ``Ensemble``, if the dataset was made with it.
+
+    Each iteration is the next epoch, unless ``set_epoch`` of the result, of the dataset or of a
+    DistributedSampler said otherwise; the sampler is told too.  Loaders over one dataset share its
+    epoch.  Wrap last: what makes a new loader of a loader (``accelerator.prepare``,
+    ``fabric.setup_dataloaders``) goes before.  Raises InputError if the loader has another dataset,
+    MismatchError if that belongs to another snapshot.
+
+    >>> loader = DataLoader(LogitDataset(data, snapshot), 128, shuffle=True)   # doctest: +SKIP
+    >>> for image, label, index, view, teacher in with_logits(loader, snapshot):  # doctest: +SKIP
+    ...     loss = losses.kd(student(to_input(image, None)), teacher, temperature=4)
+    """
+    if ahead < 0:
+        raise InputError(f"ahead must not be negative, not {ahead}")
+    datasets = _logit_datasets(loader.dataset)
+    for dataset in datasets:
+        if dataset.root != snapshot.root:
+            raise MismatchError(
+                f"the loader's LogitDataset belongs to the snapshot with root {dataset.root}, "
+                f"{snapshot.name!r} has root {snapshot.root}: give both the same snapshot"
+            )
+    clocks = [*datasets, *_samplers(loader)]
+    log.info("%s", prepare_reading(snapshot, read, cache).note)
+    return LogitLoader(loader, snapshot, clocks, device, ahead)
+
+
+class LogitLoader:
+    """What ``with_logits`` returns.
+
+    ``dataset``, ``sampler``, ``batch_sampler``, ``batch_size``, ``drop_last`` and ``num_workers``
+    are the loader's; ``clocks`` are what must be told the epoch.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        snapshot: Teacher,
+        clocks: list[Any],
+        device: Any,
+        ahead: int,
+    ) -> None:
+        self._loader, self._snapshot, self._clocks = loader, snapshot, clocks
+        self._device, self._ahead = device, ahead
+        self._epoch, self._begun = 0, False
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _FORWARDED:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._loader, name)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration this epoch, from 0."""
+        self._epoch, self._begun = epoch, False
+        for clock in self._clocks:
+            clock.set_epoch(epoch)
+        if hasattr(self._loader, "set_epoch"):  # accelerate's loaders tell the sampler themselves
+            self._loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        """An epoch begins when its first batch is asked for; Lightning makes spare iterators."""
+        self.set_epoch(self._coming_epoch())
+        self._begun = True
+        asked: SimpleQueue[tuple[Any, Any] | None] = SimpleQueue()
+        waiting: deque[Any] = deque()
+        with closing(read_ahead(iter(asked.get, None), self._fetch)) as rows:
+            try:
+                for batch in self._loader:
+                    fields = _fields(batch)
+                    asked.put((fields["index"], fields["view"]))
+                    waiting.append(batch)
+                    if len(waiting) > self._ahead:
+                        yield self._joined(waiting.popleft(), next(rows))
+                while waiting:
+                    yield self._joined(waiting.popleft(), next(rows))
+            finally:
+                asked.put(None)
+
+    def _coming_epoch(self) -> int:
+        """What a clock was set to since the last epoch began, else the next."""
+        set_to = (getattr(clock, "epoch", self._epoch) for clock in self._clocks)
+        return next((e for e in set_to if e != self._epoch), self._epoch + self._begun)
+
+    def _fetch(self, asked: tuple[Any, Any]) -> Rows | Blend:
+        # In the reading thread: a copy from a GPU waits for the step that is under way there.
+        indices, views = (np.asarray(torch.as_tensor(part).cpu()) for part in asked)
+        return _gather(self._snapshot, indices, views)
+
+    def _joined(self, batch: Any, rows: Rows | Blend) -> Any:
+        tensors = (part for part in _fields(batch).values() if isinstance(part, Tensor))
+        place = next((t.device for t in tensors), "cpu") if self._device is None else self._device
+        teacher = rows.tensor(place)
+        if isinstance(batch, LogitItem):
+            return LogitBatch(*batch, teacher)
+        return {**batch, "teacher": teacher}
+
+
+def _logit_datasets(dataset: Any) -> list[LogitDataset]:
+    """The LogitDatasets under torch's Subset and ConcatDataset."""
+    if isinstance(dataset, LogitDataset):
+        return [dataset]
+    inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    if inner == [None]:
+        raise InputError(
+            f"the loader's dataset is a {type(dataset).__name__}, whose items tell neither their "
+            "index nor their view: make it with LogitDataset(dataset, snapshot)"
+        )
+    return [found for part in inner for found in _logit_datasets(part)]
+
+
+def _samplers(loader: Any) -> list[Any]:
+    """The loader's samplers that want to know the epoch, each once."""
+    batches = getattr(loader, "batch_sampler", None)
+    found = [getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
+    telling = {id(sampler): sampler for sampler in found if hasattr(sampler, "set_epoch")}
+    return list(telling.values())
+
+
+def _fields(batch: Any) -> Mapping[str, Any]:
+    fields = batch._asdict() if isinstance(batch, LogitItem) else batch
+    if not isinstance(fields, Mapping) or not {"index", "view"} <= fields.keys():
+        raise InputError(
+            f"a batch is a {type(batch).__name__} that does not tell the index and view of its "
+            "samples: let collate_fn return a LogitItem, or a dict with 'index' and 'view'"
+        )
+    return fields
+
+
+def _gather(
+    snapshot: Teacher, indices: NDArray[np.int64], views: NDArray[np.int64]
+) -> Rows | Blend:
+    """The rows of each sample's own view, in this order: one gather per view, usually one."""
+    present = np.unique(views)
+    parts: list[Any] = [snapshot.rows(indices[views == view], int(view)) for view in present]
+    if len(parts) == 1:
+        only: Rows | Blend = parts[0]
+        return only
+    back = np.argsort(np.argsort(views, kind="stable"))
+    joined: Rows | Blend = type(parts[0]).joined(parts, back)
+    return joined

@@ -1,0 +1,89 @@
+"""Runs side by side as one self-contained HTML page: ``report``.
+
+``gather`` reads the runs' folders, ``findings`` measures the finished ones, ``analysis`` computes,
+``figures`` draws in the colours of ``style``, ``tables`` and ``page`` write.  Libraries that only a
+report needs are imported when one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from logitstore.errors import InputError, NotFound
+from logitstore.progress import Progress, Silent
+from logitstore.storage import open_storage
+
+_BEGINS = b"<!doctype html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written, and the figures that its tables show, JSON-ready."""
+
+    path: Path
+    figures: dict[str, Any]
+
+
+def report(
+    runs: Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    data: str | None = None,
+    store: str | None = None,
+    snapshot: str | None = None,
+    title: str | None = None,
+    token: str | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Write a page about training runs, finished or not, over the page that was at ``out`` before.
+
+    Diagrams are drawn on ``data``, else on what the runs were tested, or else validated on; an
+    unfinished run has only learning curves.  ``store`` and ``snapshot`` are a teacher's logits of
+    ``data``, by default those of each run's own store, if need be of its training samples.
+    The same runs give the same bytes.  Raises NotFound, InputError or MismatchError, before
+    anything is measured, if something does not fit together.
+
+    >>> report(["runs/ce", "runs/kd"], "report.html").path    # doctest: +SKIP
+    PosixPath('report.html')
+    """
+    from logitstore.trainer.reporting.findings import TeacherWish, find_all
+    from logitstore.trainer.reporting.gather import chosen_data, read_runs
+    from logitstore.trainer.reporting.page import render
+    from logitstore.trainer.reporting.tables import summary
+
+    path = _place(Path(out))
+    if snapshot is not None and store is None:
+        raise InputError("--snapshot without a store: give --store STORE, or drop --snapshot")
+    records = read_runs(runs)
+    chosen = chosen_data(records, data)
+    wish = TeacherWish(store=store, snapshot=snapshot, token=token)
+    found = [] if chosen is None else find_all(records, chosen, wish, device, progress or Silent())
+    text = render(records, chosen, found, title or _title([record.name for record in records]))
+    open_storage(path.parent).put(path.name, text.encode())
+    return Report(path, summary(records, chosen, found))
+
+
+def _place(path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise NotFound(
+            f"--out {path}: there is no folder {path.parent}: make it, or choose another"
+        )
+    if path.is_dir():
+        raise InputError(f"--out {path}: this is a folder: name a file in it, such as report.html")
+    if path.is_file():
+        with path.open("rb") as file:
+            begins = file.read(len(_BEGINS)).lower()
+        if begins != _BEGINS:
+            raise InputError(
+                f"--out {path}: another file, and no page of a report, is there: give another name"
+            )
+    return path
+
+
+def _title(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return f"Report: {shown}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,245 @@
+"""What a finished run answers on the report's data, computed once, and all that a page shows of it.
+
+Logits are let go of as soon as a run is measured: thirty runs of a thousand classes would not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.errors import LogitstoreError, MismatchError, NonFinite
+from logitstore.progress import Progress
+from logitstore.reading.opening import open_store
+from logitstore.trainer.data.order import shuffled
+from logitstore.trainer.data.source import Indices, Source
+from logitstore.trainer.data.teaching import open_teaching
+from logitstore.trainer.evaluation.evaluate import load_network, taught_source
+from logitstore.trainer.evaluation.weights import Trained, find_trained
+from logitstore.trainer.measure.figures import compare, measure
+from logitstore.trainer.measure.gather import Labels, Logits, labels_of
+from logitstore.trainer.methods.base import temperature_of
+from logitstore.trainer.metrics import Reliability, reliability, risk_coverage
+from logitstore.trainer.reporting import analysis
+from logitstore.trainer.reporting.gather import ReportData, RunRecord
+
+BINS = 15
+
+
+_MOST_COMPARED = 10_000  # training samples: enough for a correlation to two digits
+
+
+_BATCH = 256
+
+
+_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherWish:
+    """Whose rows to compare with, None: those of each run's own store."""
+
+    store: str | None = None
+    snapshot: str | None = None
+    token: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How a student's logits differ from ``teacher``'s on the samples of ``data``.
+
+    ``difference`` is ``analysis.correlation_difference``, ``mean`` its mean off the diagonal;
+    ``whole`` tells whether these are the report's data, all of them.
+    """
+
+    teacher: str
+    data: str
+    whole: bool
+    difference: NDArray[np.float64]
+    mean: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """A run's figures by weights (``last``, ``best``), and its last weights' answers.
+
+    ``compared`` is a sentence where there is no teacher to compare with; ``points`` (P, 2) with
+    their ``labels`` (P,) are None where too few samples can be mapped.
+    """
+
+    run: int
+    figures: dict[str, dict[str, float]]
+    reliability: Reliability
+    coverage: NDArray[np.float64]
+    risk: NDArray[np.float64]
+    class_accuracy: NDArray[np.float64]
+    class_count: NDArray[np.int64]
+    compared: Comparison | str
+    points: NDArray[np.float64] | None
+    point_labels: Labels
+
+
+def find_all(
+    runs: Sequence[RunRecord],
+    data: ReportData,
+    wish: TeacherWish,
+    device: str | None,
+    progress: Progress,
+) -> list[Findings]:
+    """Measure every finished run; MismatchError if their samples turn out not to be the same."""
+    finished = [run for run in runs if run.result is not None]
+    progress.start(f"measuring on {data}, t-SNE", len(finished), "runs")
+    found: list[Findings] = []
+    labels: Labels | None = None
+    for run in finished:
+        trained = find_trained(run.weights()["last"])
+        source = trained.source(data.spec)
+        if labels is None:
+            labels = labels_of(source)
+        elif not np.array_equal(labels, labels_of(source)):
+            raise MismatchError(
+                f"{run.path} and {finished[0].path}: {data} does not give both the same samples: "
+                "say with --data DATA on what all of them are compared"
+            )
+        found.append(_find(run, trained, source, data, wish, device))
+        progress.advance(1)
+    return found
+
+
+def _find(
+    run: RunRecord,
+    trained: Trained,
+    source: Source,
+    data: ReportData,
+    wish: TeacherWish,
+    device: str | None,
+) -> Findings:
+    shown = _taught(run, trained, source, data, wish)
+    network = load_network(trained, source, device, _BATCH)
+    logits, labels = _finite(network.logits(source), run), labels_of(source)
+    figures = {"last": _recorded(run, data, "last") | measure(logits, labels)}
+    compared: Comparison | str
+    if isinstance(shown, str):
+        compared = shown
+    else:
+        ours, theirs = _finite(network.logits(shown.source), run), shown.rows()
+        difference = analysis.correlation_difference(ours, theirs)
+        compared = Comparison(
+            teacher=shown.teacher,
+            data=shown.data,
+            whole=shown.whole,
+            difference=difference,
+            mean=analysis.mean_difference(difference),
+        )
+        if shown.whole:
+            figures["last"] |= compare(ours, theirs, 1.0)
+    if "best" in run.weights():
+        figures["best"] = _recorded(run, data, "best") | _best(run, source, shown, device)
+    coverage, risk = risk_coverage(logits, labels)
+    accuracy, count = analysis.class_accuracy(logits, labels)
+    chosen = analysis.embedded_samples(len(labels), _SEED)
+    return Findings(
+        run=run.number,
+        figures=figures,
+        reliability=reliability(logits, labels, BINS),
+        coverage=coverage,
+        risk=risk,
+        class_accuracy=accuracy,
+        class_count=count,
+        compared=compared,
+        points=analysis.embed(logits[chosen], _SEED),
+        point_labels=labels[chosen],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taught:
+    """Samples that a teacher's rows are known of, as that teacher saw them."""
+
+    source: Source
+    teacher: str
+    data: str
+    whole: bool
+
+    def rows(self) -> Logits:
+        assert self.source.snapshot is not None
+        return self.source.snapshot.logits(self.source.there())
+
+
+def _best(
+    run: RunRecord, source: Source, shown: _Taught | str, device: str | None
+) -> dict[str, float]:
+    network = load_network(find_trained(run.weights()["best"]), source, device, _BATCH)
+    figures = measure(_finite(network.logits(source), run), labels_of(source))
+    if isinstance(shown, str) or not shown.whole:
+        return figures
+    return figures | compare(network.logits(shown.source), shown.rows(), 1.0)
+
+
+def _recorded(run: RunRecord, data: ReportData, weights: str) -> dict[str, float]:
+    """What the run itself found out, if on these data: the figures after one temperature."""
+    if run.result is None or run.config.test != data.spec:
+        return {}
+    return dict((run.result.test if weights == "last" else run.result.test_best) or {})
+
+
+def _taught(
+    run: RunRecord, trained: Trained, source: Source, data: ReportData, wish: TeacherWish
+) -> _Taught | str:
+    """The report's samples with a teacher's rows, else the run's training samples, else why not.
+
+    What was asked for by name is an error if it does not fit; what a run once had is not.
+    """
+    if wish.store is not None:
+        return _bound(run, trained, source, str(data), wish)
+    if run.config.store is None:
+        return "it was trained without a store (--store STORE says whose logits to compare with)"
+    own = replace(wish, store=run.config.store, snapshot=run.config.snapshot)
+    try:
+        try:
+            return _bound(run, trained, source, str(data), own)
+        except MismatchError:
+            samples = trained.source(run.config.data)
+            found = _bound(run, trained, samples, run.config.data, own)
+        return replace(found, source=_part(found.source), whole=False)
+    except LogitstoreError as error:
+        return f"its own store cannot be used ({error})"
+
+
+def _bound(
+    run: RunRecord, trained: Trained, source: Source, data: str, wish: TeacherWish
+) -> _Taught:
+    assert wish.store is not None
+    store = open_store(wish.store, wish.token)
+    teaching = open_teaching(
+        store, wish.snapshot, temperature=temperature_of(run.config.make_method()), token=wish.token
+    )
+    teacher = teaching.teachers[-1]
+    own = wish.store == run.config.store
+    bound = taught_source(
+        trained,
+        source,
+        store,
+        teacher,
+        match_by=run.config.match_by if own else "index",
+        allow_mismatch=own and run.config.allow_mismatch,
+    )
+    return _Taught(source=bound, teacher=teacher.name, data=data, whole=True)
+
+
+def _part(source: Source) -> Source:
+    there: Indices = source.there()
+    chosen = there[shuffled(len(there), "compared", _SEED)[:_MOST_COMPARED]]
+    return replace(source, samples=np.sort(chosen))
+
+
+def _finite(logits: Logits, run: RunRecord) -> Logits:
+    if not np.isfinite(logits).all():
+        raise NonFinite(
+            f"{run.path}: some logits are NaN or infinite: nothing can be drawn of this run; leave "
+            "it out"
+        )
+    return logits

@@ -1,0 +1,246 @@
+"""A report's tables: what the runs are and what they reached, as text for the page and as JSON."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from logitstore.text import figure, percent, size
+from logitstore.trainer.config.settings import EXECUTION
+from logitstore.trainer.methods.table import hyper_parameter_types
+from logitstore.trainer.reporting.findings import Findings
+from logitstore.trainer.reporting.gather import ReportData, RunRecord
+
+Cells = tuple[str, ...]
+
+
+OFF = "-"
+
+
+_HIDDEN = EXECUTION - {"store", "device", "memory_limit", "recompute"}
+
+
+_NEXT = ("student", "store", "snapshot", "root", "data", "val", "test", "epochs", "seed")
+
+
+_FIRST = ("method", *hyper_parameter_types(), *_NEXT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows of the table of runs: a name, then a cell for each run."""
+
+    title: str
+    rows: list[tuple[str, Cells]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure's column: its key, heading and unit, how it is written, whether more is better."""
+
+    group: str
+    key: str
+    heading: str
+    unit: str
+    write: Callable[[float], str]
+    more_is_better: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureRow:
+    """A run's figures on the report's data, of its last or its best epoch; ``best`` are bold."""
+
+    run: int
+    weights: str
+    cells: Cells
+    best: tuple[bool, ...]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _thousandths(value: float) -> str:
+    return f"{1000 * value:.2f}"
+
+
+def _decimals(value: float) -> str:
+    return f"{value:.4f}"
+
+
+PLAIN, TEACHER, FITTED = "", "against the teacher", "after one fitted temperature"
+
+
+COLUMNS = (
+    Column(PLAIN, "top1", "top-1", "%", _percent, True),
+    Column(PLAIN, "top5", "top-5", "%", _percent, True),
+    Column(PLAIN, "nll", "NLL", "nats", _decimals, False),
+    Column(PLAIN, "ece10", "ECE-10", "%", _percent, False),
+    Column(PLAIN, "ece15", "ECE-15", "%", _percent, False),
+    Column(PLAIN, "aurc", "AURC", "‰", _thousandths, False),
+    Column(PLAIN, "eaurc", "E-AURC", "‰", _thousandths, False),
+    Column(TEACHER, "kd_error", "KD error", "%", _percent),
+    Column(TEACHER, "agreement", "agree", "%", _percent),
+    Column(TEACHER, "kd_loss", "KD loss", "nats", _decimals),
+    Column(FITTED, "fitted_temperature", "T", "", _decimals),
+    Column(FITTED, "nll_fitted", "NLL", "nats", _decimals, False),
+    Column(FITTED, "ece10_fitted", "ECE-10", "%", _percent, False),
+    Column(FITTED, "ece15_fitted", "ECE-15", "%", _percent, False),
+)
+
+
+def run_tables(runs: Sequence[RunRecord]) -> tuple[list[Group], list[tuple[str, str]]]:
+    """Groups of rows: what the runs came to, and settings that differ; and those that do not."""
+    each = [settings(run) for run in runs]
+    names = [name for name in _FIRST if any(name in one for one in each)]
+    names += sorted({name for one in each for name in one} - set(names))
+    rows = [(name, tuple(_said(name, one.get(name)) for one in each)) for name in names]
+    differing = [row for row in rows if len(set(row[1])) > 1]
+    shared = [(name, cells[0]) for name, cells in rows if len(set(cells)) == 1]
+    outcome = Group(title="Outcome", rows=_outcome(runs))
+    return [outcome, Group(title="Settings that differ", rows=differing)], shared
+
+
+def settings(run: RunRecord) -> dict[str, Any]:
+    """What decided the run's result, hyper-parameters and the teacher's root among it."""
+    document = tomllib.loads(run.config.to_toml())
+    found = {name: value for name, value in document.items() if name not in _HIDDEN}
+    if run.inputs is not None and run.inputs.root is not None:
+        found["root"] = run.inputs.root
+    return found
+
+
+def figure_table(
+    runs: Sequence[RunRecord], findings: Sequence[Findings]
+) -> tuple[list[Column], list[FigureRow]]:
+    """The columns that some run has, and rows for each run's last and best epoch."""
+    entries = [
+        (found.run, weights, figures)
+        for found in findings
+        for weights, figures in found.figures.items()
+    ]
+    columns = [column for column in COLUMNS if any(column.key in each for *_, each in entries)]
+    written = [tuple(_cell(column, each) for column in columns) for *_, each in entries]
+    tops = [_top(column, [each for *_, each in entries]) for column in columns]
+    rows = [
+        FigureRow(
+            run=number,
+            weights=_epoch(runs[number], weights),
+            cells=cells,
+            best=tuple(cell == top for cell, top in zip(cells, tops, strict=True)),
+        )
+        for (number, weights, _), cells in zip(entries, written, strict=True)
+    ]
+    return columns, rows
+
+
+def _outcome(runs: Sequence[RunRecord]) -> list[tuple[str, Cells]]:
+    rows: list[tuple[str, Callable[[RunRecord], str | None]]] = [
+        ("epochs done", lambda run: f"{len(run.history)} of {run.config.epochs}"),
+        ("best epoch", lambda run: None if run.best_epoch is None else str(run.best_epoch)),
+        ("validation accuracy, last", lambda run: _shared(run, "val_accuracy", -1)),
+        ("validation accuracy, best", lambda run: _shared(run, "val_accuracy", run.best_epoch)),
+        ("training accuracy, last", lambda run: _shared(run, "train_accuracy", -1)),
+        ("training KD error, last", lambda run: _shared(run, "train_kd_error", -1)),
+        ("training loss, last", lambda run: _last(run, "loss", lambda v: f"{v:.4f} nats")),
+        ("images/s (median)", _rate),
+        ("peak memory", _memory),
+        ("time in epochs", _time),
+    ]
+    written = [(name, [ask(run) if run.history else None for run in runs]) for name, ask in rows]
+    return [(name, tuple(cell or OFF for cell in cells)) for name, cells in written if any(cells)]
+
+
+def _last(run: RunRecord, key: str, write: Callable[[float], str]) -> str | None:
+    value = run.history[-1].get(key)
+    return None if value is None else write(value)
+
+
+def _shared(run: RunRecord, key: str, epoch: int | None) -> str | None:
+    """A share at an epoch (1 is the first, -1 the last) as percent."""
+    if epoch is None:
+        return None
+    value = run.history[epoch if epoch < 0 else epoch - 1].get(key)
+    return None if value is None else percent(value)
+
+
+def _rate(run: RunRecord) -> str:
+    return f"{median(line['images_per_second'] for line in run.history):,.0f}"
+
+
+def _memory(run: RunRecord) -> str:
+    return size(max(line["peak_memory"] for line in run.history))
+
+
+def _time(run: RunRecord) -> str:
+    seconds = sum(line["seconds"] for line in run.history)
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"
+
+
+def _epoch(run: RunRecord, weights: str) -> str:
+    if weights == "best":
+        return f"best, {run.best_epoch}"
+    also = " and best" if run.best_epoch == len(run.history) else ""
+    return f"last{also}, {len(run.history)}"
+
+
+def _said(name: str, value: Any) -> str:
+    if value is None:
+        return OFF
+    if name == "root":
+        return f"{value[:12]}…"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or OFF
+    return figure(value)
+
+
+def _cell(column: Column, figures: Mapping[str, float]) -> str:
+    return column.write(figures[column.key]) if column.key in figures else OFF
+
+
+def _top(column: Column, entries: Sequence[Mapping[str, float]]) -> str | None:
+    """The best of several values as it is written, None where none is better than another."""
+    values = [each[column.key] for each in entries if column.key in each]
+    if column.more_is_better is None or len(values) < 2 or len(set(values)) == 1:
+        return None
+    return column.write(max(values) if column.more_is_better else min(values))
+
+
+def summary(
+    runs: Sequence[RunRecord], data: ReportData | None, findings: Sequence[Findings]
+) -> dict[str, Any]:
+    """The tables' figures, unrounded and JSON-ready; shares in [0, 1], AURC as it is."""
+    by_run = {found.run: found for found in findings}
+    return {
+        "data": None if data is None else str(data),
+        "runs": [
+            {
+                "run": str(run.path),
+                "finished": run.result is not None,
+                "epochs": len(run.history),
+                "best_epoch": run.best_epoch,
+                "settings": settings(run),
+                "last_epoch": dict(run.history[-1]) if run.history else None,
+                **_measured(by_run.get(run.number)),
+            }
+            for run in runs
+        ],
+    }
+
+
+def _measured(found: Findings | None) -> dict[str, Any]:
+    if found is None:
+        return {"figures": None}
+    compared = found.compared
+    shares = zip(found.class_accuracy.tolist(), found.class_count.tolist(), strict=True)
+    return {
+        "figures": found.figures,
+        "class_accuracy": [share if count else None for share, count in shares],
+        "class_samples": found.class_count.tolist(),
+        "correlation_difference": None if isinstance(compared, str) else compared.mean,
+    }

@@ -1,0 +1,137 @@
+"""The device of a run: its memory, its random generators, and what makes it repeatable."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from logitstore.errors import InputError
+from logitstore.precompute.networks.forward import pick_device
+from logitstore.text import parse_size
+from logitstore.trainer.config.checks import needs_gpu
+
+
+def training_device(name: str | None, precision: str) -> torch.device:
+    """The device asked for, or a GPU if there is one; InputError if it cannot do ``precision``."""
+    device = pick_device(name)
+    if device.type == "cpu" and precision != "fp32":
+        raise InputError(
+            f"precision {precision!r} needs a GPU and there is none here: use --precision fp32"
+        )
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generators seeded for this run; afterwards the caller's are as they were."""
+    gpus = [device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        seed_generators(seed, device)
+        yield
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and the device's; torch.manual_seed would seed every GPU's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Only kernels of cuDNN that give the same bits each time; afterwards the caller's choice."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.reset_peak_memory_stats(device)
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's peak since ``reproducible`` began, or this process's largest size so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def peak_reserved(device: torch.device) -> int | None:
+    """Bytes: what the GPU's allocator held at most, its cache included; None on the CPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+class Budget:
+    """All that this process may hold on a GPU, in bytes: its CUDA context included.
+
+    PyTorch can cap its allocator only; the context (driver, libraries, loaded kernels) lies outside
+    and grows when a kernel is first used.  Its share is what is in use on the GPU less what the
+    allocator has reserved and what ``others`` held before this process had a context.
+    """
+
+    def __init__(self, device: torch.device, text: str, others: int) -> None:
+        self.limit, self.context = parse_size("memory_limit", text), 0
+        self._device, self._text, self._others = device, text, others
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The allocator capped; afterwards as it was.  InputError where nothing is left for it."""
+        torch.cuda.empty_cache()
+        before = torch.cuda.get_per_process_memory_fraction(self._device)
+        self.tighten()
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(before, self._device)
+
+    def tighten(self) -> None:
+        """Measure the context's share, and leave the rest of the budget to the allocator."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        fraction = self.fraction(free, total, torch.cuda.memory_reserved(self._device))
+        torch.cuda.set_per_process_memory_fraction(fraction, self._device)
+
+    def fraction(self, free: int, total: int, reserved: int) -> float:
+        """The allocator's share of a GPU with so many bytes, of which it has reserved some."""
+        self.context = max(0, total - free - reserved - self._others)
+        if self.context >= self.limit:
+            raise InputError(
+                f"--memory-limit {self._text}: the CUDA context, and what other processes took "
+                f"since, hold {self.context:,} bytes already: raise the limit"
+            )
+        return min(1.0, (self.limit - self.context) / total)
+
+
+def budgeted_device(
+    name: str | None, precision: str, limit: str | None
+) -> tuple[torch.device, Budget | None]:
+    """The device of ``training_device``, and its budget if there is a limit; needs a GPU then."""
+    if limit is None:
+        return training_device(name, precision), None
+    fresh = not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    used = memory_in_use() if fresh else {}
+    device = training_device(name, precision)
+    if device.type != "cuda":
+        raise needs_gpu(limit)
+    uuid = torch.cuda.get_device_properties(device).uuid
+    return device, Budget(device, limit, used.get(f"GPU-{uuid}", 0))
+
+
+def memory_in_use() -> dict[str, int]:
+    """Bytes in use on each GPU by its UUID, as the driver tells; {} where it cannot be asked."""
+    ask = ["nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout
+        pairs = [line.split(", ") for line in told.splitlines()]
+        return {uuid: int(mebibytes) << 20 for uuid, mebibytes in pairs}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}

@@ -1,0 +1,275 @@
+"""The epochs of a run: steps, measures, checkpoints; from the last checkpoint to the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from logitstore.format.cards import Normalize
+from logitstore.precompute.networks.checkpoints import load_into, load_weights
+from logitstore.precompute.processes.ranks import Ranks
+from logitstore.progress import Progress
+from logitstore.trainer import metrics
+from logitstore.trainer.config.settings import TrainConfig
+from logitstore.trainer.data.batches import Batch, batches
+from logitstore.trainer.data.order import Plan, views_seen
+from logitstore.trainer.data.run_data import Shown
+from logitstore.trainer.data.source import Source
+from logitstore.trainer.measure.figures import test_figures
+from logitstore.trainer.measure.gather import Logits, gather_logits, labels_of
+from logitstore.trainer.run.checkpoint import Learner, Position, pack, pack_weights, restore
+from logitstore.trainer.run.device import (
+    Budget,
+    own_randomness,
+    peak_memory,
+    peak_reserved,
+    seed_generators,
+)
+from logitstore.trainer.run.events import Events
+from logitstore.trainer.run.folder import RunFolder
+from logitstore.trainer.run.predictions import encoded
+from logitstore.trainer.run.result import BEST, LAST, MODEL, Line, Result
+from logitstore.trainer.run.self_store import record_logits
+from logitstore.trainer.run.step import Aids, LossWatch, check_weights, epoch_figures, take_step
+from logitstore.trainer.schedules import learning_rate
+
+MEASURE_BATCH = 256
+
+
+_Tested = tuple[dict[str, float] | None, dict[str, float] | None]
+
+
+_NOT_METRICS = ("epoch", "seconds", "images_per_second", "peak_memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run's fixed parts, all opened and checked: it only remains to train."""
+
+    config: TrainConfig
+    run: RunFolder
+    shown: Shown
+    normalize: Normalize | None
+    progress: Progress
+    micro_batch: int | None
+    budget: Budget | None
+    aids: Aids
+    ranks: Ranks
+
+    def run_to_end(self, learner: Learner) -> Result:
+        """Train from the last checkpoint, or from the start, until there is a result."""
+        config, start, sums = self.config, Position(0, 0), None
+        last = self.run.checkpoint()
+        if last is not None:
+            start, sums = restore(last, learner, self.aids.past)
+            self.progress.message(
+                f"{last}: going on at epoch {start.epoch + 1}, step {start.step + 1}"
+            )
+        self.ranks.agree({"the checkpoint's epoch and step": start})
+        plan = replace(self.shown.plan, first_epoch=start.epoch, first_step=start.step)
+        history = self.run.history(start.epoch)
+        ahead = (config.epochs - start.epoch) * plan.shown - start.step * config.batch_size
+        self.progress.start(f"training {self.run.path}", ahead, "images")
+        pin = learner.device.type == "cuda"
+        stream = batches(self.shown.source, plan, workers=config.workers, pin=pin)
+        events = Events(self.run.path, history) if self.ranks.first else None
+        try:
+            for epoch in range(start.epoch, config.epochs):
+                first = start.step if epoch == start.epoch else 0
+                line = self._epoch(learner, plan, islice(stream, plan.steps - first), epoch, sums)
+                sums = None
+                history.append(line)
+                if events is not None:
+                    self._save_epoch(learner, history)
+                    events.add(line)
+                self.progress.message(_summary(line, config.epochs))
+        finally:
+            stream.close()
+            if events is not None:
+                events.close()
+        if self.ranks.first:
+            self.run.put(MODEL, pack_weights(learner.model))
+            tested = self._tested(learner, history)
+            self.run.put_result(_result(self, history, learner.device, tested))
+        self.ranks.wait()
+        result = self.run.finished(config)
+        assert result is not None
+        return result
+
+    def _epoch(
+        self,
+        learner: Learner,
+        plan: Plan,
+        stream: Iterable[Batch],
+        epoch: int,
+        sums: Tensor | None,
+    ) -> Line:
+        """Train (the rest of) one epoch and measure: its line of metrics."""
+        config, method, watch = self.config, self.config.make_method(), LossWatch()
+        begun = saved = time.monotonic()
+        names: list[str] = []
+        rows, lr = 0, 0.0
+        for batch in stream:
+            step = batch.request.step
+            lr = _learning_rate(config, epoch, (step + 1) / plan.steps)
+            if self.ranks.count > 1:  # else the ranks' draws would be alike, or had to be saved
+                seed_generators(self.ranks.step_seed(config.seed, epoch, step), learner.device)
+            values = take_step(
+                learner,
+                method,
+                batch,
+                lr=lr,
+                normalize=self.normalize,
+                precision=config.precision,
+                micro_batch=self.micro_batch,
+                aids=self.aids,
+                ranks=self.ranks,
+                whole=plan.whole(step),
+            )
+            names, added = list(values), torch.stack(list(values.values()))
+            sums = added if sums is None else sums + added
+            watch.add(epoch, step, values["loss"])
+            rows += plan.whole(step)
+            self.progress.advance(plan.whole(step))
+            due = time.monotonic() - saved >= config.checkpoint_seconds
+            if self.ranks.first and due and step + 1 < plan.steps:
+                watch.check()
+                check_weights(learner.model, epoch, step)
+                at = Position(epoch, step + 1)
+                self.run.put(LAST, pack(learner, at, sums, self.aids.past))
+                saved = time.monotonic()
+        watch.check()
+        check_weights(learner.model, epoch, plan.steps - 1)
+        assert sums is not None  # an epoch has at least one step left, or it would be finished
+        line: Line = {"epoch": epoch + 1, "lr": lr}
+        line |= epoch_figures(names, sums, plan.shown)
+        self._remember(learner, epoch)
+        seconds = time.monotonic() - begun
+        line |= self._validate(learner)
+        line |= {"seconds": seconds, "images_per_second": rows / seconds}
+        return line | {"peak_memory": peak_memory(learner.device)}
+
+    def _remember(self, learner: Learner, epoch: int) -> None:
+        """What a clean pass after the epoch predicts, if that is what the method learns from."""
+        past = self.aids.past
+        if past is None or self.aids.keeps:
+            return
+        self.ranks.same(list(learner.model.buffers()))
+        samples = past.samples
+        shown = replace(
+            self.shown.source,
+            views=self.shown.source.views.evaluation(),
+            samples=samples[self.ranks.part(len(samples))],
+            view_count=1,
+            first_view=0,
+            fresh=False,
+        )
+        codes = encoded(torch.from_numpy(self._logits(learner, shown)))
+        past.put(samples, self.ranks.gathered(codes, len(samples)), epoch)
+
+    def _validate(self, learner: Learner) -> dict[str, float]:
+        if self.shown.measured.val is None or not self.ranks.first:
+            return {}
+        logits = self._logits(learner, self.shown.measured.val)
+        labels = labels_of(self.shown.measured.val)
+        return {
+            "val_accuracy": metrics.accuracy(logits, labels),
+            "val_nll": metrics.nll(logits, labels),
+            "val_ece": metrics.ece(logits, labels),
+        }
+
+    def _tested(self, learner: Learner, history: list[Line]) -> _Tested:
+        """The figures on the test data of the last weights, and of the best ones."""
+        if self.shown.measured.test is None:
+            return None, None
+        gather = partial(self._logits, learner)
+        last = test_figures(gather, self.shown.measured)
+        if _best_epoch(history) in (None, len(history)):
+            return last, last
+        best = self.run.path / BEST
+        load_into(learner.model, load_weights(best)[0], str(best))
+        return last, test_figures(gather, self.shown.measured)
+
+    def _logits(self, learner: Learner, source: Source) -> Logits:
+        return gather_logits(
+            learner.model,
+            source,
+            self.normalize,
+            learner.device,
+            batch_size=self.micro_batch or max(self.config.batch_size, MEASURE_BATCH),
+            workers=self.config.workers,
+        )
+
+    def _save_epoch(self, learner: Learner, history: list[Line]) -> None:
+        """Metrics and weights first: only the checkpoint makes the epoch done.
+
+        An epoch that was interrupted in between is done again, to the same bits, and then writes
+        the same files; so the best weights, too, are those that the history will say.
+        """
+        done = len(history)
+        self.run.put_history(history)
+        weights = pack_weights(learner.model)
+        if self.config.saves_epoch(done):
+            self.run.put(f"snapshots/epoch-{done:04d}.safetensors", weights)
+        if _best_epoch(history) == done:
+            self.run.put(BEST, weights)
+        if self.config.record_logits:
+            with own_randomness(0, learner.device):  # the rebuilt student draws, and is overwritten
+                record_logits(
+                    self.config, self.run, self.shown.source.views, done, self.micro_batch
+                )
+        self.run.put(LAST, pack(learner, Position(done, 0), None, self.aids.past))
+
+
+def _learning_rate(config: TrainConfig, epoch: int, fraction: float) -> float:
+    return learning_rate(
+        epoch,
+        fraction,
+        base=config.base_lr,
+        epochs=config.epochs,
+        schedule=config.schedule,
+        milestones=config.milestones,
+        decay=config.lr_decay,
+        warmup_epochs=config.warmup_epochs,
+    )
+
+
+def _best_epoch(history: list[Line]) -> int | None:
+    """The first epoch (1 is the first) with the highest validation accuracy."""
+    scores = [line["val_accuracy"] for line in history if "val_accuracy" in line]
+    return 1 + scores.index(max(scores)) if scores else None
+
+
+def _result(job: Job, history: list[Line], device: torch.device, tested: _Tested) -> Result:
+    best = _best_epoch(history)
+    chosen = None if best is None else history[best - 1]
+    return Result(
+        run=job.run.path,
+        epochs=len(history),
+        metrics={name: value for name, value in history[-1].items() if name not in _NOT_METRICS},
+        best_epoch=best,
+        best=chosen and {name: chosen[name] for name in chosen if name.startswith("val_")},
+        test=tested[0],
+        test_best=tested[1],
+        views_seen=views_seen(job.shown.source, len(history)),
+        notes=job.shown.notes,
+        micro_batch=job.micro_batch,
+        peak_memory=max(line["peak_memory"] for line in history),
+        peak_reserved=peak_reserved(device),
+        context_memory=None if job.budget is None else job.budget.context,
+        seconds=sum(line["seconds"] for line in history),
+    )
+
+
+def _summary(line: Line, epochs: int) -> str:
+    parts = [f"epoch {line['epoch']}/{epochs}: loss {line['loss']:.4f}"]
+    for name in ("train_accuracy", "train_kd_error", "val_accuracy", "val_nll", "val_ece"):
+        if name in line:
+            parts.append(f"{name.replace('_', ' ')} {line[name]:.4f}")
+    return ", ".join(parts) + f" ({line['images_per_second']:,.0f} images/s)"

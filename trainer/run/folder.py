@@ -1,0 +1,197 @@
+"""A run's folder: is the run new, interrupted or finished; may it go on; its files, all atomic.
+
+config.toml                 the resolved TrainConfig
+inputs.json                 what its specs turned out to be: digests, root, classes, device
+metrics.jsonl               one line per finished epoch; the same scalars as TensorBoard events
+checkpoints/last.safetensors
+snapshots/epoch-0005.safetensors, best.safetensors, model.safetensors, result.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from logitstore.errors import Damaged, InputError, MismatchError, NotFound
+from logitstore.format.documents import first_difference
+from logitstore.storage import open_storage
+from logitstore.storage.durable import explained
+from logitstore.storage.local import is_temporary
+from logitstore.trainer.config.settings import EXECUTION, TrainConfig, settings
+from logitstore.trainer.run.result import (
+    CONFIG,
+    INPUTS,
+    LAST,
+    LOCK,
+    METRICS,
+    MODEL,
+    RESULT,
+    Inputs,
+    Line,
+    Result,
+)
+
+_ONE_RUN_EACH = "use another --out, or give the same arguments"
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, out: str) -> None:
+        self.path = Path(out)
+        self._storage = open_storage(out)
+
+    def finished(self, config: TrainConfig) -> Result | None:
+        """The result if this very run is finished; reads only.
+
+        MismatchError if another run is here, InputError if something else is.
+        """
+        with explained(str(self.path), CONFIG):
+            begun = (self.path / CONFIG).is_file()
+        if not begun:
+            found = self._storage.keys()
+            other = next((key for key in found if key != LOCK and not is_temporary(key)), None)
+            if other is not None:
+                raise InputError(
+                    f"{self.path}: not empty and not a training run (there is {other}, and no "
+                    f"{CONFIG}): use another --out"
+                )
+            return None
+        self._refuse_other(config)
+        try:
+            document = _json(self.path / RESULT, self._storage.get(RESULT))
+        except NotFound:
+            return None
+        lists = {key: tuple(value) for key, value in document.items() if isinstance(value, list)}
+        return Result(run=self.path, **{**document, **lists})
+
+    def inputs(self) -> Inputs | None:
+        """What the run here was begun with, None if it has not begun."""
+        try:
+            return Inputs.parse(f"{self.path}/{INPUTS}", self._storage.get(INPUTS))
+        except NotFound:
+            return None
+
+    def store(self) -> str | None:
+        """The store that the run here was begun with; elsewhere, another root may lie."""
+        return TrainConfig.from_toml(self.path / CONFIG).store
+
+    def begin(self, config: TrainConfig, inputs: Inputs) -> None:
+        """Write down what the run is, or check that it is the one here."""
+        if self.finished(config) is None and not (self.path / CONFIG).is_file():
+            self.put(CONFIG, config.to_toml().encode())
+        found = self.inputs()
+        if found is None:
+            self.put(INPUTS, inputs.to_bytes())
+            return
+        difference = first_difference(found, inputs)
+        if difference:
+            field, before, now = difference
+            raise MismatchError(
+                f"{self.path} was begun with {field} {before!r}, which is {now!r} now: "
+                "bring the former back, or use another --out"
+            )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of this run; the lock ends with its process, however it ends."""
+        with explained(str(self.path), LOCK):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # in /proc, where nothing can be made
+                raise InputError(f"{self.path}: no folder can be made there: {error}") from error
+            file = open(self.path / LOCK, "w")  # noqa: SIM115  # closed below
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path}: another process is training in this folder: wait for it, or use "
+                    "another --out"
+                ) from None
+            self._storage.sweep(emptied="checkpoints/")
+            yield
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a file of the run, whole or not at all; Unfinished when the disk is full."""
+        self._storage.put(key, data)
+
+    def checkpoint(self) -> Path | None:
+        """Where the last checkpoint lies, None if there is none yet."""
+        return self.path / LAST if (self.path / LAST).is_file() else None
+
+    def history(self, epochs: int) -> list[Line]:
+        """The metrics of the first ``epochs`` epochs, one line each; later lines are dropped.
+
+        A line is written before its epoch's checkpoint, so an interruption may leave one too many.
+        """
+        if epochs == 0:
+            return []
+        try:
+            lines = self._storage.get(METRICS).decode().splitlines()[:epochs]
+        except NotFound:
+            lines = []
+        if len(lines) < epochs:
+            raise Damaged(
+                f"{self.path}: {METRICS} has {len(lines)} lines, the checkpoint is after epoch "
+                f"{epochs}: bring the file back, or use another --out"
+            )
+        return [_json(self.path / METRICS, line) for line in lines]
+
+    def put_history(self, lines: list[Line]) -> None:
+        """Write the metrics of all epochs so far."""
+        self.put(METRICS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def put_result(self, result: Result) -> None:
+        document = asdict(result)
+        del document["run"]
+        self.put(RESULT, (json.dumps(document, indent=2) + "\n").encode())
+
+    def _refuse_other(self, config: TrainConfig) -> None:
+        there = TrainConfig.from_toml(self.path / CONFIG)
+        for name in settings():
+            before, now = getattr(there, name), getattr(config, name)
+            if name not in EXECUTION and before != now:
+                raise MismatchError(
+                    f"{self.path} is a run with {name} = {before!r}, asked for is {now!r}: "
+                    f"{_ONE_RUN_EACH}"
+                )
+        if (there.store is None) != (config.store is None):
+            raise MismatchError(
+                f"{self.path} is a run {'without' if there.store is None else 'with'} a store, "
+                f"asked for is one {'without' if config.store is None else 'with'}: {_ONE_RUN_EACH}"
+            )
+
+
+def _json(path: Path, text: str | bytes) -> dict[str, Any]:
+    """A JSON object; Damaged if it is none."""
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise Damaged(f"{path}: not whole ({error}): bring it back, or use another --out") from None
+    return found
+
+
+def _weights(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if not (path / CONFIG).is_file():
+        raise NotFound(f"{path}: no training run is here (no {CONFIG})")
+    if not (path / MODEL).is_file():
+        raise NotFound(
+            f"{path}: this run is not finished: finish it with the same command, or give its "
+            "best.safetensors or one of its snapshots/*.safetensors"
+        )
+    return path / MODEL
+
+
+def _run_of(path: Path) -> Path | None:
+    for run in (path.parent, path.parent.parent):
+        if (run / CONFIG).is_file() and (run / INPUTS).is_file():
+            return run
+    return None

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from logitstore.format.cards import DatasetCard
+from logitstore.format.documents import Document
+
+CONFIG, INPUTS, METRICS, RESULT = "config.toml", "inputs.json", "metrics.jsonl", "result.json"
+
+
+LAST, LOCK = "checkpoints/last.safetensors", ".lock"
+
+
+MODEL, BEST = "model.safetensors", "best.safetensors"
+
+
+Line = dict[str, Any]
+
+
+class Inputs(Document):
+    """What a run's specs turned out to be; a resumed run must find the same."""
+
+    format_version: int = 1
+    data: DatasetCard
+    val: DatasetCard | None
+    test: DatasetCard | None = None
+    root: str | None
+    classes: int
+    class_names: tuple[str, ...] | None = None
+    class_map: dict[str, str | int] | None = None
+    init_sha256: str | None = None
+    input_shape: tuple[int, int, int]
+    view_spec: tuple[dict[str, Any], ...]
+    size: int | None
+    device: str
+    micro_batch: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run.  ``metrics`` are the last epoch's; epochs count from 1; bytes and seconds.
+
+    ``best_epoch`` is the first one with the highest validation accuracy, None without validation;
+    ``best`` are its validation figures.  ``test`` and ``test_best`` are the figures (``measure``)
+    of the last and the best epoch's weights on the test data, None without any; those ending in
+    ``_fitted`` after one temperature fitted to the same weights' logits of the validation data.
+    ``views_seen`` says in how many epochs each of the teacher's views was shown; ``notes`` what was
+    accepted though it is not quite what the teacher saw.
+    ``micro_batch`` is how many samples at most went through the network at once, None: the batch.
+    ``peak_memory`` is what tensors took on the GPU if one was used, else the process's size;
+    ``peak_reserved`` is what the GPU's allocator held for them.  ``context_memory`` is the CUDA
+    context's share of ``memory_limit``, outside the allocator; None without a limit.
+    """
+
+    run: Path
+    epochs: int
+    metrics: dict[str, float]
+    best_epoch: int | None
+    best: dict[str, float] | None
+    test: dict[str, float] | None
+    test_best: dict[str, float] | None
+    views_seen: tuple[int, ...]
+    notes: tuple[str, ...]
+    micro_batch: int | None
+    peak_memory: int
+    peak_reserved: int | None
+    context_memory: int | None
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as one flat dict that JSON can hold."""
+        document = asdict(self)
+        flat = document.pop("metrics")
+        for part in ("best", "test", "test_best"):
+            figures = document.pop(part) or {}
+            flat |= {f"{part}_{name}": value for name, value in figures.items()}
+        return {**flat, **document, "run": str(self.run)}

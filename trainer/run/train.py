@@ -1,0 +1,204 @@
+"""Train a student, or go on in a run's folder where the same command stopped.
+
+A resumed run is bit-identical to an undisturbed one on the same machine and package versions: all
+that a step depends on is the checkpoint and the plan of batches.  The loop knows no method by name.
+Several ranks take the same steps, each with its part of the batch; only the first one writes.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from logitstore.cache.cache import Cache
+from logitstore.cache.modes import prepare_reading
+from logitstore.errors import InputError
+from logitstore.precompute.networks.factory import build_model
+from logitstore.precompute.networks.pixels import parse_normalize
+from logitstore.precompute.processes.launch import joined, own_device
+from logitstore.precompute.processes.ranks import Ranks
+from logitstore.progress import Progress, Silent
+from logitstore.specs import file_sha256
+from logitstore.trainer.config.settings import TrainConfig
+from logitstore.trainer.data.order import Plan, unseen_views
+from logitstore.trainer.data.run_data import Shown, open_shown
+from logitstore.trainer.data.samples import taught_half
+from logitstore.trainer.measure.gather import check_runs, first_shape
+from logitstore.trainer.methods.describe import summary
+from logitstore.trainer.methods.table import hyper_parameters
+from logitstore.trainer.run.checkpoint import begin_with, initial_weights
+from logitstore.trainer.run.device import budgeted_device, own_randomness, reproducible
+from logitstore.trainer.run.epochs import Job
+from logitstore.trainer.run.folder import RunFolder
+from logitstore.trainer.run.memory import memory_explained, micro_batch
+from logitstore.trainer.run.parts import has_batchnorm
+from logitstore.trainer.run.predictions import Past
+from logitstore.trainer.run.recompute import recomputed
+from logitstore.trainer.run.result import Inputs, Result
+from logitstore.trainer.run.step import Aids, make_learner
+
+
+def train(
+    config: TrainConfig, *, token: str | None = None, progress: Progress | None = None
+) -> Result:
+    """Train a student, or go on where an interrupted run of the same configuration stopped.
+
+    ``token`` is a server's bearer token.  Raises MismatchError or InputError before any work if
+    something does not fit, NonFinite if the loss does not stay finite, Unfinished or
+    PatienceExhausted if the same call should be made again.  Under torchrun all ranks return the
+    result; an error is raised in one of them, and SystemExit in the others.
+
+    >>> train(TrainConfig(data="digits?train=true", student="mlp", out="run"))   # doctest: +SKIP
+    """
+    with joined(config.device) as ranks:
+        return _train(config, token, progress if progress and ranks.first else Silent(), ranks)
+
+
+def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ranks) -> Result:
+    config = asked.resolved()
+    ranks.agree({f"setting {name}": value for name, value in asdict(config).items()})
+    run = RunFolder(config.out)
+    done = run.finished(config)
+    if done is not None and config.expect_root is None and run.store() == config.store:
+        progress.message(f"{run.path}: already finished, {done.epochs} epochs")
+        return done
+    wanted = own_device(config.device, ranks)
+    device, budget = budgeted_device(wanted, config.precision, config.memory_limit)
+    shown = open_shown(config, token)
+    refuse_ranks(config, shown.plan, ranks)
+    shown = replace(shown, plan=replace(shown.plan, ranks=ranks))
+    source = shown.source
+    shape = first_shape(source)
+    normalize = parse_normalize(config.normalize, shape[0])
+    kept = nullcontext() if budget is None else budget.kept()
+    enough = memory_explained(config, config.micro_batch)
+    with own_randomness(config.seed, device), reproducible(device), kept, enough:
+        model = build_model(config.student, classes=source.classes, shape=shape)
+        weights = None if config.init is None else initial_weights(config.init, config.student)
+        if weights is not None:
+            shown = replace(shown, notes=(*shown.notes, *begin_with(model, weights)))
+        learner = make_learner(config, model, device)
+        ranks.same([*model.parameters(), *model.buffers()])
+        _warn_ranks(model, ranks, progress)
+        for each in (source, *shown.measured.opened()):
+            check_runs(model, each, normalize, device)
+        if asked.val != config.val:
+            progress.message(
+                f"validation: {config.val} of the training samples, as the test data must choose "
+                "nothing (--val for other ones)"
+            )
+        values = hyper_parameters(config.make_method()).items()
+        chosen = ", ".join(f"{name} {value}" for name, value in values if value is not None)
+        progress.message(f"method {config.method}: {summary(config.method)} {chosen}".rstrip())
+        for note in [*shown.notes, *unseen_views(source, config.epochs)]:
+            progress.message(note)
+        locked = run.lock() if ranks.first else nullcontext()
+        with locked, recomputed(model) if config.recompute else nullcontext():
+            tried = None if done else budget
+            aids = _aids(config, shown)
+            micro = micro_batch(
+                config,
+                run.inputs(),
+                learner,
+                source,
+                shown.plan,
+                normalize,
+                aids,
+                tried,
+                progress,
+                ranks,
+            )
+            inputs = _inputs(shown, weights, shape, device, micro)
+            ranks.agree(inputs.model_dump(mode="json"))
+            if ranks.first:
+                run.begin(config, inputs)
+            ranks.wait()
+            if done is not None:
+                return done
+            if source.teaching is not None:
+                cache = Cache.default(config.cache)
+                reading = prepare_reading(source.teaching.teachers, config.read, cache, progress)
+                progress.message(reading.note)
+                taught = taught_half(
+                    source, shown.plan.samples, source.teaching.first, config.teach
+                )
+                aids = aids._replace(taught=taught)
+            job = Job(
+                config=config,
+                run=run,
+                shown=shown,
+                normalize=normalize,
+                progress=progress,
+                micro_batch=micro,
+                budget=budget,
+                aids=aids,
+                ranks=ranks,
+            )
+            with memory_explained(config, micro):
+                return job.run_to_end(learner)
+
+
+def refuse_ranks(config: TrainConfig, plan: Plan, ranks: Ranks) -> None:
+    """InputError if a batch cannot be shared by so many ranks."""
+    if ranks.count == 1:
+        return
+    if config.make_method().per_batch:
+        raise InputError(
+            f"method {config.method!r} couples the samples of a batch in its loss, so that the "
+            f"parts of {ranks.count} ranks would teach something else: use one process, or another "
+            "method"
+        )
+    fewest = plan.whole(plan.steps - 1)
+    if fewest < ranks.count:
+        raise InputError(
+            f"the last batch of an epoch has {fewest} of {plan.shown} images, too few for "
+            f"{ranks.count} ranks: use another --batch-size, or fewer ranks (torchrun "
+            f"--nproc-per-node {fewest})"
+        )
+
+
+def _warn_ranks(model: torch.nn.Module, ranks: Ranks, progress: Progress) -> None:
+    if ranks.count > 1 and has_batchnorm(model):
+        progress.message(
+            f"warning: BatchNorm normalises each of {ranks.count} ranks' parts by its own "
+            "statistics, and the first one's are kept: the student differs from one of one process"
+        )
+
+
+def _aids(config: TrainConfig, shown: Shown) -> Aids:
+    recall = config.make_method().recall
+    if recall is None:
+        return Aids(epochs=config.epochs)
+    samples = shown.plan.every_sample()
+    labels = shown.source.dataset.labels[samples]
+    past = Past.begin(samples, labels, shown.source.classes, min(recall.epochs, config.epochs))
+    return Aids(epochs=config.epochs, past=past, keeps=not recall.clean)
+
+
+def _inputs(
+    shown: Shown,
+    weights: Path | None,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    micro_batch: int | None,
+) -> Inputs:
+    source, measured = shown.source, shown.measured
+    return Inputs(
+        data=source.dataset.samples().card(),
+        val=None if measured.val is None else measured.val.dataset.samples().card(),
+        test=None if measured.test is None else measured.test.dataset.samples().card(),
+        root=source.root,
+        classes=source.classes,
+        class_names=source.dataset.class_names,
+        class_map=None if source.class_map is None else dict(source.class_map),
+        init_sha256=None if weights is None else file_sha256(weights),
+        input_shape=shape,
+        view_spec=source.views.spec,
+        size=source.views.size,
+        device=device.type,
+        micro_batch=micro_batch,
+        notes=shown.notes,
+    )
