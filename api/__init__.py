@@ -1,1 +1,4 @@
-from __future__ import annotations
+"""The service: stores over HTTP, without torch and without the trainer.
+
+The folder is ``api/``, the import name ``logitstore.api``; its protocol is ``HTTP.md``.
+"""

@@ -1,63 +1,133 @@
-"""The rooms and arrows: who may import whom, and what stays out of memory."""
+"""The floors of the house: who may import whom, and what stays out of memory."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("logitstore", "trainer", "api")
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"logitstore": "logitstore", "trainer": "logitstore.trainer", "api": "logitstore.api"}
 FILES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in PACKAGES
-    for path in (ROOT / package).rglob("*.py")
+    ".".join((name, *path.relative_to(ROOT / folder).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
+    for folder, name in FOLDERS.items()
+    for path in sorted((ROOT / folder).rglob("*.py"))
 }
 
+# From the ground up.  A module imports from lower floors and from its own entry; the entries of one
+# floor do not know each other.  The longest entry that fits a module's name is its own.
+LAYERS = (
+    ("errors",),
+    ("text", "progress", "threads", "specs", "version"),
+    ("format",),
+    ("storage",),
+    ("reading",),
+    ("cache", "writing"),
+    ("derive", "precompute.processes", "precompute.data"),
+    ("precompute.views", "precompute.networks"),
+    ("precompute.build",),
+    ("trainer.losses", "trainer.metrics", "trainer.schedules"),
+    ("trainer.methods",),
+    ("trainer.config",),
+    ("trainer.data",),
+    ("trainer.measure", "trainer.own_loop"),
+    ("trainer.run",),
+    ("trainer.evaluation", "trainer.studies.seeds"),
+    ("trainer.studies.recipes",),
+    ("trainer.studies",),
+    ("trainer.reporting",),
+    ("trainer",),
+    ("trainer.examples",),
+    ("api.guard",),
+    ("api.served",),
+    ("api.settings", "api.routes"),
+    ("api.server.drain",),
+    ("api.app",),
+    ("api.server",),
+    ("cli",),
+)
+FLOORS = {f"logitstore.{entry}": floor for floor, entries in enumerate(LAYERS) for entry in entries}
 
-def module_level_imports(path: Path) -> set[str]:
-    """Modules that importing this file imports: nothing inside functions or TYPE_CHECKING."""
+
+def entry_of(module: str) -> str | None:
+    """The entry of LAYERS that a module belongs to."""
+    fitting = [name for name in FLOORS if module == name or module.startswith(f"{name}.")]
+    return max(fitting, key=len, default=None)
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Our modules that this one imports anywhere: in functions and for types, too."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in FILES else node.module)
+    return frozenset(name for name in found if name in FILES and name != module)
+
+
+def imported_at_once(module: str) -> frozenset[str]:
+    """Our modules that importing this one imports: nothing in functions or for types alone."""
     found: set[str] = set()
-    pending: list[ast.AST] = list(ast.parse(path.read_text()).body)
+    pending: list[ast.AST] = list(ast.parse(FILES[module].read_text()).body)
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = {f"{node.module}.{name.name}" for name in node.names}
-            known = {module for module in inside if module in FILES}
-            found |= known or {node.module}
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in FILES else node.module)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             continue
         elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
             pending += ast.iter_child_nodes(node)
-    return found
+    return frozenset(name for name in found if name in FILES and name != module)
 
 
-def modules() -> dict[str, set[str]]:
-    """Our modules by dotted name, with the modules of ours that each imports at module level."""
-    return {
-        name: {other for other in module_level_imports(path) if other in FILES and other != name}
-        for name, path in FILES.items()
-    }
+FACES = ("logitstore", "logitstore.__main__", "logitstore.precompute", "logitstore.api")
+"""What stands above all floors: packages that hand on names, and the entry point."""
 
 
-def test_arrows_point_down_only() -> None:
-    allowed = {
-        "logitstore": {"logitstore"},
-        "trainer": {"logitstore", "trainer"},
-        "api": {"logitstore", "api"},
-    }
-    for name, imported in modules().items():
-        for other in imported:
-            assert other.split(".")[0] in allowed[name.split(".")[0]], f"{name} imports {other}"
-            if name.startswith("api"):
-                assert not other.startswith("logitstore.precompute"), f"{name} imports {other}"
+def test_every_module_has_its_floor() -> None:
+    assert [name for name in FILES if entry_of(name) is None] == list(FACES)
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for module in FILES:
+        own = entry_of(module)
+        if own is None:
+            continue
+        for other in imports(module):
+            theirs = entry_of(other)
+            if theirs != own and (theirs is None or FLOORS[theirs] >= FLOORS[own]):
+                wrong.append(f"{module} imports {other}")
+    assert wrong == []
+
+
+def test_the_service_and_the_trainer_do_not_know_each_other() -> None:
+    """The service stands on what reads stores: it runs where no torch is."""
+    teaching = ("logitstore.precompute", "logitstore.trainer", "logitstore.derive")
+    wrong = [
+        f"{module} imports {other}"
+        for module in FILES
+        for other in imports(module)
+        if (module.startswith("logitstore.api") and other.startswith(teaching))
+        or (module.startswith("logitstore.trainer") and other.startswith("logitstore.api"))
+    ]
+    assert wrong == []
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    graph = modules()
+    graph = {name: imports(name) for name in FILES}
 
     def reach(name: str) -> set[str]:
         seen: set[str] = set()
@@ -66,18 +136,22 @@ def test_no_module_imports_itself_through_others() -> None:
             other = pending.pop()
             if other not in seen:
                 seen.add(other)
-                pending += graph[other]
+                pending += graph.get(other, ())
         return seen
 
     assert [name for name in graph if name in reach(name)] == []
 
 
-def test_only_the_command_line_imports_the_trainer_and_the_service_inside_bodies() -> None:
-    for path in (ROOT / "logitstore").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                upward = node.module.split(".")[0] in ("trainer", "api")
-                assert not upward or "cli" in path.parts, f"{path} imports {node.module}"
+def test_the_command_line_alone_imports_the_trainer_and_the_service_inside_bodies() -> None:
+    upper = ("logitstore.trainer", "logitstore.api")
+    for module in FILES:
+        if module.startswith("logitstore.cli"):
+            assert not [name for name in imported_at_once(module) if name.startswith(upper)], module
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_every_module_says_what_it_is_for(module: str) -> None:
+    assert ast.get_docstring(ast.parse(FILES[module].read_text())), module
 
 
 @pytest.mark.parametrize(
@@ -87,6 +161,9 @@ def test_only_the_command_line_imports_the_trainer_and_the_service_inside_bodies
         ("logitstore.cli", ("torch", "numpy", "zarr", "pydantic", "rich", "asyncio")),
         ("logitstore.reading.opening", ("torch", "zarr", "typer", "urllib3")),
         ("logitstore.api.app", ("torch", "logitstore.precompute", "logitstore.trainer")),
+        ("logitstore.trainer", ("torch", "numpy", "zarr", "pydantic")),
+        ("logitstore.trainer.methods", ("torch", "numpy", "zarr", "scipy")),
+        ("logitstore.trainer.config.settings", ("torch", "numpy", "zarr", "scipy")),
     ],
 )
 def test_importing_stays_light(imported: str, absent: tuple[str, ...]) -> None:
@@ -96,15 +173,14 @@ def test_importing_stays_light(imported: str, absent: tuple[str, ...]) -> None:
 
 
 def test_nothing_unpickles_what_a_stranger_wrote() -> None:
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if not isinstance(node, ast.Call):
-                    continue
-                called = ast.unparse(node.func)
-                keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                if called == "torch.load":
-                    assert keywords.get("weights_only") == "True", path
-                if called == "np.load":
-                    assert keywords.get("allow_pickle") == "False", path
-                assert called not in ("pickle.load", "pickle.loads", "torch.export.load"), path
+    for path in FILES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if called == "torch.load":
+                assert keywords.get("weights_only") == "True", path
+            if called == "np.load":
+                assert keywords.get("allow_pickle") == "False", path
+            assert called not in ("pickle.load", "pickle.loads", "torch.export.load"), path

@@ -1,0 +1,4 @@
+"""What the bytes of a store mean: documents, cards, commits, grid, arrays and encodings.
+
+Knows neither where bytes lie nor who reads or writes them.
+"""

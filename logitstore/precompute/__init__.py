@@ -1,3 +1,4 @@
-"""Datasets, views, teachers and builds: the rooms where torch lives."""
+"""A teacher's forward pass: data, views, networks, processes, and the build that joins them.
 
-from __future__ import annotations
+Torch is imported here and in ``logitstore.trainer``, nowhere else.
+"""
