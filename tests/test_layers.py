@@ -29,7 +29,7 @@ LAYERS = (
     ("cache", "writing"),
     ("derive", "precompute.processes", "precompute.data"),
     ("precompute.views", "precompute.networks"),
-    ("precompute.build",),
+    ("precompute.building",),
     ("trainer.losses", "trainer.metrics", "trainer.schedules"),
     ("trainer.methods",),
     ("trainer.config",),

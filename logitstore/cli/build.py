@@ -25,7 +25,7 @@ from logitstore.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from logitstore.precompute.build.config import BuildConfig
+    from logitstore.precompute.building.config import BuildConfig
 
 commands = typer.Typer()
 
@@ -112,7 +112,7 @@ def build(
         _print_estimate(config, 30, as_json)
         return
     from logitstore.cli.show.builds import print_built
-    from logitstore.precompute.build.run import build as run
+    from logitstore.precompute.building.run import build as run
 
     with shown_progress() as progress:
         built = run(config, progress)
@@ -154,7 +154,7 @@ def _build_config(
     **same: Any,
 ) -> BuildConfig:
     """The options of ``build``, all but its flags, as the library takes them."""
-    from logitstore.precompute.build.config import BuildConfig
+    from logitstore.precompute.building.config import BuildConfig
 
     return BuildConfig(
         teachers=[*teacher, *(more or ())], arch=arch or (), snapshots=snapshot or (), **same
@@ -165,7 +165,7 @@ def _print_estimate(config: BuildConfig, epochs: int, as_json: bool) -> None:
     from dataclasses import asdict
 
     from logitstore.cli.show.builds import estimate_lines
-    from logitstore.precompute.build.trial import estimate
+    from logitstore.precompute.building.trial import estimate
 
     with shown_progress() as progress:
         found = estimate(config, epochs=epochs, progress=progress)

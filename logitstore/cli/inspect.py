@@ -125,7 +125,7 @@ def _recompute(
     token: str | None,
     progress: Any,
 ) -> None:
-    from logitstore.precompute.build.recompute import verify_teacher
+    from logitstore.precompute.building.recompute import verify_teacher
     from logitstore.reading.opening import chosen_snapshot, open_store
 
     assert data is not None  # _check_recompute

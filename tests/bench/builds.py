@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 
 from logitstore.format.grid import Shard
-from logitstore.precompute.build.batches import cut, feed
-from logitstore.precompute.build.prepare import prepare
-from logitstore.precompute.build.run import write
+from logitstore.precompute.building.batches import cut, feed
+from logitstore.precompute.building.prepare import prepare
+from logitstore.precompute.building.run import write
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.forward import forward

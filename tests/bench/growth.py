@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from logitstore.precompute.build.run import build as build_store
+from logitstore.precompute.building.run import build as build_store
 from tests.bench.harness import Side, Sides
 from tests.bench.images import Task, make_task
 from tests.bench.processes import MIB, Watch, with_cache

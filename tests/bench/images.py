@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.run import build
 from logitstore.precompute.networks.factory import build_model
 from tests.bench.workplace import CLASSES, Workplace
 

@@ -21,8 +21,8 @@ from logitstore.cache.modes import READS, prepare_reading
 from logitstore.cli import app
 from logitstore.errors import InputError, NoCache, UnknownName
 from logitstore.format.encodings.table import ENCODINGS
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.run import build
 from logitstore.precompute.networks.factory import build_model
 from logitstore.progress import Lines, Silent
 from logitstore.reading.continued import Continued

@@ -29,8 +29,8 @@ from logitstore.derive.transcode import transcode
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import SnapshotMeta
 from logitstore.format.choice import EncodingWish
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.run import build
 from logitstore.reading.continued import Continued
 from logitstore.reading.opening import open_store
 from logitstore.reading.verify import verify_store

@@ -26,8 +26,8 @@ from logitstore.derive.specialists import (
     write_plan,
 )
 from logitstore.errors import InputError, LogitstoreError, MismatchError, NotFound, UnknownName
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.run import build
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model

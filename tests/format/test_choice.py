@@ -22,9 +22,9 @@ from logitstore.format.choice import (
 from logitstore.format.encodings.dense import Uint8
 from logitstore.format.encodings.table import encoding, parse_encoding, spelled
 from logitstore.format.fidelity import kl_divergence
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.prepare import prepare
-from logitstore.precompute.build.run import build, write
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.prepare import prepare
+from logitstore.precompute.building.run import build, write
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
 from logitstore.reading.continued import Continued

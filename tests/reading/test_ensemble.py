@@ -19,8 +19,8 @@ from logitstore.cache.modes import prepare_reading
 from logitstore.errors import InputError, MismatchError, UnknownName
 from logitstore.format.encodings.dense import Float32
 from logitstore.format.encodings.rows import Rows
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.run import build
 from logitstore.precompute.networks.factory import build_model
 from logitstore.progress import Silent
 from logitstore.reading.continued import Continued

@@ -17,9 +17,9 @@ from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, Stor
 from logitstore.format.choice import sample_pairs
 from logitstore.format.encodings.table import ENCODINGS
 from logitstore.format.samples import Samples
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.run import build
-from logitstore.precompute.build.trial import SAMPLE_ROWS, estimate
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.run import build
+from logitstore.precompute.building.trial import SAMPLE_ROWS, estimate
 from logitstore.precompute.networks.factory import build_model
 from logitstore.storage import open_storage
 from logitstore.text import duration

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.run import build
 from logitstore.precompute.views import Views
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.run.folder import RunFolder

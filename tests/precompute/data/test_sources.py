@@ -11,7 +11,7 @@ from PIL import Image
 
 from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
 from logitstore.format.grid import Shard
-from logitstore.precompute.build.batches import feed
+from logitstore.precompute.building.batches import feed
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.pixels import parse_normalize, to_input
 from logitstore.precompute.views import Views, parse_views, views_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from logitstore.errors import InputError
 from logitstore.format.grid import Shard
-from logitstore.precompute.build.batches import feed
+from logitstore.precompute.building.batches import feed
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.views import Views

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from logitstore.errors import InputError, MismatchError
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.recompute import verify_teacher
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.recompute import verify_teacher
+from logitstore.precompute.building.run import build
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.forward import forward

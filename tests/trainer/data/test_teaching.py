@@ -16,8 +16,8 @@ import torch
 from logitstore.derive.transcode import transcode
 from logitstore.errors import InputError, MismatchError, UnknownName
 from logitstore.format.choice import EncodingWish
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.run import build
 from logitstore.precompute.networks.factory import build_model
 from logitstore.progress import Silent
 from logitstore.reading.ensemble import Ensemble

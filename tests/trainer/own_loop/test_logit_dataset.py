@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subset, default_collate
 
 from logitstore.errors import Damaged, InputError, MismatchError
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.run import build
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.views import views_of
 from logitstore.reading.continued import Continued

@@ -15,9 +15,9 @@ import torch
 
 import logitstore
 from logitstore.errors import InputError, MismatchError, NonFinite, UnknownName
-from logitstore.precompute.build.config import BuildConfig
-from logitstore.precompute.build.recompute import verify_teacher
-from logitstore.precompute.build.run import build
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.recompute import verify_teacher
+from logitstore.precompute.building.run import build
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
 from logitstore.reading.verify import Report

@@ -1,0 +1,135 @@
+"""Run teachers over a dataset once and write their logits: ``logitstore build``.
+
+One pass over the images feeds all teachers; encoding and writing overlap with the next forward.
+Everything that can be refused is refused before the first byte is written.  Running the same build
+again goes on where it stopped, and the finished store has the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitstore.errors import InputError, MismatchError, NonFinite
+from logitstore.format.grid import Shard
+from logitstore.precompute.building.batches import cut, feed
+from logitstore.precompute.building.config import BuildConfig
+from logitstore.precompute.building.prepare import Prepared, prepare
+from logitstore.precompute.networks.forward import forward
+from logitstore.progress import Progress, Silent
+from logitstore.writing.target import discard, open_writer
+from logitstore.writing.writer import SnapshotWriter
+
+_QUEUED_SHARDS = 2
+
+
+@dataclass(frozen=True)
+class Built:
+    """One snapshot that a build wrote, or found finished (``rows_written`` 0)."""
+
+    name: str
+    root: str
+    rows_written: int
+
+
+def build(config: BuildConfig, progress: Progress | None = None) -> list[Built]:
+    """Write one snapshot per teacher and commit them; raises what ``prepare`` raises.
+
+    NonFinite and InputError name samples that cannot be used and leave nothing of what began
+    here; Unfinished (a full disk, …) keeps what is done for the same command.
+    """
+    return write(prepare(config, progress), progress)
+
+
+def write(prepared: Prepared, progress: Progress | None = None) -> list[Built]:
+    """Run a prepared build to its end."""
+    progress = progress or Silent()
+    samples = prepared.dataset.samples()
+    writers = [
+        open_writer(prepared.storage, prepared.meta, samples, t.plan, fresh=prepared.config.fresh)
+        for t in prepared.teachers
+    ]
+    missing = [set(writer.missing()) for writer in writers]
+    begun_here = [len(todo) == len(w.shards()) for todo, w in zip(missing, writers, strict=True)]
+    try:
+        _run(prepared, writers, missing, progress)
+    except MismatchError:  # another build is at work here: what lies there may be its own
+        raise
+    except (NonFinite, InputError):  # running it again cannot help: leave nothing behind
+        for writer, begun in zip(writers, begun_here, strict=True):
+            if begun and writer.root is None:
+                discard(prepared.storage, writer.plan.name)
+        raise
+    return [
+        Built(writer.plan.name, writer.commit(), sum(s.stop - s.start for s in todo))
+        for writer, todo in zip(writers, missing, strict=True)
+    ]
+
+
+def _run(
+    prepared: Prepared,
+    writers: Sequence[SnapshotWriter],
+    missing: Sequence[set[Shard]],
+    progress: Progress,
+) -> None:
+    """Forward every batch that some teacher lacks; finished shards go to the writing thread."""
+    shards = [s for s in (writers[0].shards() if writers else []) if any(s in m for m in missing)]
+    batches = cut(shards, prepared.config.batch_size)
+    first = prepared.config.first_view
+    images = feed(
+        prepared.dataset,
+        prepared.views,
+        [Shard(first + batch.view, batch.start, batch.stop) for batch in batches],
+        workers=prepared.config.workers,
+        pin=prepared.device.type == "cuda",
+    )
+    labels = prepared.dataset.labels
+    position = iter(batches)
+    queue: deque[Future[None]] = deque()
+    progress.start("build", sum(s.stop - s.start for s in shards), "rows")
+    # One thread writes: zarr, zstd and fsync release the GIL, so the next forward runs meanwhile.
+    with ThreadPoolExecutor(1, "logitstore-write") as pool:
+        try:
+            for shard in shards:
+                turn = [i for i, todo in enumerate(missing) if shard in todo]
+                logits = _forward_shard(prepared, turn, shard, images, position, progress)
+                for number, rows in zip(turn, logits, strict=True):
+                    while len(queue) >= _QUEUED_SHARDS * len(writers):
+                        queue.popleft().result()
+                    span = labels[shard.start : shard.stop]
+                    queue.append(pool.submit(writers[number].write, shard, rows, span))
+            while queue:
+                queue.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _forward_shard(
+    prepared: Prepared,
+    turn: Sequence[int],
+    shard: Shard,
+    images: Iterator[Tensor],
+    position: Iterator[Shard],
+    progress: Progress,
+) -> list[NDArray[np.float32]]:
+    """Logits float32 (rows, C) of one shard for the teachers ``turn``."""
+    rows = shard.stop - shard.start
+    classes = prepared.meta.classes
+    logits = [np.empty((rows, classes), np.float32) for _ in turn]
+    done = 0
+    while done < rows:
+        batch = next(position)
+        moved = next(images).to(prepared.device, non_blocking=True)
+        for number, target in zip(turn, logits, strict=True):
+            teacher = prepared.teachers[number]
+            output = forward(teacher.model, moved, teacher.normalize, prepared.config.precision)
+            target[done : done + len(moved)] = output.numpy()
+        done += batch.stop - batch.start
+        progress.advance(batch.stop - batch.start)
+    return logits
