@@ -12,7 +12,7 @@ HELD_OUT = "split:0.1"
 """What a run with test data alone is validated on, so that nothing is chosen on the test data."""
 
 
-_PREFIX = "split:"
+SPLIT = "split:"
 
 
 def split_share(val: str | None) -> float | None:
@@ -20,9 +20,9 @@ def split_share(val: str | None) -> float | None:
 
     InputError for any other share.
     """
-    if val is None or not val.startswith(_PREFIX):
+    if val is None or not val.startswith(SPLIT):
         return None
-    text = val.removeprefix(_PREFIX)
+    text = val.removeprefix(SPLIT)
     share = float(text) if re.fullmatch(r"[0-9]*\.?[0-9]+", text) else 0.0
     if not 0 < share < 1:
         raise InputError(

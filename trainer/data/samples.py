@@ -14,7 +14,7 @@ from logitstore.errors import InputError
 from logitstore.format.fidelity import log_softmax
 from logitstore.precompute.data.classes import class_numbers
 from logitstore.reading.ensemble import Teacher
-from logitstore.trainer.config.specs import _PREFIX, Teach
+from logitstore.trainer.config.specs import SPLIT, Teach
 from logitstore.trainer.data.order import shuffled
 from logitstore.trainer.data.source import Indices, Source
 
@@ -90,7 +90,7 @@ def held_out(there: Indices, share: float, seed: int) -> tuple[Indices, Indices]
     count = round(share * len(there))
     if not 0 < count < len(there):
         raise InputError(
-            f"--val {_PREFIX}{share:g} of {len(there)} samples holds out {count} and leaves "
+            f"--val {SPLIT}{share:g} of {len(there)} samples holds out {count} and leaves "
             f"{len(there) - count} to train on: choose another share, or give --val DATA"
         )
     order = shuffled(len(there), "held out", seed)
@@ -104,14 +104,14 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Indices, Source]:
     """
     if source.views.mix is not None:
         raise InputError(
-            f"--val {_PREFIX}{share:g}: the store's views blend each sample of "
+            f"--val {SPLIT}{share:g}: the store's views blend each sample of "
             f"{source.dataset.name} with another, so that held-out ones would be trained on: give "
             "--val DATA"
         )
     left, held = held_out(source.there(), share, seed)
     if (source.dataset.labels[held] < 0).all():
         raise InputError(
-            f"--val {_PREFIX}{share:g}: none of the {len(held)} held-out samples of "
+            f"--val {SPLIT}{share:g}: none of the {len(held)} held-out samples of "
             f"{source.dataset.name} has a label: give --val DATA with labels"
         )
     views = source.views.evaluation()

@@ -32,7 +32,7 @@ from logitstore.trainer.config.specs import split_share
 from logitstore.trainer.data.samples import held_out
 from logitstore.trainer.data.source import Indices, Source
 from logitstore.trainer.run.device import own_randomness
-from logitstore.trainer.run.folder import _run_of, _weights
+from logitstore.trainer.run.folder import run_of, weights_file
 from logitstore.trainer.run.result import CONFIG, INPUTS, Inputs
 
 
@@ -142,7 +142,7 @@ def find_trained(
 
     NotFound if there are none, InputError for a checkpoint of a network that nobody names.
     """
-    path = _weights(Path(run_or_checkpoint))
+    path = weights_file(Path(run_or_checkpoint))
     found = find_teachers([str(path)])[0]
     arch = student or found.arch
     if arch is None:
@@ -150,7 +150,7 @@ def find_trained(
             f"{path}: say which network this is with --student (resnet20, torchvision:NAME, "
             "path/to/file.py:factory, …)"
         )
-    run = _run_of(path)
+    run = run_of(path)
     return Trained(
         path=path,
         arch=arch,

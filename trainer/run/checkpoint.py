@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 
 from logitstore.errors import Damaged, InputError
 from logitstore.precompute.networks.checkpoints import load_into, load_weights, unwrapped
-from logitstore.trainer.evaluation.weights import find_trained
+from logitstore.precompute.networks.teachers import find_teachers
+from logitstore.trainer.run.folder import weights_file
 from logitstore.trainer.run.predictions import Past
 
 FORMAT_VERSION = 1
@@ -155,9 +156,11 @@ def _plain(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def initial_weights(place: str, student: str) -> Path:
-    """The weights file that a run's folder or a checkpoint means; NotFound if there is none."""
-    return find_trained(place, student).path
+def initial_weights(place: str) -> Path:
+    """Return the weights file that a run's folder or a checkpoint means; NotFound without one."""
+    path = weights_file(Path(place))
+    find_teachers([str(path)])
+    return path
 
 
 def begin_with(model: nn.Module, weights: Path) -> list[str]:

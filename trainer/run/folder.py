@@ -177,7 +177,8 @@ def _json(path: Path, text: str | bytes) -> dict[str, Any]:
     return found
 
 
-def _weights(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
+    """Return a run's last weights, or the path itself if it is no folder; NotFound without any."""
     if not path.is_dir():
         return path
     if not (path / CONFIG).is_file():
@@ -190,7 +191,8 @@ def _weights(path: Path) -> Path:
     return path / MODEL
 
 
-def _run_of(path: Path) -> Path | None:
+def run_of(path: Path) -> Path | None:
+    """Return the run that a weights file lies in, None if it lies in none."""
     for run in (path.parent, path.parent.parent):
         if (run / CONFIG).is_file() and (run / INPUTS).is_file():
             return run

@@ -77,7 +77,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
     enough = memory_explained(config, config.micro_batch)
     with own_randomness(config.seed, device), reproducible(device), kept, enough:
         model = build_model(config.student, classes=source.classes, shape=shape)
-        weights = None if config.init is None else initial_weights(config.init, config.student)
+        weights = None if config.init is None else initial_weights(config.init)
         if weights is not None:
             shown = replace(shown, notes=(*shown.notes, *begin_with(model, weights)))
         learner = make_learner(config, model, device)
