@@ -1,7 +1,7 @@
-"""What a run is measured on, beside its training data: validation and test data, and the figures.
+"""Open all data of a run: the training data with their teacher, validation and test data.
 
-Validation data choose (the best epoch, a temperature); test data are measured once and choose
-nothing.
+Validation data choose the best epoch and a temperature; test data are measured once and choose
+nothing.  Nothing here trains or measures.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ from logitstore.trainer.data.specialist import own_and_others
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Validation and test data, None where there are none; ``left`` are the samples to train on."""
+class EvalData:
+    """What a run is measured on (None: nothing); ``training`` are the samples to train on."""
 
-    left: Indices
+    training: Indices
     val: Source | None
     test: Source | None
 
-    def opened(self) -> list[Source]:
-        """Those that there are."""
+    def sources(self) -> list[Source]:
+        """Return the data that the run has."""
         return [source for source in (self.val, self.test) if source is not None]
 
 
-def open_measured(config: TrainConfig, source: Source) -> Measured:
-    """The data that a resolved run is measured on; its classes are numbered as the training data's.
+def open_eval_data(config: TrainConfig, source: Source) -> EvalData:
+    """Open what a resolved run is measured on, with its classes numbered as the training data's.
 
     Raises what opening data raises, MismatchError for other classes, InputError for data without
     labels and a share that leaves nothing.
     """
-    left, val = source.there(), None
+    training, val = source.there(), None
     share = split_share(config.val)
     if share is not None:
-        left, val = hold_out(source, share, config.limit_seed)
+        training, val = hold_out(source, share, config.limit_seed)
     elif config.val is not None:
         val = open_validation(config.val, source)
     test = None if config.test is None else open_validation(config.test, source, flag="--test")
-    return Measured(left=left, val=val, test=test)
+    return EvalData(training=training, val=val, test=test)
 
 
-def shared_data(source: Source, measured: Measured) -> list[str]:
-    """Notes on validation and test data that are no fresh data: the figures are too good."""
+def shared_data(source: Source, eval_data: EvalData) -> list[str]:
+    """Return a note for each data set that a figure depends on twice: such figures are too good."""
     own = source.dataset.samples().card()
     cards = {
-        name: shown.dataset.samples().card()
-        for name, shown in (("validation", measured.val), ("test", measured.test))
-        if shown is not None
+        name: data.dataset.samples().card()
+        for name, data in (("validation", eval_data.val), ("test", eval_data.test))
+        if data is not None
     }
-    held_out = measured.val is not None and len(measured.left) < len(source.there())
+    held_out = eval_data.val is not None and len(eval_data.training) < len(source.there())
     notes = [
         f"the {name} data, {card.name}, are the training data"
         for name, card in cards.items()
@@ -79,24 +79,24 @@ def shared_data(source: Source, measured: Measured) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """Opened and checked against each other; ``notes`` say what is not as one might expect."""
+class RunData:
+    """All data of a run, checked against each other; ``notes`` say what a user may not expect."""
 
     source: Source
     plan: Plan
-    measured: Measured
+    eval_data: EvalData
     notes: tuple[str, ...]
 
 
-def open_shown(config: TrainConfig, token: str | None) -> Shown:
+def open_run_data(config: TrainConfig, token: str | None) -> RunData:
     """Open a resolved run's data and store.
 
     Raises MismatchError, InputError, NotFound, Denied, Unreachable or Damaged before any work.
     """
     source, notes = open_source(config, token)
-    measured = open_measured(config, source)
-    notes += shared_data(source, measured)
-    left, omitted = without_classes(source, measured.left, config.omit_classes)
+    eval_data = open_eval_data(config, source)
+    notes += shared_data(source, eval_data)
+    left, omitted = without_classes(source, eval_data.training, config.omit_classes)
     samples, others = chosen_samples(left, config.limit, config.limit_seed), None
     if config.specialist is not None:
         samples, others = own_and_others(source, samples)
@@ -119,7 +119,7 @@ def open_shown(config: TrainConfig, token: str | None) -> Shown:
         epochs=config.epochs,
     )
     notes += [*omitted, *config.make_method().remarks(config.epochs)]
-    return Shown(source=source, plan=plan, measured=measured, notes=tuple(notes))
+    return RunData(source=source, plan=plan, eval_data=eval_data, notes=tuple(notes))
 
 
 def _refuse_unlabelled(config: TrainConfig, source: Source, samples: Indices) -> None:

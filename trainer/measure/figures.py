@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from logitstore.trainer import metrics
-from logitstore.trainer.data.run_data import Measured
+from logitstore.trainer.data.run_data import EvalData
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.measure.calibration import fit_temperature
 from logitstore.trainer.measure.gather import Labels, Logits, labels_of
@@ -51,13 +51,13 @@ def compare(student: Logits, teacher: Logits, temperature: float) -> dict[str, f
     return {"kd_error": error, "agreement": 1 - error, "kd_loss": loss}
 
 
-def test_figures(gather: Callable[[Source], Logits], measured: Measured) -> dict[str, float]:
+def test_figures(gather: Callable[[Source], Logits], eval_data: EvalData) -> dict[str, float]:
     """The figures on the test data, also after one temperature fitted on the validation data.
 
     ``gather`` gives the logits of the weights to measure, of all samples that a source has.
     """
-    assert measured.test is not None
-    assert measured.val is not None  # a resolved run with test data has some
-    temperature = fit_temperature(gather(measured.val), labels_of(measured.val))
-    logits, labels = gather(measured.test), labels_of(measured.test)
+    assert eval_data.test is not None
+    assert eval_data.val is not None  # a resolved run with test data has some
+    temperature = fit_temperature(gather(eval_data.val), labels_of(eval_data.val))
+    logits, labels = gather(eval_data.test), labels_of(eval_data.test)
     return measure(logits, labels) | fitted_figures(logits, labels, temperature)

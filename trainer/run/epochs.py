@@ -19,7 +19,7 @@ from logitstore.trainer import metrics
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
 from logitstore.trainer.data.order import Plan, views_seen
-from logitstore.trainer.data.run_data import Shown
+from logitstore.trainer.data.run_data import RunData
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.measure.figures import test_figures
 from logitstore.trainer.measure.gather import Logits, gather_logits, labels_of
@@ -54,7 +54,7 @@ class Job:
 
     config: TrainConfig
     run: RunFolder
-    shown: Shown
+    data: RunData
     normalize: Normalize | None
     progress: Progress
     micro_batch: int | None
@@ -72,12 +72,12 @@ class Job:
                 f"{last}: going on at epoch {start.epoch + 1}, step {start.step + 1}"
             )
         self.ranks.agree({"the checkpoint's epoch and step": start})
-        plan = replace(self.shown.plan, first_epoch=start.epoch, first_step=start.step)
+        plan = replace(self.data.plan, first_epoch=start.epoch, first_step=start.step)
         history = self.run.history(start.epoch)
         ahead = (config.epochs - start.epoch) * plan.shown - start.step * config.batch_size
         self.progress.start(f"training {self.run.path}", ahead, "images")
         pin = learner.device.type == "cuda"
-        stream = batches(self.shown.source, plan, workers=config.workers, pin=pin)
+        stream = batches(self.data.source, plan, workers=config.workers, pin=pin)
         events = Events(self.run.path, history) if self.ranks.first else None
         try:
             for epoch in range(start.epoch, config.epochs):
@@ -163,8 +163,8 @@ class Job:
         self.ranks.same(list(learner.model.buffers()))
         samples = past.samples
         shown = replace(
-            self.shown.source,
-            views=self.shown.source.views.evaluation(),
+            self.data.source,
+            views=self.data.source.views.evaluation(),
             samples=samples[self.ranks.part(len(samples))],
             view_count=1,
             first_view=0,
@@ -174,10 +174,10 @@ class Job:
         past.put(samples, self.ranks.gathered(codes, len(samples)), epoch)
 
     def _validate(self, learner: Learner) -> dict[str, float]:
-        if self.shown.measured.val is None or not self.ranks.first:
+        if self.data.eval_data.val is None or not self.ranks.first:
             return {}
-        logits = self._logits(learner, self.shown.measured.val)
-        labels = labels_of(self.shown.measured.val)
+        logits = self._logits(learner, self.data.eval_data.val)
+        labels = labels_of(self.data.eval_data.val)
         return {
             "val_accuracy": metrics.accuracy(logits, labels),
             "val_nll": metrics.nll(logits, labels),
@@ -186,15 +186,15 @@ class Job:
 
     def _tested(self, learner: Learner, history: list[Line]) -> _Tested:
         """The figures on the test data of the last weights, and of the best ones."""
-        if self.shown.measured.test is None:
+        if self.data.eval_data.test is None:
             return None, None
         gather = partial(self._logits, learner)
-        last = test_figures(gather, self.shown.measured)
+        last = test_figures(gather, self.data.eval_data)
         if _best_epoch(history) in (None, len(history)):
             return last, last
         best = self.run.path / BEST
         load_into(learner.model, load_weights(best)[0], str(best))
-        return last, test_figures(gather, self.shown.measured)
+        return last, test_figures(gather, self.data.eval_data)
 
     def _logits(self, learner: Learner, source: Source) -> Logits:
         return gather_logits(
@@ -221,9 +221,7 @@ class Job:
             self.run.put(BEST, weights)
         if self.config.record_logits:
             with own_randomness(0, learner.device):  # the rebuilt student draws, and is overwritten
-                record_logits(
-                    self.config, self.run, self.shown.source.views, done, self.micro_batch
-                )
+                record_logits(self.config, self.run, self.data.source.views, done, self.micro_batch)
         self.run.put(LAST, pack(learner, Position(done, 0), None, self.aids.past))
 
 
@@ -257,8 +255,8 @@ def _result(job: Job, history: list[Line], device: torch.device, tested: _Tested
         best=chosen and {name: chosen[name] for name in chosen if name.startswith("val_")},
         test=tested[0],
         test_best=tested[1],
-        views_seen=views_seen(job.shown.source, len(history)),
-        notes=job.shown.notes,
+        views_seen=views_seen(job.data.source, len(history)),
+        notes=job.data.notes,
         micro_batch=job.micro_batch,
         peak_memory=max(line["peak_memory"] for line in history),
         peak_reserved=peak_reserved(device),

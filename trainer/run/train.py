@@ -24,7 +24,7 @@ from logitstore.progress import Progress, Silent
 from logitstore.specs import file_sha256
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.order import Plan, unseen_views
-from logitstore.trainer.data.run_data import Shown, open_shown
+from logitstore.trainer.data.run_data import RunData, open_run_data
 from logitstore.trainer.data.samples import taught_half
 from logitstore.trainer.measure.gather import check_runs, first_shape
 from logitstore.trainer.methods.describe import summary
@@ -67,10 +67,10 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
         return done
     wanted = own_device(config.device, ranks)
     device, budget = budgeted_device(wanted, config.precision, config.memory_limit)
-    shown = open_shown(config, token)
-    refuse_ranks(config, shown.plan, ranks)
-    shown = replace(shown, plan=replace(shown.plan, ranks=ranks))
-    source = shown.source
+    data = open_run_data(config, token)
+    refuse_ranks(config, data.plan, ranks)
+    data = replace(data, plan=replace(data.plan, ranks=ranks))
+    source = data.source
     shape = first_shape(source)
     normalize = parse_normalize(config.normalize, shape[0])
     kept = nullcontext() if budget is None else budget.kept()
@@ -79,11 +79,11 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
         model = build_model(config.student, classes=source.classes, shape=shape)
         weights = None if config.init is None else initial_weights(config.init)
         if weights is not None:
-            shown = replace(shown, notes=(*shown.notes, *begin_with(model, weights)))
+            data = replace(data, notes=(*data.notes, *begin_with(model, weights)))
         learner = make_learner(config, model, device)
         ranks.same([*model.parameters(), *model.buffers()])
         _warn_ranks(model, ranks, progress)
-        for each in (source, *shown.measured.opened()):
+        for each in (source, *data.eval_data.sources()):
             check_runs(model, each, normalize, device)
         if asked.val != config.val:
             progress.message(
@@ -93,25 +93,25 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
         values = hyper_parameters(config.make_method()).items()
         chosen = ", ".join(f"{name} {value}" for name, value in values if value is not None)
         progress.message(f"method {config.method}: {summary(config.method)} {chosen}".rstrip())
-        for note in [*shown.notes, *unseen_views(source, config.epochs)]:
+        for note in [*data.notes, *unseen_views(source, config.epochs)]:
             progress.message(note)
         locked = run.lock() if ranks.first else nullcontext()
         with locked, recomputed(model) if config.recompute else nullcontext():
             tried = None if done else budget
-            aids = _aids(config, shown)
+            aids = _aids(config, data)
             micro = micro_batch(
                 config,
                 run.inputs(),
                 learner,
                 source,
-                shown.plan,
+                data.plan,
                 normalize,
                 aids,
                 tried,
                 progress,
                 ranks,
             )
-            inputs = _inputs(shown, weights, shape, device, micro)
+            inputs = _inputs(data, weights, shape, device, micro)
             ranks.agree(inputs.model_dump(mode="json"))
             if ranks.first:
                 run.begin(config, inputs)
@@ -122,14 +122,12 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 cache = Cache.default(config.cache)
                 reading = prepare_reading(source.teaching.teachers, config.read, cache, progress)
                 progress.message(reading.note)
-                taught = taught_half(
-                    source, shown.plan.samples, source.teaching.first, config.teach
-                )
+                taught = taught_half(source, data.plan.samples, source.teaching.first, config.teach)
                 aids = aids._replace(taught=taught)
             job = Job(
                 config=config,
                 run=run,
-                shown=shown,
+                data=data,
                 normalize=normalize,
                 progress=progress,
                 micro_batch=micro,
@@ -168,28 +166,28 @@ def _warn_ranks(model: torch.nn.Module, ranks: Ranks, progress: Progress) -> Non
         )
 
 
-def _aids(config: TrainConfig, shown: Shown) -> Aids:
+def _aids(config: TrainConfig, data: RunData) -> Aids:
     recall = config.make_method().recall
     if recall is None:
         return Aids(epochs=config.epochs)
-    samples = shown.plan.every_sample()
-    labels = shown.source.dataset.labels[samples]
-    past = Past.begin(samples, labels, shown.source.classes, min(recall.epochs, config.epochs))
+    samples = data.plan.every_sample()
+    labels = data.source.dataset.labels[samples]
+    past = Past.begin(samples, labels, data.source.classes, min(recall.epochs, config.epochs))
     return Aids(epochs=config.epochs, past=past, keeps=not recall.clean)
 
 
 def _inputs(
-    shown: Shown,
+    data: RunData,
     weights: Path | None,
     shape: tuple[int, int, int],
     device: torch.device,
     micro_batch: int | None,
 ) -> Inputs:
-    source, measured = shown.source, shown.measured
+    source, eval_data = data.source, data.eval_data
     return Inputs(
         data=source.dataset.samples().card(),
-        val=None if measured.val is None else measured.val.dataset.samples().card(),
-        test=None if measured.test is None else measured.test.dataset.samples().card(),
+        val=None if eval_data.val is None else eval_data.val.dataset.samples().card(),
+        test=None if eval_data.test is None else eval_data.test.dataset.samples().card(),
         root=source.root,
         classes=source.classes,
         class_names=source.dataset.class_names,
@@ -200,5 +198,5 @@ def _inputs(
         size=source.views.size,
         device=device.type,
         micro_batch=micro_batch,
-        notes=shown.notes,
+        notes=data.notes,
     )
