@@ -27,10 +27,10 @@ from logitstore.reading.opening import open_store
 from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.align import align
-from logitstore.trainer.data.requirements import checked_teaching
+from logitstore.trainer.data.requirements import open_suitable_teachers
 from logitstore.trainer.data.source import Indices, Source
 from logitstore.trainer.data.specialist import specialised
-from logitstore.trainer.data.teaching import Teaching
+from logitstore.trainer.data.teaching import TeachingSchedule
 
 
 def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[str]]:
@@ -56,7 +56,7 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
         )
         return source, []
     store = open_store(config.store, token, patience=config.patience)
-    teaching = checked_teaching(store, config, token)
+    teaching = open_suitable_teachers(store, config, token)
     source, notes = bind(
         store,
         teaching.first,
@@ -131,7 +131,7 @@ def bind(
         fresh=card is None,
         samples=samples,
         class_map=class_map,
-        teaching=Teaching.always(snapshot),
+        teaching=TeachingSchedule.always(snapshot),
     )
     return source, aligned.notes + warnings
 

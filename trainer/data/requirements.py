@@ -14,15 +14,15 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.source import Indices, Source
-from logitstore.trainer.data.teaching import Teaching, open_teaching
+from logitstore.trainer.data.teaching import TeachingSchedule, open_schedule
 from logitstore.trainer.methods.base import Method, temperature_of
 from logitstore.trainer.methods.table import METHODS
 
 
-def checked_teaching(store: LogitStore, config: TrainConfig, token: str | None) -> Teaching:
+def open_suitable_teachers(store: LogitStore, config: TrainConfig, token: str | None) -> TeachingSchedule:
     """Who teaches in this run, opened; InputError if the method cannot learn from their rows."""
     method = config.make_method()
-    teaching = open_teaching(
+    teaching = open_schedule(
         store,
         config.snapshot,
         temperature=temperature_of(method),

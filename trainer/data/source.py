@@ -10,7 +10,7 @@ from logitstore.precompute.data.classes import ClassMap
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.views import Views
 from logitstore.reading.ensemble import Teacher
-from logitstore.trainer.data.teaching import Teaching
+from logitstore.trainer.data.teaching import TeachingSchedule
 
 Indices = NDArray[np.int64]
 
@@ -33,7 +33,7 @@ class Source:
     fresh: bool = False
     samples: Indices | None = None
     class_map: ClassMap | None = None
-    teaching: Teaching | None = None
+    teaching: TeachingSchedule | None = None
 
     @property
     def snapshot(self) -> Teacher | None:

@@ -1,6 +1,6 @@
-"""Who teaches when: the teachers that ``--snapshot`` names, opened and checked against each other.
+"""Open the teachers that ``--snapshot`` names, and say which of them teaches in which epoch.
 
-A plain name and a+b teach exactly as if ``turns`` could say nothing else.
+One teacher for the whole run is a schedule of one stage: nothing else distinguishes it.
 """
 
 from __future__ import annotations
@@ -20,82 +20,82 @@ from logitstore.trainer.schedules import teacher_at
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """What teaches in each epoch: ``turns`` are (first epoch, teacher), rising from epoch 0.
+class TeachingSchedule:
+    """Which teacher teaches in which epoch: ``stages`` are (first epoch, teacher), from epoch 0 on.
 
-    MismatchError unless all teachers saw the same images: what is shown does not depend on turns.
+    MismatchError unless all teachers saw the same images: these do not depend on the stage.
     """
 
-    turns: tuple[tuple[int, Teacher], ...]
+    stages: tuple[tuple[int, Teacher], ...]
 
     def __post_init__(self) -> None:
-        for _, later in self.turns[1:]:
+        for _, later in self.stages[1:]:
             refuse_other_images(self.first, later)
 
     @classmethod
-    def always(cls, teacher: Teacher) -> Teaching:
-        """One teacher in every epoch."""
+    def always(cls, teacher: Teacher) -> TeachingSchedule:
+        """Return the schedule of one teacher for every epoch."""
         return cls(((0, teacher),))
 
     @property
     def first(self) -> Teacher:
-        """Who teaches in the first epoch."""
-        return self.turns[0][1]
+        """The teacher of the first epoch."""
+        return self.stages[0][1]
 
     @property
     def teachers(self) -> tuple[Teacher, ...]:
-        """All that teach, in turn."""
-        return tuple(teacher for _, teacher in self.turns)
+        """All teachers, in the order of their stages."""
+        return tuple(teacher for _, teacher in self.stages)
 
     def at(self, epoch: int) -> Teacher:
-        """Who teaches in this epoch, from 0."""
-        return teacher_at(epoch, turns=self.turns)
+        """Return the teacher of this epoch, from 0."""
+        return teacher_at(epoch, turns=self.stages)
 
     @property
     def name(self) -> str:
         """The teachers' names, each but the first with its first epoch, from 1."""
-        later = [f"{teacher.name}@{first + 1}" for first, teacher in self.turns[1:]]
+        later = [f"{teacher.name}@{first + 1}" for first, teacher in self.stages[1:]]
         return ",".join([self.first.name, *later])
 
     @property
     def root(self) -> str:
-        """The only teacher's root, or the sha256 over the turns' first epochs and roots."""
-        if len(self.turns) == 1:
+        """The only teacher's root, or the sha256 over the stages' first epochs and roots."""
+        if len(self.stages) == 1:
             return self.first.root
-        turns = [[first, teacher.root] for first, teacher in self.turns]
-        return sha256(canonical(turns)).hexdigest()
+        stages = [[first, teacher.root] for first, teacher in self.stages]
+        return sha256(canonical(stages)).hexdigest()
 
 
-def open_teaching(
+def open_schedule(
     store: LogitStore,
     text: str | None,
     *,
     temperature: float | None = None,
     token: str | None = None,
     patience: float = 600.0,
-) -> Teaching:
-    """The teachers of a text, by the epochs in which they teach; None: the store's only snapshot.
+) -> TeachingSchedule:
+    """Open the teachers of a text, by the epochs in which they teach; None: the only snapshot.
 
-    ``temperature`` is where mean(…) averages.  ``token`` is for the server of ``store``, and never
-    sent to another one, unless ``store`` is a path.  UnknownName lists the snapshots there are,
+    mean(…) averages distributions at ``temperature``.  ``token`` is for the server of ``store``; no
+    other server gets it, unless ``store`` is a path.  UnknownName lists the snapshots of a store,
     MismatchError names what does not belong to ``store``'s samples or to the first teacher's
-    images; InputError, and what opening another store raises.
+    images.  Raises InputError too, and what opening another store raises.
     """
     if text is None:
-        return Teaching.always(chosen_views(store, None))
+        return TeachingSchedule.always(chosen_views(store, None))
     turns = parse_turns(text)
     stores: dict[str | None, LogitStore] = {None: store}
     for location in (member.store for turn in turns for member in turn.members):
         if location not in stores:
             assert location is not None
-            theirs = token if _same_server(store.url, location) else None
-            stores[location] = open_store(location, theirs, patience=patience)
-    opened = Teaching(
+            allowed = token if _same_server(store.url, location) else None
+            stores[location] = open_store(location, allowed, patience=patience)
+    schedule = TeachingSchedule(
         tuple((turn.first, _teacher(turn, stores, temperature)) for turn in turns),
     )
-    for leaf in leaves(*opened.teachers):
+    for leaf in leaves(*schedule.teachers):
         _refuse_other_samples(store, leaf)
-    return opened
+    return schedule
 
 
 def open_teacher(
@@ -106,14 +106,14 @@ def open_teacher(
     token: str | None = None,
     patience: float = 600.0,
 ) -> Teacher:
-    """As ``open_teaching``, of a text without epochs."""
+    """Open the teacher of a text without epochs, as ``open_schedule`` does."""
     if text is not None and len(parse_turns(text)) > 1:
         raise InputError(
             f"--snapshot {text!r} is a schedule over the epochs of a training run: name one of its "
             "turns, to be measured against it"
         )
-    opened = open_teaching(store, text, temperature=temperature, token=token, patience=patience)
-    return opened.first
+    schedule = open_schedule(store, text, temperature=temperature, token=token, patience=patience)
+    return schedule.first
 
 
 def _teacher(
@@ -126,16 +126,16 @@ def _teacher(
 
 
 def _same_server(url: str, other: str) -> bool:
-    """Whether a token for the first may go to the second; a path has no server to be kept to."""
-    here, there = urlsplit(url), urlsplit(other)
-    return not here.netloc or (here.scheme, here.netloc) == (there.scheme, there.netloc)
+    """Whether a token for the first may go to the second; a path keeps it to no server."""
+    first, second = urlsplit(url), urlsplit(other)
+    return not first.netloc or (first.scheme, first.netloc) == (second.scheme, second.netloc)
 
 
 def _refuse_other_samples(store: LogitStore, leaf: Snapshot) -> None:
     difference = first_difference(store.meta, leaf.store_meta)
     if difference:
-        field, there, here = difference
+        field, expected, actual = difference
         raise MismatchError(
             f"{leaf.name} of {leaf.url} does not answer for the samples of {store.url}: {field} is "
-            f"{there!r} there and {here!r} here: build both from one dataset"
+            f"{expected!r} there and {actual!r} here: build both from one dataset"
         )

@@ -16,7 +16,7 @@ from logitstore.progress import Progress
 from logitstore.reading.opening import open_store
 from logitstore.trainer.data.order import shuffled
 from logitstore.trainer.data.source import Indices, Source
-from logitstore.trainer.data.teaching import open_teaching
+from logitstore.trainer.data.teaching import open_schedule
 from logitstore.trainer.evaluation.evaluate import load_network, taught_source
 from logitstore.trainer.evaluation.weights import Trained, find_trained
 from logitstore.trainer.measure.figures import compare, measure
@@ -214,7 +214,7 @@ def _bound(
 ) -> _Taught:
     assert wish.store is not None
     store = open_store(wish.store, wish.token)
-    teaching = open_teaching(
+    teaching = open_schedule(
         store, wish.snapshot, temperature=temperature_of(run.config.make_method()), token=wish.token
     )
     teacher = teaching.teachers[-1]

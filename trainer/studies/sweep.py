@@ -26,7 +26,7 @@ from logitstore.storage import open_storage
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.config.teacher_spec import parse_turns, spelled_turns
 from logitstore.trainer.data.bind import open_source
-from logitstore.trainer.data.requirements import checked_teaching, refuse_mixed_views
+from logitstore.trainer.data.requirements import open_suitable_teachers, refuse_mixed_views
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.methods.table import METHODS, find_method, hyper_parameter_types
 from logitstore.trainer.run.folder import RunFolder
@@ -234,7 +234,7 @@ def _check(
         assert config.snapshot is not None
         if (cell.method, config.snapshot) in teachers:
             continue
-        teacher = checked_teaching(store, config, token).first
+        teacher = open_suitable_teachers(store, config, token).first
         teachers[cell.method, config.snapshot] = teacher
         views = b"" if teacher.meta.view is None else teacher.meta.view.to_bytes()
         if views not in shown:

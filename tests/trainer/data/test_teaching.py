@@ -27,7 +27,7 @@ from logitstore.trainer.config.teacher_spec import Member, TurnSpec, parse_turns
 from logitstore.trainer.data.batches import batches
 from logitstore.trainer.data.bind import open_source
 from logitstore.trainer.data.order import Plan, views_seen
-from logitstore.trainer.data.teaching import open_teaching
+from logitstore.trainer.data.teaching import open_schedule
 from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.schedules import teacher_at
 
@@ -236,7 +236,7 @@ def test_the_root_of_a_schedule_covers_its_turns_and_their_epochs(
     scheduled = replace(config, snapshot="a,b@3", expect_root=expected)
     train(scheduled)
     assert inputs(scheduled)["root"] == expected
-    roots = {open_teaching(opened, text).root for text in ("a,b@3", "a,b@4", "b,a@3", "a", "b")}
+    roots = {open_schedule(opened, text).root for text in ("a,b@3", "a,b@4", "b,a@3", "a", "b")}
     assert len(roots) == 5
 
 
@@ -433,5 +433,5 @@ def test_a_token_goes_to_no_other_server_than_the_store_s(
 
     monkeypatch.setattr("logitstore.trainer.data.teaching.open_store", asked)
     with pytest.raises(Asked):
-        open_teaching(Main(), f"mean(a,{member}::b)", temperature=4.0, token="secret")  # type: ignore[arg-type]  # only its URL is looked at
+        open_schedule(Main(), f"mean(a,{member}::b)", temperature=4.0, token="secret")  # type: ignore[arg-type]  # only its URL is looked at
     assert tokens == (["secret"] if sent else [None])
