@@ -27,7 +27,7 @@ from logitstore.trainer.measure.figures import compare, fitted_figures, measure
 from logitstore.trainer.measure.gather import (
     Labels,
     Logits,
-    check_runs,
+    check_forward,
     first_shape,
     gather_logits,
     labels_of,
@@ -108,7 +108,7 @@ def evaluate(
     measured = measure(logits, labels_of(source))
     if val is not None:
         chosen = _validation(trained, source, val)
-        check_runs(network.model, chosen, network.normalize, network.device)
+        check_forward(network.model, chosen, network.normalize, network.device)
         fitted = fit_temperature(network.logits(chosen), labels_of(chosen))
         measured |= fitted_figures(logits, labels_of(source), fitted)
     if taught is not None and taught.snapshot is not None:
@@ -148,7 +148,7 @@ def load_network(trained: Trained, source: Source, device: str | None, batch_siz
     shape = first_shape(source)
     model = trained.load(source.classes, shape, place)
     network = Network(model, parse_normalize(trained.normalize, shape[0]), place, batch_size)
-    check_runs(model, source, network.normalize, place)
+    check_forward(model, source, network.normalize, place)
     return network
 
 

@@ -27,7 +27,7 @@ from logitstore.trainer.data.bind import open_validation
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.evaluation.evaluate import Network, load_network
 from logitstore.trainer.evaluation.weights import Trained, find_trained
-from logitstore.trainer.measure.gather import Labels, check_runs, labels_of
+from logitstore.trainer.measure.gather import Labels, check_forward, labels_of
 
 Features = NDArray[np.float32]
 
@@ -66,7 +66,7 @@ def probe_features(
         raise InputError(f"--data {data}: a probe needs labels of two classes at least")
     measured = open_validation(test, train, flag="--test")
     network = load_network(trained, replace(train, classes=count), device, batch_size)
-    check_runs(network.model, replace(measured, classes=count), network.normalize, network.device)
+    check_forward(network.model, replace(measured, classes=count), network.normalize, network.device)
     head = _head(network, train, count, trained)
     return _figures(*_features(network, head, train), *_features(network, head, measured))
 

@@ -61,7 +61,7 @@ def first_shape(source: Source) -> tuple[int, int, int]:
     return images.shape[1], images.shape[2], images.shape[3]
 
 
-def check_runs(
+def check_forward(
     model: nn.Module, source: Source, normalize: Normalize | None, device: torch.device
 ) -> None:
     """Run the network on one sample: InputError or MismatchError if it does not fit."""

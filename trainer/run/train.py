@@ -26,7 +26,7 @@ from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.order import Plan, unseen_views
 from logitstore.trainer.data.run_data import RunData, open_run_data
 from logitstore.trainer.data.samples import taught_half
-from logitstore.trainer.measure.gather import check_runs, first_shape
+from logitstore.trainer.measure.gather import check_forward, first_shape
 from logitstore.trainer.methods.describe import summary
 from logitstore.trainer.methods.table import hyper_parameters
 from logitstore.trainer.run.checkpoint import begin_with, initial_weights
@@ -84,7 +84,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
         ranks.same([*model.parameters(), *model.buffers()])
         _warn_ranks(model, ranks, progress)
         for each in (source, *data.eval_data.sources()):
-            check_runs(model, each, normalize, device)
+            check_forward(model, each, normalize, device)
         if asked.val != config.val:
             progress.message(
                 f"validation: {config.val} of the training samples, as the test data must choose "
