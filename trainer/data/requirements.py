@@ -19,7 +19,9 @@ from logitstore.trainer.methods.base import Method, temperature_of
 from logitstore.trainer.methods.table import METHODS
 
 
-def open_suitable_teachers(store: LogitStore, config: TrainConfig, token: str | None) -> TeachingSchedule:
+def open_suitable_teachers(
+    store: LogitStore, config: TrainConfig, token: str | None
+) -> TeachingSchedule:
     """Who teaches in this run, opened; InputError if the method cannot learn from their rows."""
     method = config.make_method()
     teaching = open_schedule(

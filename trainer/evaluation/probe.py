@@ -66,7 +66,9 @@ def probe_features(
         raise InputError(f"--data {data}: a probe needs labels of two classes at least")
     measured = open_validation(test, train, flag="--test")
     network = load_network(trained, replace(train, classes=count), device, batch_size)
-    check_forward(network.model, replace(measured, classes=count), network.normalize, network.device)
+    check_forward(
+        network.model, replace(measured, classes=count), network.normalize, network.device
+    )
     head = _head(network, train, count, trained)
     return _figures(*_features(network, head, train), *_features(network, head, measured))
 

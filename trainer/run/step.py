@@ -22,7 +22,7 @@ from logitstore.trainer.data.batches import Batch
 from logitstore.trainer.data.source import Request
 from logitstore.trainer.methods.base import Method, Mixed, Outputs, total
 from logitstore.trainer.run.checkpoint import Learner
-from logitstore.trainer.run.parts import cut, spread
+from logitstore.trainer.run.parts import batchnorm_momentum, split_batch
 from logitstore.trainer.run.predictions import Past, encoded
 
 CHECK_EVERY = 16
@@ -100,8 +100,8 @@ def take_step(
         group["lr"] = lr
     learner.optimizer.zero_grad(set_to_none=True)
     ranks.same(list(learner.model.buffers()))
-    parts = cut(batch, micro_batch)
-    with spread(learner.model, len(parts)):
+    parts = split_batch(batch, micro_batch)
+    with batchnorm_momentum(learner.model, len(parts)):
         learnt = [
             _learn(learner, method, part, samples, normalize, precision, aids) for part in parts
         ]

@@ -34,7 +34,7 @@ from logitstore.trainer.run.memory import (
     memory_explained,
     micro_batch,
 )
-from logitstore.trainer.run.parts import cut, has_batchnorm, spread
+from logitstore.trainer.run.parts import batchnorm_momentum, has_batchnorm, split_batch
 from logitstore.trainer.run.recompute import recomputed
 from logitstore.trainer.run.step import NO_AIDS, make_learner, take_step
 
@@ -218,12 +218,12 @@ class Told:
 def test_a_batch_is_cut_in_as_few_nearly_equal_parts_as_can_be(
     count: int, size: int | None, lengths: list[int]
 ) -> None:
-    assert [len(part.labels) for part in cut(batch_of(count), size)] == lengths
+    assert [len(part.labels) for part in split_batch(batch_of(count), size)] == lengths
 
 
 def test_the_parts_of_a_batch_are_the_batch_in_every_field() -> None:
     whole = batch_of(10)
-    parts = cut(whole, 4)
+    parts = split_batch(whole, 4)
     assert all(entry is not None for entry in whole)
     assert all(part.request[:3] == whole.request[:3] for part in parts)
     for rows in (
@@ -275,7 +275,7 @@ def test_k_parts_of_equal_means_move_the_running_averages_as_one_batch_does() ->
     part = torch.randn(5, 3, 4, 4)
     whole, parts = Norms().train(), Norms().train()
     whole(part)
-    with spread(parts, 3):
+    with batchnorm_momentum(parts, 3):
         for _ in range(3):
             parts(part)
     for name in ("running_mean", "running_var"):
