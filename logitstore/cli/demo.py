@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated, Any
 
 import typer
@@ -139,7 +138,9 @@ def _student(url: str, method: str, seed: int, epoch: int | None, images: int | 
 
 
 def _results(out: Path, seeds: int) -> list[str]:
-    """The table: test accuracy (mean and standard deviation), paired gain over ce, cost."""
+    """Return the table: test accuracy, paired gain over ce, and what each student cost."""
+    from logitstore.trainer.studies.seeds import OverSeeds, paired
+
     snapshots = _json(
         [sys.executable, "-m", "logitstore", "inspect", str(out / "digits.zarr"), "--json"]
     )
@@ -155,15 +156,22 @@ def _results(out: Path, seeds: int) -> list[str]:
         gained: dict[int, float] = {}
         for method, epoch in _group(images):
             reached = _figures(out, method, epoch, images, seeds, "val_accuracy")
-            row = [method, str(images or 1200), _spread(reached), "", "", ""]
+            accuracy = OverSeeds(reached).cell(1, percent=True)
+            row = [method, str(images or 1200), accuracy, "", "", ""]
             if epoch:
-                gains = [after - before for after, before in zip(reached, plain, strict=True)]
-                gained[epoch] = mean(gains)
+                gain = paired(reached, plain)
+                gained[epoch] = gain.mean
                 teacher = f"{100 * history[epoch - 1]['val_accuracy']:.1f}"
                 bytes_ = size(stored[f"epoch-{epoch:04d}"]["bytes"])
-                row = [f"kd from epoch {epoch}", *row[1:3], _spread(gains, "+"), teacher, bytes_]
-            seconds = mean(_figures(out, method, epoch, images, seeds, "seconds"))
-            rows.append([*row, f"{seconds:.1f}"])
+                row = [
+                    f"kd from epoch {epoch}",
+                    *row[1:3],
+                    gain.cell(1, percent=True),
+                    teacher,
+                    bytes_,
+                ]
+            seconds = OverSeeds(_figures(out, method, epoch, images, seeds, "seconds"))
+            rows.append([*row, f"{seconds.mean:.1f}"])
         best = max(gained, key=lambda epoch: gained[epoch])
         findings.append(
             f"{images or 1200} images: the best teacher is that of epoch {best}, "
@@ -180,20 +188,14 @@ def _results(out: Path, seeds: int) -> list[str]:
 
 def _figures(
     out: Path, method: str, epoch: int | None, images: int | None, seeds: int, name: str
-) -> list[float]:
-    """One figure of each seed's run."""
-    found = []
+) -> tuple[float, ...]:
+    """Return one figure of each seed's run."""
+    values = []
     for number in range(seeds):
         folder = _folder(out, method, FIRST_SEED + number, epoch, images)
         result = json.loads((folder / "result.json").read_text())
-        found.append(float({**result, **result["metrics"]}[name]))
-    return found
-
-
-def _spread(shares: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation in percent."""
-    spread = f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else ""
-    return f"{100 * mean(shares):{sign}.1f}{spread}"
+        values.append(float({**result, **result["metrics"]}[name]))
+    return tuple(values)
 
 
 class _Narrator:

@@ -1,4 +1,4 @@
-"""What a sweep found: a line for each teacher and method, and which teacher taught best."""
+"""A sweep's table: a row for each method and teacher, and which teacher taught best."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from logitstore.text import percent, table
 from logitstore.trainer.run.result import Result
-from logitstore.trainer.studies.seeds import Spread
+from logitstore.trainer.studies.seeds import Gain, OverSeeds, paired
 
 BASELINE = "ce"
 
@@ -28,10 +28,10 @@ class Row:
     method: str
     snapshot: str | None
     teacher_top1: float | None
-    last: Spread
-    best: Spread
-    gain: Spread | None
-    kd_error: Spread | None
+    last: OverSeeds
+    best: OverSeeds
+    gain: Gain | None
+    kd_error: OverSeeds | None
     runs: tuple[str, ...]
 
 
@@ -45,7 +45,7 @@ class Finding:
     method: str
     best: str
     last: str
-    lead: Spread
+    lead: Gain
     sentence: str
 
 
@@ -57,27 +57,23 @@ def row_of(
     base: Mapping[int, Result] | None,
 ) -> Row:
     """The figures of finished runs by seed; ``base`` are the plain students'."""
-    last = [result.metrics["val_accuracy"] for result in runs.values()]
-    best = [result.best["val_accuracy"] for result in runs.values() if result.best is not None]
-    errors = [result.metrics.get("train_kd_error") for result in runs.values()]
+    results = runs.values()
+    last = tuple(result.metrics["val_accuracy"] for result in results)
+    best = tuple(result.best["val_accuracy"] for result in results if result.best is not None)
+    errors = [result.metrics.get("train_kd_error") for result in results]
+    known = tuple(error for error in errors if error is not None)
     gain = None
     if base is not None and base is not runs:
-        gain = Spread.of(
-            [
-                result.metrics["val_accuracy"] - base[seed].metrics["val_accuracy"]
-                for seed, result in runs.items()
-            ]
-        )
-    known = [error for error in errors if error is not None]
+        gain = paired(last, [base[seed].metrics["val_accuracy"] for seed in runs])
     return Row(
         method=method,
         snapshot=snapshot,
         teacher_top1=teacher_top1,
-        last=Spread.of(last),
-        best=Spread.of(best),
+        last=OverSeeds(last),
+        best=OverSeeds(best),
         gain=gain,
-        kd_error=Spread.of(known) if snapshot is not None and known else None,
-        runs=tuple(str(result.run) for result in runs.values()),
+        kd_error=OverSeeds(known) if snapshot is not None and known else None,
+        runs=tuple(str(result.run) for result in results),
     )
 
 
@@ -93,10 +89,9 @@ def find_best(rows: Sequence[Row], names: Sequence[str]) -> Iterator[Finding]:
             continue
         best = max(reversed(names), key=lambda name: taught[name].last.mean)
         last = single[-1]
-        pairs = zip(taught[best].last.values, taught[last].last.values, strict=True)
-        lead = Spread.of([first - second for first, second in pairs])
-        says = _sentence(method, taught[best], last, lead)
-        yield Finding(method=method, best=best, last=last, lead=lead, sentence=says)
+        lead = paired(taught[best].last.values, taught[last].last.values)
+        sentence = _sentence(method, taught[best], last, lead)
+        yield Finding(method=method, best=best, last=last, lead=lead, sentence=sentence)
 
 
 def sweep_lines(rows: Sequence[Row], findings: Sequence[Finding]) -> list[str]:
@@ -109,35 +104,31 @@ def sweep_lines(rows: Sequence[Row], findings: Sequence[Finding]) -> list[str]:
             row.snapshot or "-",
             row.method,
             percent(row.teacher_top1),
-            _shown(row.last),
-            _shown(row.best),
-            _shown(row.gain, "+"),
-            _shown(row.kd_error),
+            _cell(row.last),
+            _cell(row.best),
+            _cell(row.gain),
+            _cell(row.kd_error),
         ]
         for row in sorted(rows, key=lambda row: order[row.snapshot])
     ]
     return [*table(header, cells), *(finding.sentence for finding in findings)]
 
 
-def _sentence(method: str, best: Row, last: str, lead: Spread) -> str:
-    begun = f"{method}: {best.snapshot} teaches best ({_shown(best.last)})"
+def _sentence(method: str, best: Row, last: str, lead: Gain) -> str:
+    start = f"{method}: {best.snapshot} teaches best ({_cell(best.last)})"
     if best.snapshot == last:
-        return f"{begun}; it is the last one: no earlier teacher did better"
-    seeds = len(lead.values)
+        return f"{start}; it is the last one: no earlier teacher did better"
     in_time = _SERIES.sub("", best.snapshot or "") == _SERIES.sub("", last)
-    doubt = "" if lead.clear else f", which {seeds} seed{'s' * (seeds > 1)} cannot tell from chance"
-    found = f"{begun}, {_shown(lead, '+')} over the last one, {last}{doubt}"
+    doubt = f", which {lead.n} seed{'s' * (lead.n > 1)} cannot tell from chance"
+    doubt = "" if lead.significant else doubt
+    sentence = f"{start}, {_cell(lead)} over the last one, {last}{doubt}"
     if not in_time:
-        return found
+        return sentence
     return (
-        f"{found}; that an earlier teacher may teach better is what Cho and Hariharan found (2019, "
-        "arXiv:1910.01348)"
+        f"{sentence}; that an earlier teacher may teach better is what Cho and Hariharan found "
+        "(2019, arXiv:1910.01348)"
     )
 
 
-def _shown(figure: Spread | None, sign: str = "") -> str:
-    """In percent: 97.32 ± 0.21 %."""
-    if figure is None:
-        return "-"
-    deviation = "" if figure.deviation is None else f" ± {100 * figure.deviation:.2f}"
-    return f"{100 * figure.mean:{sign}.2f}{deviation} %"
+def _cell(share: OverSeeds | None) -> str:
+    return "-" if share is None else f"{share.cell(2, percent=True)} %"

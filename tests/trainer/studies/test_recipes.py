@@ -19,7 +19,7 @@ from logitstore.cli import app
 from logitstore.cli.train import train_config
 from logitstore.errors import InputError, NotFound, UnknownName
 from logitstore.trainer.studies.recipes.recipe import Recipe, load_recipe, recipe_names
-from logitstore.trainer.studies.recipes.run import list_recipes, reproduce, set_up, verdict
+from logitstore.trainer.studies.recipes.run import list_recipes, reproduce, set_up
 from logitstore.trainer.studies.recipes.scaled import Setting
 
 TINY = """
@@ -173,24 +173,6 @@ def test_a_failing_command_stops_the_recipe_and_is_named_with_what_it_said(
     with pytest.raises(InputError, match=r"(?s)build --teacher .* ended with 2: .*\.\./up"):
         reproduce(setting, run)
     assert not (setting.out / "table.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("gains", "said"),
-    [
-        ((2.49, 1.0, 3), "shows"),  # Student's t: 4.303 standard errors
-        ((2.48, 1.0, 3), "does not show"),
-        ((1.25, 1.0, 5), "shows"),  # 2.776
-        ((-1.0, 1.0, 3), "does not show"),
-        ((-3.0, 1.0, 3), "reversed"),
-        ((0.0, 0.0, 3), "does not show"),
-        ((9.0, None, 1), "cannot be judged"),
-    ],
-)
-def test_an_effect_shows_beyond_what_one_case_in_twenty_shows_by_chance(
-    gains: tuple[float, float | None, int], said: str
-) -> None:
-    assert verdict(*gains) == said
 
 
 def test_data_that_are_not_there_are_named_before_any_work(tiny: Path, tmp_path: Path) -> None:

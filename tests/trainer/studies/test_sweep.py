@@ -18,7 +18,7 @@ from logitstore.precompute.data.sources import open_dataset
 from logitstore.progress import Silent
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, sweep, train
-from logitstore.trainer.studies.seeds import Spread
+from logitstore.trainer.studies.seeds import OverSeeds
 from logitstore.trainer.studies.sweep import chosen_teachers
 from logitstore.trainer.studies.sweep_table import Row, find_best, sweep_lines
 
@@ -250,8 +250,8 @@ def row(snapshot: str, values: tuple[float, ...]) -> Row:
         method="kd",
         snapshot=snapshot,
         teacher_top1=0.9,
-        last=Spread.of(values),
-        best=Spread.of(values),
+        last=OverSeeds(values),
+        best=OverSeeds(values),
         gain=None,
         kd_error=None,
         runs=(),

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from logitstore.errors import InputError, NotFound, Unfinished, UnknownName
@@ -29,7 +28,7 @@ from logitstore.trainer.studies.recipes.recipe import (
 )
 from logitstore.trainer.studies.recipes.scaled import Cell, Command, Setting
 from logitstore.trainer.studies.recipes.table import table_lines
-from logitstore.trainer.studies.seeds import beyond_chance
+from logitstore.trainer.studies.seeds import Verdict, paired
 
 Run = Callable[[list[str]], Any]
 
@@ -46,7 +45,7 @@ class Finding:
     gain: float
     deviation: float | None
     samples: int
-    verdict: str
+    verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,40 +191,22 @@ def _lines(recipe: Recipe, cells: Mapping[str, Cell]) -> dict[str, Line]:
         base = recipe.table.baseline
         gains = None
         if base is not None and label != base and cell.seeded and cells[base].seeded:
-            gains = _differences(values[label][figures[0]], values[base][figures[0]])
+            gains = paired(values[label][figures[0]], values[base][figures[0]]).values
         found[label] = Line(label=label, values=values[label], gains=gains)
     return found
 
 
 def _finding(effect: Effect, lines: Mapping[str, Line]) -> Finding:
     row, over = (lines[label].values[effect.figure] for label in effect.rows)
-    gains = _differences(row, over) if effect.wanted == "higher" else _differences(over, row)
-    gain, deviation = mean(gains), stdev(gains) if len(gains) > 1 else None
+    gain = paired(row, over) if effect.wanted == "higher" else paired(over, row)
     return Finding(
         says=effect.says,
         figure=effect.figure,
-        gain=gain,
-        deviation=deviation,
-        samples=len(gains),
-        verdict=verdict(gain, deviation, len(gains)),
+        gain=gain.mean,
+        deviation=gain.deviation,
+        samples=gain.n,
+        verdict=gain.verdict,
     )
-
-
-def verdict(gain: float, deviation: float | None, samples: int) -> str:
-    """``shows`` or ``reversed`` beyond chance, else ``does not show``.
-
-    ``cannot be judged`` if there is one run, which has no spread.
-    """
-    if deviation is None:
-        return "cannot be judged"
-    least = beyond_chance(deviation, samples)
-    if gain > least:
-        return "shows"
-    return "reversed" if gain < -least else "does not show"
-
-
-def _differences(left: tuple[float, ...], right: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(after - before for after, before in zip(left, right, strict=True))
 
 
 def _figure(place: Path, name: str, recipe: str) -> float:

@@ -1,6 +1,6 @@
 """What a reproduced recipe says: our table beside the paper's, and one sentence for each effect.
 
-From the document that ``reproduce`` makes, to Markdown; nothing is computed but mean and spread.
+From the document that ``reproduce`` makes, to Markdown.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from math import sqrt
-from statistics import mean, stdev
 from textwrap import indent
 from typing import Any
+
+from logitstore.trainer.studies.seeds import Gain, OverSeeds
 
 _SHARE = re.compile(r"(top\d+|ece\d*|accuracy|agreement|kd_error)(_fitted)?$")
 
@@ -72,9 +73,9 @@ def _sentence(effect: dict[str, Any], scale: str) -> str:
 
 def _row(row: dict[str, Any], figures: Sequence[str], base: str | None) -> list[str]:
     cells = [row["label"], str(len(row["values"][figures[0]]))]
-    cells += [_spread(row["values"][name], name) for name in figures]
+    cells += [_cell(OverSeeds(tuple(row["values"][name])), name) for name in figures]
     if base is not None:
-        cells.append("" if row["gains"] is None else _spread(row["gains"], figures[0], "+"))
+        cells.append("" if row["gains"] is None else _cell(Gain(tuple(row["gains"])), figures[0]))
     return cells
 
 
@@ -90,16 +91,19 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     return [f"| {' | '.join(cells)} |" for cells in (header, ruled, *rows)]
 
 
-def _spread(values: Sequence[float], figure: str, sign: str = "") -> str:
-    spread = f" ± {_number(stdev(values), figure)}" if len(values) > 1 else ""
-    return _number(mean(values), figure, sign) + spread
+def _cell(values: OverSeeds, figure: str) -> str:
+    return values.cell(_decimals(figure), percent=_is_share(figure))
 
 
 def _number(value: float, figure: str, sign: str = "") -> str:
-    """Shares in percent, counts with a decimal, anything else with four."""
+    return f"{(100 if _is_share(figure) else 1) * value:{sign}.{_decimals(figure)}f}"
+
+
+def _decimals(figure: str) -> int:
+    """Return the decimals of a share in percent, of a count, or of anything else."""
     if _is_share(figure):
-        return f"{100 * value:{sign}.2f}"
-    return f"{value:{sign}.1f}" if _is_count(figure) else f"{value:{sign}.4f}"
+        return 2
+    return 1 if _is_count(figure) else 4
 
 
 def _heading(figure: str) -> str:
