@@ -8,20 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from logitstore.cache.cache import SMALL_BYTES, Cache
 from logitstore.cache.copy import Copy, Index
-from logitstore.errors import InputError, NoCache, UnknownName
+from logitstore.cache.ways import READS, Read, not_served
+from logitstore.errors import NoCache, UnknownName
 from logitstore.progress import Progress
 from logitstore.reading.ensemble import Teacher, leaves
 from logitstore.reading.snapshot import Snapshot
 from logitstore.text import size
-
-Read = Literal["auto", "materialise", "stream", "direct"]
-
-
-READS: tuple[Read, ...] = get_args(Read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +78,6 @@ def prepare_reading(
     for part, copy in zip(parts, copies, strict=True):
         part.attach(copy)
     return Reading(read="materialise", note=_cost(parts, copies), copies=copies)
-
-
-def not_served(location: str) -> InputError:
-    """The error for streaming from a path."""
-    return InputError(
-        f"read 'stream' asks a server for rows, and {location} is a path: use --read materialise "
-        "or direct, or the URL of `logitstore serve`"
-    )
 
 
 def _copies(parts: Sequence[Snapshot], cache: Cache, progress: Progress | None) -> tuple[Copy, ...]:

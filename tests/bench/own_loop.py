@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from logitstore.cache.modes import Read
+from logitstore.cache.ways import Read
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.pixels import to_input
 from logitstore.precompute.views import Views, parse_views

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.modes import Read, prepare_reading
+from logitstore.cache.modes import prepare_reading
+from logitstore.cache.ways import Read
 from logitstore.format.encodings.rows import Rows
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from logitstore.cache import modes as reading
 from logitstore.cache.cache import Cache
 from logitstore.cache.mapped import MappedCopy
-from logitstore.cache.modes import READS, prepare_reading
+from logitstore.cache.modes import prepare_reading
+from logitstore.cache.ways import READS
 from logitstore.cli import app
 from logitstore.errors import InputError, NoCache, UnknownName
 from logitstore.format.encodings.table import ENCODINGS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from logitstore.cache.modes import not_served
+from logitstore.cache.ways import not_served
 from logitstore.errors import InputError
 from logitstore.text import parse_size
 from logitstore.trainer.config.specs import parse_specialist, split_share

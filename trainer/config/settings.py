@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from logitstore.cache.modes import Read
+from logitstore.cache.ways import Read
 from logitstore.errors import InputError, NotFound, UnknownName
 from logitstore.trainer.config.checks import refuse_contradictions
 from logitstore.trainer.config.specs import HELD_OUT, Teach

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from logitstore.errors import InputError
 from logitstore.format.documents import NAME_PATTERN
-from logitstore.reading.ensemble import Kind
+
+if TYPE_CHECKING:
+    from logitstore.reading.ensemble import Kind
 
 KINDS: dict[str, Kind] = {"mean": "arithmetic", "logits": "geometric"}
 

@@ -9,14 +9,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, reduce
-from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
+from operator import add
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
-import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from torch import Tensor
 
 from logitstore.errors import InputError
-from logitstore.trainer import losses
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Mixed(NamedTuple):
@@ -154,12 +155,14 @@ class Weighted(Method):
 
 def hard(batch: Outputs) -> Tensor:
     """The cross-entropy with the labels, (N,) in nats; of mixed images with both labels."""
+    from logitstore.trainer import losses
+
     return batch.by_label(lambda labels: losses.cross_entropy(batch.student, labels))
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
     """The sum of terms, in their order: (N,)."""
-    return reduce(torch.add, terms.values())
+    return reduce(add, terms.values())
 
 
 @cache

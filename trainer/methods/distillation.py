@@ -3,13 +3,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
-
-from logitstore.trainer import losses
 from logitstore.trainer.methods.base import Epochs, Outputs, Positive, Weight, Weighted, hard
 from logitstore.trainer.schedules import distils, rising_share
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,8 @@ class Taught(Weighted):
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
         if not distils(epoch, stop=self.stop_kd_at):
             return {"ce": hard(batch)}
+        from logitstore.trainer import losses
+
         assert batch.teacher is not None
         sides = (batch.student, batch.teacher)
         if self.standardize:
@@ -79,6 +81,8 @@ class Distillation(Softened):
         return self.teacher_temperature
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        from logitstore.trainer import losses
+
         return losses.kd(student, teacher, temperature=self.temperature)
 
 
@@ -122,6 +126,8 @@ class DecoupledKD(Decoupled):
     beta: Weight = 8.0
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        from logitstore.trainer import losses
+
         return losses.dkd(
             student,
             teacher,
@@ -137,6 +143,8 @@ class TargetClassKD(Decoupled):
     """``tckd``: ce_weight · CE + kd_weight · warm-up · T² · TCKD."""
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        from logitstore.trainer import losses
+
         return losses.tckd(student, teacher, labels, temperature=self.temperature)
 
 
@@ -145,6 +153,8 @@ class NonTargetClassKD(Decoupled):
     """``nckd``: ce_weight · CE + kd_weight · warm-up · T² · NCKD."""
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        from logitstore.trainer import losses
+
         return losses.nckd(student, teacher, labels, temperature=self.temperature)
 
 
@@ -163,6 +173,8 @@ class Relations(Softened):
         return {}  # standardised logits were published with KD and DKD
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        from logitstore.trainer import losses
+
         return losses.dist(
             student, teacher, temperature=self.temperature, beta=self.beta, gamma=self.gamma
         )
@@ -183,6 +195,8 @@ class NormalizedKD(Taught):
         return 1.0 if self.temperature == 1 and not self.standardize else None
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        from logitstore.trainer import losses
+
         return losses.nkd(student, teacher, labels, gamma=self.gamma, temperature=self.temperature)
 
 
@@ -202,6 +216,8 @@ class TransformedTeacher(Taught):
         return self.teacher_temperature
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        from logitstore.trainer import losses
+
         return losses.ttm(student, teacher, gamma=self.gamma)
 
 
@@ -221,4 +237,6 @@ class WeightedTransformedTeacher(TransformedTeacher):
         return 1.0 if self.gamma == 1 and not self.standardize else None
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        from logitstore.trainer import losses
+
         return losses.wttm(student, teacher, gamma=self.gamma)

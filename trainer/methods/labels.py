@@ -2,11 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor
-
-from logitstore.trainer import losses
 from logitstore.trainer.methods.base import (
     Count,
     Method,
@@ -20,6 +17,9 @@ from logitstore.trainer.methods.base import (
     hard,
 )
 from logitstore.trainer.schedules import rising_share
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class LabelSmoothing(Method):
     epsilon: Share = 0.1
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        from logitstore.trainer import losses
+
         def smoothed(labels: Tensor) -> Tensor:
             return losses.label_smoothing(batch.student, labels, epsilon=self.epsilon)
 
@@ -55,13 +57,15 @@ class TeacherFreeReg(Weighted):
     kd_weight: Weight = 0.1
     temperature: Positive = 20.0
     correct: PartlyShare = 0.99
-    variant: losses.Variant = "paper"
+    variant: Literal["paper", "code"] = "paper"
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"kd_weight": 10.0} if given.get("variant") == "code" else {}
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        from logitstore.trainer import losses
+
         def distance(labels: Tensor) -> Tensor:
             return losses.tf_kd_reg(
                 batch.student,
@@ -97,6 +101,8 @@ class ProgressiveSelf(Method):
         return Recall(self.history, self.past == "clean")
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
+        from logitstore.trainer import losses
+
         assert batch.past is not None
         alpha = self.alpha * rising_share(epoch, epochs=batch.epochs)
         return {"ps_kd": losses.ps_kd(batch.student, batch.labels, batch.past, alpha=alpha)}

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.modes import Read, prepare_reading
+from logitstore.cache.modes import prepare_reading
+from logitstore.cache.ways import Read
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.encodings.rows import Rows
 from logitstore.reading.ensemble import Blend, Teacher

@@ -1,0 +1,23 @@
+"""The ways in which a snapshot's rows can be read, by name.
+
+A run's settings name one before anything is opened, so this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from logitstore.errors import InputError
+
+Read = Literal["auto", "materialise", "stream", "direct"]
+
+
+READS: tuple[Read, ...] = get_args(Read)
+
+
+def not_served(location: str) -> InputError:
+    """Return the error for streaming from a path."""
+    return InputError(
+        f"read 'stream' asks a server for rows, and {location} is a path: use --read materialise "
+        "or direct, or the URL of `logitstore serve`"
+    )
