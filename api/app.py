@@ -78,7 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
         ],
         exception_handlers={HTTPException: _rise},
     )
-    add_routes(app, registry, rows, ObjectsEndpoint(registry, threads), drain, warming)
+    objects_route = ObjectsEndpoint(registry, threads)
+    add_routes(app, registry, rows, objects_route, warming, lambda: drain.begun)
     return app
 
 

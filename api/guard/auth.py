@@ -16,13 +16,11 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from logitstore.api.guard.headers import Headers
 from logitstore.api.guard.problems import Refusal
 from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
-
-
-Headers = list[tuple[bytes, bytes]]
 
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})

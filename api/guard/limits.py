@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from logitstore.api.guard.auth import OPEN_PATHS, Headers
+from logitstore.api.guard.auth import OPEN_PATHS
+from logitstore.api.guard.headers import Headers, by_name
 from logitstore.api.guard.problems import Refusal
 
 _HOST = re.compile(rb"^(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?$")
@@ -89,7 +90,7 @@ def check_headers(headers: Headers, limits: Limits, *, loopback_only: bool) -> N
             "the Host header is not a name of this server; one without tokens answers to "
             "localhost only: start it with a token file to use another name",
         )
-    fields = dict(headers)
+    fields = by_name(headers)
     if fields.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Refusal(415, "content-encoding", "request bodies are taken as they are only")
     length = fields.get(b"content-length", b"0")

@@ -15,7 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.api.guard.auth import Headers, Tokens, admitted
+from logitstore.api.guard.auth import Tokens, admitted
+from logitstore.api.guard.headers import Headers
 from logitstore.api.guard.limits import Limits, check_headers
 from logitstore.api.guard.problems import Refusal, frame_headers
 from logitstore.api.routes.rows import RowsEndpoint, parse_view, rows_headers

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
+from logitstore.api.guard.headers import Headers, by_name
 from logitstore.api.guard.problems import Refusal
-from logitstore.api.routes.rows import check_root
+from logitstore.api.routes.requests import check_root, refuse_query
 from logitstore.api.served.registry import Opened, Registry
-from logitstore.errors import Damaged, NotFound, UnknownName
+from logitstore.errors import Damaged, MismatchError, NotFound, UnknownName
 from logitstore.format.commits import ObjectEntry, snapshot_folder
 from logitstore.format.wire import ROOT_HEADER
 
@@ -28,7 +29,7 @@ PIECE_BYTES = 1 << 20
 """In pieces of 256 KiB a download reaches an eighth less of nginx's rate."""
 
 
-_RANGE = re.compile(r"^bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))$")
+_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class ObjectsEndpoint:
         loop = asyncio.get_running_loop()
         sending = await loop.run_in_executor(self._threads, self._open, scope)
         try:
-            status, headers, start, stop = plan_answer(sending, dict(scope["headers"]))
+            status, headers, start, stop = choose_range(sending, scope)
             await send({"type": "http.response.start", "status": status, "headers": headers})
             if scope["method"] == "HEAD" or start == stop:
                 await send({"type": "http.response.body"})
@@ -91,8 +92,9 @@ class ObjectsEndpoint:
 
     def _open(self, scope: Scope) -> Sending:
         names = scope["path_params"]
+        refuse_query(scope["query_string"])
         opened = self._registry.open(names["store"], names["snapshot"])
-        check_root(opened.snapshot, opened.store.name, dict(scope["headers"]))
+        check_root(opened.snapshot, opened.store.name, by_name(scope["headers"]))
         return open_object(opened, names["key"])
 
 
@@ -119,10 +121,12 @@ def open_object(opened: Opened, key: str) -> Sending:
     return Sending(entry, snapshot.root, descriptor)
 
 
-def plan_answer(
-    sending: Sending, headers: dict[bytes, bytes]
-) -> tuple[int, list[tuple[bytes, bytes]], int, int]:
-    """Status, headers, and the bytes ``start .. stop-1`` to send (RFC 9110, 13 and 14)."""
+def choose_range(sending: Sending, scope: Scope) -> tuple[int, Headers, int, int]:
+    """Return status, headers, and the bytes ``start .. stop-1`` to send (RFC 9110, 13 and 14).
+
+    MismatchError if no entity tag of ``If-Match`` is the object's.
+    """
+    headers = by_name(scope["headers"])
     length, etag = sending.entry.length, f'"{sending.entry.sha256}"'
     common = {
         "etag": etag,
@@ -130,32 +134,49 @@ def plan_answer(
         "accept-ranges": "bytes",
         ROOT_HEADER: sending.root,
     }
-    held = headers.get(b"if-none-match", b"").decode("latin-1")
-    if held.strip() == "*" or etag in [part.strip().removeprefix("W/") for part in held.split(",")]:
+    if not _names(headers.get(b"if-match", b"*"), etag):
+        raise MismatchError(f"the object is {etag}, none that If-Match names")
+    if _names(headers.get(b"if-none-match", b""), etag, weak=True):
         return 304, _encoded(common), 0, 0
     status, start, stop = 200, 0, length
-    condition = headers.get(b"if-range", etag.encode()).decode("latin-1")
-    wanted = _RANGE.match(headers.get(b"range", b"").decode("latin-1"))
-    if wanted and condition == etag:
-        start, stop = _span(wanted, length)
-        if start >= stop:
-            outside = {"content-range": f"bytes */{length}"}
-            raise Refusal(416, "range", f"the object has {length} bytes", outside)
-        status = 206
-        common["content-range"] = f"bytes {start}-{stop - 1}/{length}"
+    if scope["method"] == "GET" and headers.get(b"if-range", etag.encode()) == etag.encode():
+        chosen = _parse_range(headers.get(b"range", b"").decode("latin-1"), length)
+        if chosen is not None:
+            status, (start, stop) = 206, chosen
+            common["content-range"] = f"bytes {start}-{stop - 1}/{length}"
     common["content-type"] = "application/octet-stream"
     common["content-length"] = str(stop - start)
     return status, _encoded(common), start, stop
 
 
-def _span(wanted: re.Match[str], length: int) -> tuple[int, int]:
-    first, last, suffix = wanted.groups()
+def _names(field: bytes, etag: str, *, weak: bool = False) -> bool:
+    """Whether a list of entity tags, or ``*``, names this one; ``weak`` ones too if allowed."""
+    tags = [tag.strip() for tag in field.decode("latin-1").split(",")]
+    return "*" in tags or etag in tags or (weak and f"W/{etag}" in tags)
+
+
+def _parse_range(value: str, length: int) -> tuple[int, int] | None:
+    """Return ``start, stop`` of one valid range; None if it is to be ignored (RFC 9110, 14.2).
+
+    Refusal if the range lies outside the object.
+    """
+    match = _RANGE.fullmatch(value)
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
     if suffix is not None:
-        return max(0, length - int(suffix)), length
-    return int(first), min(length, int(last) + 1 if last else length)
+        start, stop = max(0, length - int(suffix)), length
+    elif last and int(last) < int(first):
+        return None
+    else:
+        start, stop = int(first), min(length, int(last) + 1) if last else length
+    if start >= stop:
+        outside = {"content-range": f"bytes */{length}"}
+        raise Refusal(416, "range", f"the object has {length} bytes", outside)
+    return start, stop
 
 
-def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+def _encoded(headers: dict[str, str]) -> Headers:
     return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 

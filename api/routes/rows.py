@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from logitstore.api.guard.auth import Headers
+from logitstore.api.guard.headers import Headers, by_name
 from logitstore.api.guard.limits import Bodies, read_body
 from logitstore.api.guard.problems import Refusal
+from logitstore.api.routes.requests import check_root
 from logitstore.api.served.decoding import Decoding
 from logitstore.api.served.registry import Registry
-from logitstore.errors import InputError, MismatchError
+from logitstore.errors import InputError
 from logitstore.format.wire import (
     CRC_HEADER,
     INDICES_TYPE,
@@ -66,7 +67,7 @@ class RowsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await read_body(receive)
-        asked = dict(scope["headers"]), scope["query_string"], request
+        asked = by_name(scope["headers"]), scope["query_string"], request
         root, checksum, body = await self._rows(scope["path_params"], asked)
         headers = rows_headers(root, len(body), checksum)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -136,22 +137,14 @@ def rows_headers(root: str, length: int, checksum: str) -> Headers:
     ]
 
 
-def check_root(snapshot: Snapshot, store: str, headers: dict[bytes, bytes]) -> None:
-    """Refuse a request that says it means another build of this snapshot."""
-    expected = headers.get(ROOT_HEADER.encode(), snapshot.root.encode()).decode("latin-1")
-    if expected != snapshot.root:
-        raise MismatchError(
-            f"snapshot {snapshot.name!r} of store {store!r} has root {snapshot.root}, "
-            f"the request means {expected[:64]}"
-        )
-
-
 def parse_request(
     headers: dict[bytes, bytes], query: bytes, body: bytes
 ) -> tuple[int, NDArray[np.int64]]:
     """View and indices (N,) of a request in either of its two forms; InputError or Refusal."""
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind == b"application/json":
+        if query:
+            raise InputError("the JSON form takes the view from its body: drop the query")
         return _parse_json(body)
     if kind == INDICES_TYPE.encode():
         if len(body) > 4 * MAX_INDICES:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 from pydantic import TypeAdapter
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from logitstore.api.guard.headers import by_name
+from logitstore.api.routes.requests import check_root, refuse_query
 from logitstore.api.served.registry import Registry
 from logitstore.api.served.warm import Warming
-from logitstore.format.wire import CRC_HEADER, SnapshotReply, StoreEntry, StoreReply, crc32c
+from logitstore.format.wire import (
+    CRC_HEADER,
+    ROOT_HEADER,
+    SnapshotReply,
+    StoreEntry,
+    StoreReply,
+    crc32c,
+)
 
 SNAPSHOT_PATH = "/v1/stores/{store}/snapshots/{snapshot}"
 
@@ -26,10 +35,12 @@ OBJECTS_PATH = SNAPSHOT_PATH + "/objects/{key}"
 STORES = TypeAdapter(list[StoreEntry])
 
 
-class Drain(Protocol):
-    """Whether the server has been told to stop."""
+async def _check_query(request: Request) -> None:
+    refuse_query(request.scope["query_string"])
 
-    begun: bool
+
+NO_QUERY = [Depends(_check_query)]
+"""Dependencies of a route that takes no query."""
 
 
 def add_routes(
@@ -37,10 +48,13 @@ def add_routes(
     registry: Registry,
     rows: ASGIApp,
     objects: ASGIApp,
-    drain: Drain,
     warming: Warming | None,
+    stopping: Callable[[], bool],
 ) -> None:
-    """Add every route of the service to ``app``."""
+    """Add every route of the service to ``app``.
+
+    ``stopping`` says whether the server has been told to stop.
+    """
 
     @app.get("/livez", summary="Is the process alive?")
     async def livez() -> dict[str, str]:
@@ -48,25 +62,43 @@ def add_routes(
 
     @app.get("/readyz", summary="Should requests be sent here?")
     def readyz() -> JSONResponse:
-        if drain.begun:
+        if stopping():
             return JSONResponse({"status": "stopping"}, 503)
         if warming is not None and not warming.over:
             return JSONResponse({"status": "warming", "detail": warming.told()}, 503)
         ready = bool(registry.stores())
         return JSONResponse({"status": "ready" if ready else "no store"}, 200 if ready else 503)
 
-    @app.get("/v1/stores", summary="The stores served here", response_model=list[StoreEntry])
+    @app.get(
+        "/v1/stores",
+        summary="The stores served here",
+        response_model=list[StoreEntry],
+        dependencies=NO_QUERY,
+    )
     def stores() -> Response:
-        return checked(STORES.dump_json(registry.entries()))
+        return json_answer(STORES.dump_json(registry.entries()))
 
-    @app.get("/v1/stores/{store}", summary="A store and its snapshots", response_model=StoreReply)
+    @app.get(
+        "/v1/stores/{store}",
+        summary="A store and its snapshots",
+        response_model=StoreReply,
+        dependencies=NO_QUERY,
+    )
     def store(store: str) -> Response:
-        return checked(registry.store(store).reply().to_bytes())
+        return json_answer(registry.store(store).reply().to_bytes())
 
-    @app.get(SNAPSHOT_PATH, summary="A snapshot's metadata", response_model=SnapshotReply)
-    def snapshot(store: str, snapshot: str) -> Response:
+    @app.get(
+        SNAPSHOT_PATH,
+        summary="A snapshot's metadata",
+        response_model=SnapshotReply,
+        dependencies=NO_QUERY,
+    )
+    def snapshot(store: str, snapshot: str, request: Request) -> Response:
         opened = registry.open(store, snapshot).snapshot
-        return checked(SnapshotReply(root=opened.root, meta=opened.meta).to_bytes())
+        check_root(opened, store, by_name(request.scope["headers"]))
+        answer = json_answer(SnapshotReply(root=opened.root, meta=opened.meta).to_bytes())
+        answer.headers[ROOT_HEADER] = opened.root
+        return answer
 
     app.router.routes += [
         Route(ROWS_PATH, rows, methods=["POST"], name="rows"),
@@ -76,6 +108,6 @@ def add_routes(
     ]
 
 
-def checked(document: bytes) -> Response:
-    """A JSON answer whose damage on the way a client can see."""
+def json_answer(document: bytes) -> Response:
+    """Return an answer with its checksum, so that a client sees damage on the way."""
     return Response(document, 200, {CRC_HEADER: crc32c(document)}, "application/json")

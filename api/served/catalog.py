@@ -8,10 +8,10 @@ import os
 import re
 from pathlib import Path
 
-from logitstore.errors import Damaged, InputError
+from logitstore.errors import Damaged, InputError, UnknownName
 from logitstore.format.commits import ATTRIBUTE, snapshot_folder
 from logitstore.format.documents import NAME_PATTERN
-from logitstore.format.wire import SnapshotEntry, StoreReply
+from logitstore.format.wire import SnapshotEntry, StoreEntry, StoreReply
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored
 from logitstore.storage.local import LocalStorage
@@ -67,8 +67,8 @@ def _signature(path: str) -> Signature | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-class ServedStore:
-    """One store; the name it is served by is also all that its errors say of its place."""
+class StoreFolder:
+    """One store's folder; its errors say the name that it is served by, never its path."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -84,15 +84,27 @@ class ServedStore:
         """That of the snapshot's commit; ``snapshot`` comes from ``names``, never from a client."""
         return _signature(f"{self.folder}/{snapshot_folder(snapshot)}/commit.json")
 
+    def entry(self) -> StoreEntry:
+        """Return the store's line in the list of all; Damaged or NotFound if it has none."""
+        reply = self.reply()
+        return StoreEntry(
+            name=self.name,
+            classes=reply.meta.classes,
+            samples=reply.meta.dataset.length,
+            dataset=reply.meta.dataset.name,
+            snapshots=tuple(snapshot.name for snapshot in reply.snapshots),
+            damaged=reply.damaged,
+        )
+
     def reply(self) -> StoreReply:
-        """The store and its snapshots; those that cannot be opened are named as damaged."""
+        """Return the store and its snapshots; those that cannot be opened are named as damaged."""
         store, entries, damaged = self.open(), [], []
         for name in store.snapshots:
             signature = self.signature(name)
             if self._entries.get(name, (None,))[0] != signature:
                 try:
                     self._entries[name] = signature, _entry(store.snapshots[name])
-                except Damaged as error:
+                except (Damaged, UnknownName) as error:  # the latter of a newer version's encoding
                     log.error("%s", error)
                     damaged.append(name)
                     continue

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from logitstore.api.served.catalog import ServedStore, Signature, find_stores
+from logitstore.api.served.catalog import Signature, StoreFolder, find_stores
 from logitstore.api.served.decoding import Decoder, Decoding
 from logitstore.cache.cache import Cache
 from logitstore.errors import Damaged, InputError, NotFound, UnknownName
@@ -42,7 +42,7 @@ IDLE_SECONDS = 60.0
 class Opened:
     """A snapshot as it was committed when the disk was last looked at (``seen``), and its copy."""
 
-    store: ServedStore
+    store: StoreFolder
     snapshot: Snapshot
     signature: Signature | None
     seen: float
@@ -67,10 +67,10 @@ class Registry:
         self._decoder = Decoder(cache, self._make_room)
         self._lock, self._opening = Lock(), Lock()
         self._scanned = float("-inf")
-        self._stores: dict[str, ServedStore] = {}
+        self._stores: dict[str, StoreFolder] = {}
         self._open: dict[tuple[str, str], Opened] = {}
 
-    def stores(self) -> dict[str, ServedStore]:
+    def stores(self) -> dict[str, StoreFolder]:
         """All stores; the disk is looked at if that was not done within the last second."""
         with self._lock:
             if time.monotonic() - self._scanned > RESCAN_SECONDS:
@@ -81,7 +81,7 @@ class Registry:
                 ) as error:  # was fine at the start, and its text is not for clients
                     raise OSError(str(error)) from error
                 self._stores = {
-                    name: self._stores.get(name) or ServedStore(name, folder)
+                    name: self._stores.get(name) or StoreFolder(name, folder)
                     for name, folder in found.items()
                 }
                 for gone in [key for key in self._open if key[0] not in found]:
@@ -89,7 +89,7 @@ class Registry:
                 self._scanned = time.monotonic()
             return self._stores
 
-    def store(self, name: str) -> ServedStore:
+    def store(self, name: str) -> StoreFolder:
         """The store of that name; UnknownName suggests the nearest."""
         stores = self.stores()
         if name not in stores:
@@ -99,22 +99,11 @@ class Registry:
     def entries(self) -> list[StoreEntry]:
         """One entry for each store that can be opened."""
         entries = []
-        for name, served in self.stores().items():
+        for served in self.stores().values():
             try:
-                store = served.open()
+                entries.append(served.entry())
             except (Damaged, NotFound) as error:
                 log.error("%s", error)
-                continue
-            card = store.meta.dataset
-            entries.append(
-                StoreEntry(
-                    name=name,
-                    classes=store.meta.classes,
-                    samples=card.length,
-                    dataset=card.name,
-                    snapshots=tuple(store.snapshots),
-                )
-            )
         return entries
 
     def recent(self, store: str, name: str) -> Opened | None:

@@ -161,13 +161,14 @@ class Reply(Document):
 
 
 class StoreEntry(Reply):
-    """One line of ``GET /v1/stores``."""
+    """One line of ``GET /v1/stores``; ``damaged`` names the snapshots that cannot be opened."""
 
     name: str
     classes: int
     samples: int
     dataset: str
     snapshots: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
 
 
 class SnapshotEntry(Reply):

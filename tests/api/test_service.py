@@ -26,7 +26,7 @@ from logitstore.api.served.registry import Registry
 from logitstore.api.settings import Settings
 from logitstore.cache.cache import Cache
 from logitstore.errors import Damaged, InputError
-from logitstore.format.encodings.table import encoding
+from logitstore.format.encodings.table import encoding, parse_encoding
 from logitstore.format.wire import CRC_HEADER, ROOT_HEADER, crc32c, pack_indices, unpack
 
 TOKEN = "correct-horse-battery-staple"
@@ -204,6 +204,8 @@ def test_both_forms_of_a_rows_request_give_the_readers_rows(server: Any, root: P
         ("?view=%C2%B2", "application/octet-stream", b"\0\0\0\0", 422),
         ("?view=1&view=0", "application/octet-stream", b"\0\0\0\0", 422),
         ("?veiw=1", "application/octet-stream", b"\0\0\0\0", 422),
+        ("?view=1", "application/json", b'{"indices":[1]}', 422),
+        ("?view=0", "application/json", b'{"view":0,"indices":[1]}', 422),
         ("", "text/plain", b"1", 415),
     ],
 )
@@ -213,6 +215,98 @@ def test_a_bad_rows_request_is_explained(
     answer = server.get(ROWS + query, {"content-type": kind}, "POST", body)
     assert answer[0] == status
     assert problem(answer)["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/rows", "/objects/zarr.json", "/objects/snapshots/teacher/commit.json"]
+)
+def test_all_about_a_snapshot_is_refused_to_those_who_mean_another_build(
+    server: Any, root: Path, path: str
+) -> None:
+    right = open_store(root / "c10.zarr").snapshots["teacher"].root
+    place = f"/v1/stores/c10/snapshots/teacher{path}"
+    request = ("POST", pack_indices(np.array([1]))) if path == "/rows" else ("GET", None)
+
+    def ask(*roots: str) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.putrequest(request[0], place)
+        for name, value in [*BINARY.items(), *((ROOT_HEADER, root) for root in roots)]:
+            connection.putheader(name, value)
+        connection.putheader("content-length", str(len(request[1] or b"")))
+        connection.endheaders(request[1])
+        answer = connection.getresponse()
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        found = answer.status, headers, answer.read()
+        connection.close()
+        return found
+
+    for roots in ((), (right,)):
+        status, headers, _ = ask(*roots)
+        assert (status, headers[ROOT_HEADER]) == (200, right)
+    for roots in (("0" * 64,), (right.upper(),), ("",), (right, "0" * 64), ("0" * 64, right)):
+        answer = ask(*roots)
+        assert (answer[0], problem(answer)["type"]) == (412, "urn:logitstore:another-build")
+
+
+def test_a_query_that_nobody_reads_is_refused(server: Any) -> None:
+    for path in ("/v1/stores", "/v1/stores/c10", ROWS[:-5], f"{OBJECTS}/zarr.json"):
+        answer = server.get(f"{path}?view=1")
+        assert (answer[0], problem(answer)["type"]) == (422, "urn:logitstore:bad-request")
+    assert server.get("/livez?x=1")[0] == server.get("/readyz?x=1")[0] == 200
+
+
+def test_json_and_rows_carry_a_checksum_and_objects_their_digest(server: Any) -> None:
+    for path in ("/v1/stores", "/v1/stores/c10", ROWS[:-5]):
+        _, headers, body = server.get(path)
+        assert headers[CRC_HEADER] == crc32c(body)
+    _, headers, body = server.get(ROWS, BINARY, "POST", pack_indices(np.array([1])))
+    assert headers[CRC_HEADER] == crc32c(body)
+    _, headers, body = server.get(f"{OBJECTS}/zarr.json")
+    assert headers["etag"] == f'"{hashlib.sha256(body).hexdigest()}"'
+    for path in (f"{OBJECTS}/zarr.json", "/livez", "/readyz", "/openapi.json", "/v1/stores/none"):
+        assert CRC_HEADER not in server.get(path)[1]
+
+
+@pytest.mark.parametrize(
+    ("form", "arrays"),
+    [
+        ("float32", {"codes": ("F32", 10)}),
+        ("float16", {"codes": ("F16", 10), "scalars": ("F32", 2)}),
+        ("uint8:64", {"codes": ("U8", 10), "scalars": ("F32", 2)}),
+        ("topk:3", {"codes": ("F16", 4), "indices": ("U16", 4), "scalars": ("F32", 2)}),
+    ],
+)
+def test_the_arrays_of_an_answer_are_those_that_the_protocol_names(
+    serve: Callable[..., Any],
+    tiny_store: Any,
+    tmp_path: Path,
+    form: str,
+    arrays: dict[str, tuple[str, int]],
+) -> None:
+    server = serve(tiny_store(tmp_path / "c10.zarr", form=form))
+    body = server.get(ROWS, BINARY, "POST", pack_indices(np.array([5, 2, 5])))[2]
+    length = int.from_bytes(body[:8], "little")
+    header = json.loads(body[8 : 8 + length])
+    assert {n: (a["dtype"], a["shape"]) for n, a in header.items()} == {
+        name: (kind, [3, width]) for name, (kind, width) in arrays.items()
+    }
+    sizes = {"F32": 4, "F16": 2, "U16": 2, "U8": 1}
+    per_row = sum(sizes[kind] * width for kind, width in arrays.values())
+    assert len(body) == 8 + length + 3 * per_row
+    none = server.get(ROWS, BINARY, "POST", b"")
+    assert none[0] == 200
+    assert len(unpack(none[2], parse_encoding(form, 10), count=0).arrays["codes"]) == 0
+
+
+def test_the_bytes_of_all_arrays_limit_a_request(
+    serve: Callable[..., Any], tiny_store: Any, tmp_path: Path
+) -> None:
+    """5,000 classes of float16 are 10,000 bytes of codes a row, and 8 of scalars."""
+    server = serve(tiny_store(tmp_path / "c10.zarr", samples=2, classes=5000, form="float16"))
+    most = (16 << 20) // (2 * 5000 + 8)
+    for count, status in ((most, 200), (most + 1, 422)):
+        body = pack_indices(np.zeros(count, np.int64))
+        assert server.get(ROWS, BINARY, "POST", body)[0] == status
 
 
 SEGMENTS = [
@@ -295,9 +389,10 @@ def test_one_range_of_an_object_can_be_asked_for(server: Any, root: Path) -> Non
         start = data.index(part)
         assert headers["content-range"] == f"bytes {start}-{start + len(part) - 1}/{len(data)}"
     assert ranged(f"bytes=0-{10**9}")[2] == data
-    for ignored in ("bytes=1-2,4-5", "bytes=x", "lines=1-2", "bytes=-", "bytes=1"):
+    assert ranged("Bytes=5-9")[2] == data[5:10]
+    for ignored in ("bytes=1-2,4-5", "bytes=x", "lines=1-2", "bytes=-", "bytes=1", "bytes=9-5"):
         assert ranged(ignored)[::2] == (200, data)
-    for outside in (f"bytes={len(data)}-", "bytes=9-5", "bytes=-0"):
+    for outside in (f"bytes={len(data)}-", "bytes=-0"):
         answer = ranged(outside)
         assert answer[1]["content-range"] == f"bytes */{len(data)}"
         assert problem(answer)["status"] == 416
@@ -305,6 +400,10 @@ def test_one_range_of_an_object_can_be_asked_for(server: Any, root: Path) -> Non
     assert ranged("bytes=0-1", **{"if-range": etag})[0] == 206
     status, headers, body = server.get(f"{OBJECTS}/{key}", {"if-none-match": f'"x", {etag}'})
     assert (status, body, headers["etag"]) == (304, b"", etag)
+    status, headers, _ = server.get(f"{OBJECTS}/{key}", {"range": "bytes=5-9"}, "HEAD")
+    assert (status, headers["content-length"]) == (200, str(len(data))), "a range is of GET only"
+    for tags, status in ((f'"x", {etag}', 200), ("*", 200), ('"x"', 412), (f"W/{etag}", 412)):
+        assert server.get(f"{OBJECTS}/{key}", {"if-match": tags})[0] == status
 
 
 def test_a_damaged_store_gives_an_error_and_never_rows(
@@ -333,7 +432,9 @@ def test_a_damaged_store_gives_an_error_and_never_rows(
     shard.unlink()
     assert server.get(f"{OBJECTS}/snapshots/teacher/codes/c/0/1/0")[0] == 503
     (store / "snapshots/teacher/commit.json").write_text("{}")
-    assert json.loads(server.get("/v1/stores/c10")[2])["damaged"] == ["teacher"]
+    (line,) = json.loads(server.get("/v1/stores")[2])
+    for listed in (line, json.loads(server.get("/v1/stores/c10")[2])):
+        assert (listed["snapshots"], listed["damaged"]) == ([], ["teacher"])
     assert server.get("/v1/stores/c10/snapshots/teacher")[0] == 503
     assert "ERROR" in server.log()
 

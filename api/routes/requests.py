@@ -1,0 +1,26 @@
+"""What the routes check alike in a request: the build that it means, and a query nobody reads.
+
+A part of a request that could change its answer is obeyed or refused, never ignored.
+"""
+
+from __future__ import annotations
+
+from logitstore.errors import InputError, MismatchError
+from logitstore.format.wire import ROOT_HEADER
+from logitstore.reading.snapshot import Snapshot
+
+
+def check_root(snapshot: Snapshot, store: str, headers: dict[bytes, bytes]) -> None:
+    """Refuse a request whose ``x-logitstore-root`` names another build of this snapshot."""
+    expected = headers.get(ROOT_HEADER.encode(), snapshot.root.encode()).decode("latin-1")
+    if expected != snapshot.root:
+        raise MismatchError(
+            f"snapshot {snapshot.name!r} of store {store!r} has root {snapshot.root}, "
+            f"the request means {expected[:64]}"
+        )
+
+
+def refuse_query(query: bytes) -> None:
+    """Refuse any query on a path that has none."""
+    if query:
+        raise InputError(f"this path takes no query: drop ?{query[:64].decode('latin-1')}")
