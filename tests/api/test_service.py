@@ -183,6 +183,16 @@ def test_both_forms_of_a_rows_request_give_the_readers_rows(server: Any, root: P
     assert answers[0][2] == answers[1][2]
 
 
+def test_the_protocols_example_gives_the_readers_logits(server: Any, root: Path) -> None:
+    page = (Path(__file__).parents[2] / "api/HTTP.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    code = code.replace("localhost:8000", f"localhost:{server.port}").replace("resnet56", "teacher")
+    exec(code, names)
+    snapshot = open_store(root / "c10.zarr").snapshots["teacher"]
+    np.testing.assert_array_equal(names["logits"], snapshot.logits([3, 1, 4]))
+
+
 @pytest.mark.parametrize(
     ("query", "kind", "body", "status"),
     [
