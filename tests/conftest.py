@@ -94,7 +94,7 @@ def tiny_store() -> Callable[..., Path]:
                 classes=classes,
                 rows_per_shard=rows,
                 imported=ImportCard(file="tiny.npy", sha256="0" * 64),
-                encoding=EncodingCard(name=kind.name, parameters=kind.parameters),
+                encoding=EncodingCard.of(kind),
                 packages={},
             )
             logits = logits_of(seed + number, samples, classes, views)

@@ -22,7 +22,7 @@ from logitstore.api.guard.problems import Refusal
 from logitstore.api.routes.requests import check_root, refuse_query
 from logitstore.api.served.registry import Opened, Registry
 from logitstore.errors import Damaged, MismatchError, NotFound, UnknownName
-from logitstore.format.commits import ObjectEntry, snapshot_folder
+from logitstore.format.commits import ObjectEntry, commit_key
 from logitstore.format.wire import ROOT_HEADER
 
 PIECE_BYTES = 1 << 20
@@ -102,7 +102,7 @@ def open_object(opened: Opened, key: str) -> Sending:
     """Open an object for sending; UnknownName if the commit does not list it, Damaged if it is not
     a plain file of the committed length."""
     served, snapshot = opened.store, opened.snapshot
-    if key == f"{snapshot_folder(snapshot.name)}/commit.json":
+    if key == commit_key(snapshot.name):
         commit = snapshot.commit.to_bytes()
         return Sending(ObjectEntry.of(commit), snapshot.root, commit)
     entry = snapshot.commit.objects.get(key)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from logitstore.errors import Damaged, InputError, UnknownName
-from logitstore.format.commits import ATTRIBUTE, snapshot_folder
+from logitstore.format.commits import ATTRIBUTE, commit_key
 from logitstore.format.documents import NAME_PATTERN
 from logitstore.format.wire import SnapshotEntry, StoreEntry, StoreReply
 from logitstore.reading.snapshot import Snapshot
@@ -82,7 +82,7 @@ class StoreFolder:
 
     def signature(self, snapshot: str) -> Signature | None:
         """That of the snapshot's commit; ``snapshot`` comes from ``names``, never from a client."""
-        return _signature(f"{self.folder}/{snapshot_folder(snapshot)}/commit.json")
+        return _signature(f"{self.folder}/{commit_key(snapshot)}")
 
     def entry(self) -> StoreEntry:
         """Return the store's line in the list of all; Damaged or NotFound if it has none."""

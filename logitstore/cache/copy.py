@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.format.documents import Document, Name, Sha256
+from logitstore.format.grid import Grid, Span
 from logitstore.progress import Progress
 from logitstore.threads import parallel, usable_cpus
 
@@ -35,8 +36,13 @@ class Block(NamedTuple):
     """One shard's rows; ``first`` counts through all views."""
 
     number: int
+    shard: Span
     first: int
-    rows: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in the shard."""
+        return self.shard.rows
 
 
 class ArrayIndex(Document):
@@ -89,13 +95,9 @@ class Index(Document):
     def blocks(self) -> list[Block]:
         """All blocks, in the order in which they lie."""
         views, samples, _ = next(iter(self.arrays.values())).shape
-        step = self.rows_per_shard
-        spans = [
-            (view * samples + start, min(step, samples - start))
-            for view in range(views)
-            for start in range(0, samples, step)
-        ]
-        return [Block(number, *span) for number, span in enumerate(spans)]
+        grid = Grid(samples, views, self.rows_per_shard)
+        shards = enumerate(grid.shards())
+        return [Block(number, shard, grid.rows_of(shard).start) for number, shard in shards]
 
 
 class Copy:
@@ -155,14 +157,13 @@ def decode_all(
     snapshot: Snapshot, index: Index, keep: Callable[[Block, Arrays], None], progress: Progress
 ) -> None:
     """Give ``keep`` each block with its rows, (rows, width) of every array, in several threads."""
-    samples = snapshot.meta.samples
 
     def decode(block: Block) -> int:
-        keep(block, snapshot.read_shard(*divmod(block.first, samples)))
+        keep(block, snapshot.read_shard(block.shard))
         return block.rows
 
     threads = max(CONNECTIONS, usable_cpus()) if snapshot.served else usable_cpus()
-    progress.start(f"decoding {snapshot.name}", snapshot.meta.views * samples, "rows")
+    progress.start(f"decoding {snapshot.name}", snapshot.meta.views * snapshot.meta.samples, "rows")
     for rows in parallel(decode, index.blocks(), min(threads, MOST_THREADS)):
         progress.advance(rows)
 

@@ -93,7 +93,7 @@ def import_logits(
         classes=classes,
         rows_per_shard=shard_rows(entry.widest),
         imported=ImportCard(file=path.name, sha256=file_sha256(path)),
-        encoding=EncodingCard(name=entry.name, parameters=entry.parameters),
+        encoding=EncodingCard.of(entry),
         temperatures=wish.temperatures,
         packages={name: version(name) for name in ("logitstore", "numcodecs", "numpy", "zarr")},
     )
@@ -101,10 +101,10 @@ def import_logits(
     _check_finite(values, path)
     writer = open_writer(storage, meta, samples, plan, fresh=fresh)
     missing = writer.missing()
-    progress.start("import", sum(shard.stop - shard.start for shard in missing), "rows")
+    progress.start("import", sum(shard.rows for shard in missing), "rows")
     for shard in missing:
-        rows = np.asarray(values[shard.view, shard.start : shard.stop], np.float32)
-        writer.write(shard, rows, samples.labels[shard.start : shard.stop])
+        rows = np.asarray(values[shard.view, shard.samples], np.float32)
+        writer.write(shard, rows, samples.labels[shard.samples])
         progress.advance(len(rows))
     return writer.commit()
 
@@ -173,9 +173,9 @@ def _write_npy(
 
 def _decoded(snapshot: Snapshot, progress: Progress) -> Iterator[Logits]:
     """All rows, view by view, float32 (rows, C) at a time."""
-    for view, start, stop in snapshot.shards():
-        yield snapshot.logits(np.arange(start, stop), view)
-        progress.advance(stop - start)
+    for shard in snapshot.grid.shards():
+        yield snapshot.logits(np.arange(shard.start, shard.stop), shard.view)
+        progress.advance(shard.rows)
 
 
 def _flat(shape: tuple[int, int, int]) -> tuple[int, ...]:

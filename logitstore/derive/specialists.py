@@ -184,7 +184,7 @@ def prediction_covariance(
     classes, rows = snapshot.meta.classes, snapshot.meta.views * snapshot.meta.samples
     total, products = np.zeros(classes), np.zeros((classes, classes))
     progress.start("covariance", rows, "rows")
-    for view, start, stop in snapshot.shards():
+    for view, start, stop in snapshot.grid.shards():
         logits = snapshot.logits(np.arange(start, stop), view).astype(np.float64)
         predicted = np.exp(logits - logits.max(axis=1, keepdims=True))
         predicted /= predicted.sum(axis=1, keepdims=True)

@@ -54,7 +54,7 @@ def transcode(
             f"add up: transcode the one that it was made from, root {meta.transcoded.root}"
         )
     entry = chosen_for(store, snapshot, wish, snapshot.logits)
-    if EncodingCard(name=entry.name, parameters=entry.parameters) == meta.encoding:
+    if EncodingCard.of(entry) == meta.encoding:
         raise InputError(
             f"{snapshot.url}: snapshot {snapshot.name!r} is kept as {spelled(entry)} already: "
             "choose another --encoding, or copy the store"
@@ -96,7 +96,7 @@ def plan_from(
     here = {each: version(each) for each in ("logitstore", "numcodecs", "numpy", "zarr")}
     changed = {
         "name": name,
-        "encoding": EncodingCard(name=entry.name, parameters=entry.parameters),
+        "encoding": EncodingCard.of(entry),
         "rows_per_shard": shard_rows(entry.widest),
         "temperatures": wish.temperatures,
         "packages": {**snapshot.meta.packages, **here},
@@ -128,9 +128,9 @@ def write_from(
     check_target(storage, store.meta, plan, fresh=fresh)
     writer = open_writer(storage, store.meta, samples, plan, fresh=fresh)
     missing = writer.missing()
-    progress.start(doing, sum(shard.stop - shard.start for shard in missing), "rows")
+    progress.start(doing, sum(shard.rows for shard in missing), "rows")
     for shard in missing:
         logits = answers(np.arange(shard.start, shard.stop), shard.view)
-        writer.write(shard, logits, samples.labels[shard.start : shard.stop])
+        writer.write(shard, logits, samples.labels[shard.samples])
         progress.advance(len(logits))
     return writer.commit()

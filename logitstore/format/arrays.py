@@ -17,7 +17,7 @@ from numcodecs import VLenUTF8, zstd
 from numpy.typing import NDArray
 
 from logitstore.errors import Damaged
-from logitstore.format.grid import FLAT_SHARD_ROWS
+from logitstore.format.grid import FLAT_SHARD_ROWS, Grid
 
 ZSTD_LEVEL = 3
 
@@ -67,10 +67,11 @@ class ArrayLayout:
     def width(self) -> int:
         return self.shape[-1] if len(self.shape) == 3 else 1
 
-    def shard_key(self, view: int, start: int) -> str:
-        """Key of the shard that begins with sample ``start``, relative to the array."""
-        number = start // self.rows_per_shard
-        return f"c/{view}/{number}/0" if len(self.shape) == 3 else f"c/{number}"
+    @property
+    def grid(self) -> Grid:
+        """How the array's rows are cut into shards; a flat array has one view."""
+        views = self.shape[0] if len(self.shape) == 3 else 1
+        return Grid(self.samples, views, self.rows_per_shard)
 
     @classmethod
     def parse(cls, where: str, data: bytes) -> ArrayLayout:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from logitstore.format.documents import Document, Name, Sha256
+from logitstore.format.encodings.base import Encoding
+from logitstore.format.grid import Grid
 
 FORMAT_VERSION = 1
 
@@ -124,6 +126,11 @@ class EncodingCard(Document):
     name: str
     parameters: dict[str, int] = Field(default_factory=dict)
 
+    @classmethod
+    def of(cls, encoding: Encoding) -> EncodingCard:
+        """Return the card of an encoding; ``encoding_of`` is the inverse."""
+        return cls(name=encoding.name, parameters=encoding.parameters)
+
 
 class Divergence(Document):
     """KL(teacher || decoded) in nats at one temperature, over all rows."""
@@ -199,6 +206,11 @@ class SnapshotPlan(Document):
         if (self.teacher is None) == (self.imported is None):
             raise ValueError("exactly one of teacher and imported must be given")
         return self
+
+    @property
+    def grid(self) -> Grid:
+        """How the rows are cut into shards."""
+        return Grid(self.samples, self.views, self.rows_per_shard)
 
     @model_serializer(mode="wrap")
     def _without_what_few_have(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -88,9 +88,24 @@ def snapshot_folder(name: str) -> str:
     return f"snapshots/{name}"
 
 
+def commit_key(name: str) -> str:
+    """Return the key of a snapshot's commit."""
+    return f"{snapshot_folder(name)}/commit.json"
+
+
 def build_folder(name: str) -> str:
     """Where an unfinished build of a snapshot keeps its plan and marks."""
     return f".build/{name}"
+
+
+def plan_key(name: str) -> str:
+    """Return the key of an unfinished build's plan."""
+    return f"{build_folder(name)}/plan.json"
+
+
+def mark_key(name: str, view: int, number: int) -> str:
+    """Return the key of the mark that a shard of an unfinished build is finished."""
+    return f"{build_folder(name)}/{view}-{number}.json"
 
 
 def group_document(attributes: dict[str, Any]) -> bytes:

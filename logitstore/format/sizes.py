@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from logitstore.format.arrays import ZSTD_LEVEL
 from logitstore.format.cards import SnapshotPlan
 from logitstore.format.encodings.base import Arrays, Encoding
-from logitstore.format.encodings.table import planned
+from logitstore.format.encodings.table import encoding_of
 from logitstore.format.grid import chunk_rows, shard_rows
 
 _CRC_BYTES, _INDEX_BYTES = 4, 16
@@ -33,7 +33,7 @@ def _under(count: int) -> int:
 
 def shard_bytes(sample: NDArray[Any], rows: int, plan: SnapshotPlan) -> int:
     """Bytes of one array's shard of ``rows`` rows that are like ``sample`` (n, K)."""
-    chunk = chunk_rows(plan.rows_per_shard, planned(plan).widest)
+    chunk = chunk_rows(plan.rows_per_shard, encoding_of(plan.encoding, plan.classes).widest)
     whole, rest = divmod(rows, len(sample))
     payload = whole * _payload(sample, chunk) if whole else 0
     if rest:

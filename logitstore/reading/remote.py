@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
 from logitstore.format.cards import StoreMeta
-from logitstore.format.commits import root_of, snapshot_folder
+from logitstore.format.commits import commit_key, root_of
 from logitstore.format.documents import NAME_PATTERN
 from logitstore.format.encodings.rows import Rows
 from logitstore.format.wire import (
@@ -210,7 +210,7 @@ class RemoteSnapshots(Mapping[str, Snapshot]):
                 where = f"{self._connection.base}/{self._store}"
                 raise UnknownName.among(f"snapshot in {where}", name, names)
             objects = RemoteObjects(self._connection, self._store, name)
-            commit = objects.get(f"{snapshot_folder(name)}/commit.json")
+            commit = objects.get(commit_key(name))
             snapshot = RemoteSnapshot(objects, name, commit)
             if snapshot.store_meta != self._meta:
                 raise MismatchError(

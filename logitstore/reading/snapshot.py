@@ -8,7 +8,6 @@ for writing.  ``remote`` has the same nouns over HTTP.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from threading import Lock
 from typing import Any, ClassVar, Protocol
 
@@ -21,13 +20,15 @@ from logitstore.format.cards import SnapshotMeta, StoreMeta
 from logitstore.format.commits import (
     Commit,
     ObjectEntry,
+    commit_key,
     group_attributes,
     root_of,
     snapshot_folder,
 )
 from logitstore.format.encodings.base import Encoding, Logits
 from logitstore.format.encodings.rows import Rows
-from logitstore.format.encodings.table import encoding
+from logitstore.format.encodings.table import encoding_of
+from logitstore.format.grid import Span
 from logitstore.version import __version__
 
 DECODED_CACHE_BYTES = 512 << 20
@@ -64,7 +65,7 @@ class Snapshot:
         self.name, self.root = name, root_of(commit)
         self._source = source
         where = f"{source.url}: {snapshot_folder(name)}"
-        self.commit = Commit.open(f"{where}/commit.json", commit, name)
+        self.commit = Commit.open(f"{source.url}: {commit_key(name)}", commit, name)
         above = f"{source.url}: zarr.json"
         self.store_meta = StoreMeta.parse(above, group_attributes(above, self.object("zarr.json")))
         self.object("snapshots/zarr.json")  # no read of ours needs it, but other zarr clients do
@@ -78,10 +79,11 @@ class Snapshot:
                 f"{where}: {self.meta.samples} samples of {self.meta.classes} classes, in a store "
                 f"for {store[0]} of {store[1]}"
             )
+        self.grid = self.meta.grid
         self.encoding = self._known_encoding(where)
         self.layouts = {array: self._layout(array) for array in self.encoding.layout}
         self.copy: DecodedCopy | None = None
-        self._decoded: OrderedDict[tuple[int, int], dict[str, NDArray[Any]]] = OrderedDict()
+        self._decoded: OrderedDict[Span, dict[str, NDArray[Any]]] = OrderedDict()
         self._lock = Lock()
 
     def __repr__(self) -> str:
@@ -139,32 +141,22 @@ class Snapshot:
             name: np.empty((len(wanted), width[name]), layout.dtype)
             for name, layout in self.layouts.items()
         }
-        shard_of = wanted // self.meta.rows_per_shard
-        for number in np.unique(shard_of):
-            chosen = np.flatnonzero(shard_of == number)
-            inside = wanted[chosen] - number * self.meta.rows_per_shard
-            for name, decoded in self._shard(view, int(number)).items():
-                arrays[name][chosen] = decoded[inside]
+        for span, positions, inside in self.grid.split(view, wanted):
+            for name, decoded in self._shard(span).items():
+                arrays[name][positions] = decoded[inside]
         return arrays
 
     def logits(self, indices: ArrayLike, view: int = 0) -> Logits:
         """Decoded logits of these samples: float32 (len(indices), C)."""
         return self.rows(indices, view).logits()
 
-    def shards(self) -> Iterator[tuple[int, int, int]]:
-        """(view, start, stop) of every shard, in the order in which they lie."""
-        step, samples = self.meta.rows_per_shard, self.meta.samples
-        for view in range(self.meta.views):
-            for start in range(0, samples, step):
-                yield view, start, min(start + step, samples)
-
-    def read_shard(self, view: int, start: int) -> dict[str, NDArray[Any]]:
-        """The shard that begins with sample ``start``: verified, decoded, (rows, width) each."""
-        rows, decoded = min(self.meta.rows_per_shard, self.meta.samples - start), {}
+    def read_shard(self, shard: Span) -> dict[str, NDArray[Any]]:
+        """A shard's rows, verified and decoded: (rows, width) of each array."""
+        decoded = {}
         for name, layout in self.layouts.items():
-            key = f"{snapshot_folder(self.name)}/{name}/{layout.shard_key(view, start)}"
+            key = f"{snapshot_folder(self.name)}/{name}/{self.grid.key(shard)}"
             where = f"{self._source.url}: {key}"
-            decoded[name] = decode_shard(where, layout, self.object(key), rows)
+            decoded[name] = decode_shard(where, layout, self.object(key), shard.rows)
         return decoded
 
     def stored_bytes(self) -> int:
@@ -196,7 +188,7 @@ class Snapshot:
         """The encoding that the metadata names; UnknownName if this version does not have it."""
         card = self.meta.encoding
         try:
-            return encoding(card.name, self.meta.classes, card.parameters)
+            return encoding_of(card, self.meta.classes)
         except (UnknownName, InputError) as error:
             writer = self.meta.packages.get("logitstore", "another version")
             raise type(error)(
@@ -216,14 +208,14 @@ class Snapshot:
             )
         return layout
 
-    def _shard(self, view: int, number: int) -> dict[str, NDArray[Any]]:
+    def _shard(self, shard: Span) -> dict[str, NDArray[Any]]:
         with self._lock:
-            if (view, number) in self._decoded:
-                self._decoded.move_to_end((view, number))
-                return self._decoded[view, number]
-        decoded = self.read_shard(view, number * self.meta.rows_per_shard)
+            if shard in self._decoded:
+                self._decoded.move_to_end(shard)
+                return self._decoded[shard]
+        decoded = self.read_shard(shard)
         with self._lock:
-            self._decoded[view, number] = decoded
+            self._decoded[shard] = decoded
             while len(self._decoded) > 1 and self._cached_bytes() > DECODED_CACHE_BYTES:
                 self._decoded.popitem(last=False)
         return decoded
@@ -233,9 +225,7 @@ class Snapshot:
 
     def _rows_of(self, key: str) -> str:
         """ " (view v, samples a..b)" if ``key`` is a shard of codes, else nothing."""
-        parts = key.removeprefix(f"{snapshot_folder(self.name)}/").split("/")
-        if len(parts) != 5 or parts[1] != "c":
-            return ""
-        start = int(parts[3]) * self.meta.rows_per_shard
-        stop = min(start + self.meta.rows_per_shard, self.meta.samples)
-        return f" (view {parts[2]}, samples {start}..{stop - 1})"
+        _, _, inside = key.removeprefix(f"{snapshot_folder(self.name)}/").partition("/")
+        # Before the metadata is read there is no grid, but no shard is read then either.
+        shard = self.grid.span_of(inside) if inside.startswith("c/") else None
+        return f" (view {shard.view}, samples {shard.start}..{shard.stop - 1})" if shard else ""

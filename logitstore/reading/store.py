@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from logitstore.errors import Damaged, NotFound, UnknownName
 from logitstore.format.arrays import ArrayLayout, decode_shard
 from logitstore.format.cards import StoreMeta
-from logitstore.format.commits import ObjectEntry, group_attributes, snapshot_folder
+from logitstore.format.commits import ObjectEntry, commit_key, group_attributes, snapshot_folder
 from logitstore.reading.snapshot import Snapshot
 from logitstore.storage import Storage
 from logitstore.storage.local import is_temporary
@@ -60,10 +60,10 @@ class LogitStore:
         if layout.shape != (len(self),):
             raise Damaged(f"{where}: {layout.shape} values for {len(self)} samples")
         parts = []
-        for start in range(0, len(self), layout.rows_per_shard):
-            key = f"{array}/{layout.shard_key(0, start)}"
-            rows = min(layout.rows_per_shard, len(self) - start)
-            parts.append(decode_shard(f"{self.url}: {key}", layout, snapshot.object(key), rows))
+        for span in layout.grid.shards():
+            key = f"{array}/{layout.grid.flat_key(span)}"
+            where = f"{self.url}: {key}"
+            parts.append(decode_shard(where, layout, snapshot.object(key), span.rows))
         return np.concatenate(parts)
 
 
@@ -78,7 +78,7 @@ class _LocalSnapshots(Mapping[str, Snapshot]):
         return [
             name
             for name in self._storage.names("snapshots/")
-            if self._storage.size(f"{snapshot_folder(name)}/commit.json") is not None
+            if self._storage.size(commit_key(name)) is not None
         ]
 
     def __iter__(self) -> Iterator[str]:
@@ -91,7 +91,7 @@ class _LocalSnapshots(Mapping[str, Snapshot]):
         if name not in self._open:
             if name not in self._names():
                 raise UnknownName.among(f"snapshot in {self._storage.url}", name, self)
-            commit = self._storage.get(f"{snapshot_folder(name)}/commit.json")
+            commit = self._storage.get(commit_key(name))
             snapshot = Snapshot(self._storage, name, commit)
             self._check_surroundings(snapshot)
             self._open[name] = snapshot
@@ -103,7 +103,7 @@ class _LocalSnapshots(Mapping[str, Snapshot]):
             raise Damaged(
                 f"{self._storage.url}: zarr.json is not what the commit of {snapshot.name!r} lists"
             )
-        known = {*snapshot.commit.objects, f"{snapshot_folder(snapshot.name)}/commit.json"}
+        known = {*snapshot.commit.objects, commit_key(snapshot.name)}
         for prefix in (f"{snapshot_folder(snapshot.name)}/", "labels/", "keys/"):
             for key in self._storage.keys(prefix):
                 if key not in known and not is_temporary(key):

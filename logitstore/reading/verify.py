@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from logitstore.errors import Damaged, InputError, NotFound, UnknownName
-from logitstore.format.commits import build_folder, snapshot_folder
+from logitstore.format.commits import build_folder, commit_key, plan_key, snapshot_folder
 from logitstore.format.samples import Samples
 from logitstore.progress import Progress, Silent
 from logitstore.reading.opening import open_store
@@ -74,7 +74,7 @@ def verify_store(
     for name in names:
         snapshot = _open(store, name, report)
         if snapshot is not None:
-            known |= set(snapshot.commit.objects) | {f"{snapshot_folder(name)}/commit.json"}
+            known |= set(snapshot.commit.objects) | {commit_key(name)}
             _check_objects(snapshot, report, progress)
             _check_decoding(store, snapshot, report)
     if not remote and not snapshots:
@@ -113,7 +113,7 @@ def _check_decoding(store: LogitStore, snapshot: Snapshot, report: Report) -> No
         card = store.meta.dataset
         if Samples(card.name, store.labels, keys).card() != card:
             report.breaches.append(f"{store.url}: labels and keys are not the dataset card's")
-        for view, start, stop in snapshot.shards():
+        for view, start, stop in snapshot.grid.shards():
             logits = snapshot.logits(np.arange(start, stop), view)
             broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
             if len(broken):
@@ -128,10 +128,9 @@ def _check_decoding(store: LogitStore, snapshot: Snapshot, report: Report) -> No
 def _lost_commits(storage: Storage) -> list[str]:
     """Snapshots that are neither committed nor being built."""
     return [
-        f"{storage.url}: {snapshot_folder(name)}/commit.json is missing: the snapshot is lost"
+        f"{storage.url}: {commit_key(name)} is missing: the snapshot is lost"
         for name in storage.names("snapshots/")
-        if storage.size(f"{snapshot_folder(name)}/commit.json") is None
-        and storage.size(f"{build_folder(name)}/plan.json") is None
+        if storage.size(commit_key(name)) is None and storage.size(plan_key(name)) is None
     ]
 
 
@@ -140,7 +139,7 @@ def _find_foreign(storage: Storage, known: set[str], names: Sequence[str], repor
     unfinished = [name for name in storage.names(".build/") if name not in names]
     allowed = tuple(f"{snapshot_folder(name)}/" for name in unfinished)
     allowed += tuple(f"{build_folder(name)}/" for name in storage.names(".build/"))
-    damaged = {name for name in names if f"{snapshot_folder(name)}/commit.json" not in known}
+    damaged = {name for name in names if commit_key(name) not in known}
     for key in sorted(storage.keys()):
         parts = key.split("/")
         own = len(parts) > 1 and parts[0] == "snapshots" and parts[1] in damaged

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from logitstore.format.cards import EncodingCard, SnapshotPlan, StoreMeta
 from logitstore.format.choice import candidates
 from logitstore.format.encodings.base import Encoding, Logits
-from logitstore.format.encodings.table import planned, spelled
+from logitstore.format.encodings.table import encoding_of, spelled
 from logitstore.format.grid import shard_rows
 from logitstore.format.samples import Samples
 from logitstore.writing.footprint import Objects, footprint, store_objects
@@ -114,13 +114,15 @@ def predict(
     plan, rows = plans[0], sum(plan.views * plan.samples for plan in plans)
     in_store = store_objects(meta, samples, plan)
     compared = candidates(plan.classes)
-    if planned(plan) not in compared:
-        compared.append(planned(plan))
+    if encoding_of(plan.encoding, plan.classes) not in compared:
+        compared.append(encoding_of(plan.encoding, plan.classes))
     costs = [
         _encoding_cost([_encoded_as(p, entry, rows_per_shard) for p in plans], trial, in_store)
         for entry in compared
     ]
-    chosen = next(cost for cost in costs if cost.name == spelled(planned(plan)))
+    chosen = next(
+        cost for cost in costs if cost.name == spelled(encoding_of(plan.encoding, plan.classes))
+    )
     seconds = build_seconds(plan, trial)
     live = plan.samples * sum(trial.forward.values()) / len(trial.forward)
     return Estimate(
@@ -156,7 +158,7 @@ def build_seconds(plan: SnapshotPlan, trial: Trial) -> float:
 
 
 def _encoded_as(plan: SnapshotPlan, entry: Encoding, rows_per_shard: int | None) -> SnapshotPlan:
-    card = EncodingCard(name=entry.name, parameters=entry.parameters)
+    card = EncodingCard.of(entry)
     rows = rows_per_shard or shard_rows(entry.widest)
     return plan.model_copy(update={"encoding": card, "rows_per_shard": rows})
 
@@ -169,7 +171,7 @@ def _encoding_cost(plans: Sequence[SnapshotPlan], trial: Trial, in_store: Object
     total = sum(entry.length for entry in in_store.values()) + sum(each.bytes for each in found)
     worst = np.max([[d.mean for d in each.fidelity.divergence] for each in found], axis=0)
     return EncodingCost(
-        name=spelled(planned(plans[0])),
+        name=spelled(encoding_of(plans[0].encoding, plans[0].classes)),
         bytes=total,
         bytes_per_row=total / sum(plan.views * plan.samples for plan in plans),
         kl=dict(zip(plans[0].temperatures, worst.tolist(), strict=True)),

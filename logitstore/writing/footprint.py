@@ -20,7 +20,7 @@ from logitstore.format.commits import (
     snapshot_folder,
 )
 from logitstore.format.encodings.base import Labels, Logits
-from logitstore.format.encodings.table import planned
+from logitstore.format.encodings.table import encoding_of
 from logitstore.format.fidelity import encoded
 from logitstore.format.grid import chunk_rows
 from logitstore.format.samples import Samples
@@ -64,7 +64,9 @@ def footprint(
     n is a multiple of 512, or at least ``plan.samples``; a sample of all rows is met exactly if
     there is one view.
     """
-    arrays, fidelity = encoded(planned(plan), sample, labels, plan.temperatures)
+    arrays, fidelity = encoded(
+        encoding_of(plan.encoding, plan.classes), sample, labels, plan.temperatures
+    )
     meta = SnapshotMeta(**plan.model_dump(), fidelity=fidelity, top1=top1)
     document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
     folder = snapshot_folder(plan.name)
@@ -89,7 +91,7 @@ def _entries_bytes(prefix: str, views: int, lengths: Sequence[int]) -> int:
 
 def _array_documents(plan: SnapshotPlan) -> Objects:
     """The metadata of a snapshot's arrays, as the writer writes it."""
-    entry, rows = planned(plan), plan.rows_per_shard
+    entry, rows = encoding_of(plan.encoding, plan.classes), plan.rows_per_shard
     chunk = chunk_rows(rows, entry.widest)
     with TemporaryDirectory() as folder:
         store = WriterStore(open_storage(folder))

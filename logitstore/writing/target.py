@@ -15,8 +15,10 @@ from logitstore.format.commits import (
     Commit,
     ObjectEntry,
     build_folder,
+    commit_key,
     group_attributes,
     group_document,
+    plan_key,
     root_of,
     snapshot_folder,
 )
@@ -144,15 +146,15 @@ def _stored_meta(storage: Storage) -> StoreMeta:
 
 def _commit_of(storage: Storage, name: str) -> bytes | None:
     try:
-        return storage.get(f"{snapshot_folder(name)}/commit.json")
+        return storage.get(commit_key(name))
     except NotFound:
         return None
 
 
 def _unfinished_plan(storage: Storage, name: str) -> SnapshotPlan | None:
-    where = f"{storage.url}: {build_folder(name)}/plan.json"
+    where = f"{storage.url}: {plan_key(name)}"
     try:
-        data = storage.get(f"{build_folder(name)}/plan.json")
+        data = storage.get(plan_key(name))
     except NotFound:
         return None
     plan = SnapshotPlan.parse(f"{where} (--fresh forgets it)", data)
@@ -233,7 +235,7 @@ def discard(storage: Storage, name: str) -> None:
 
     The store goes too if nothing else is in it.
     """
-    if storage.size(f"{snapshot_folder(name)}/commit.json") is not None:
+    if storage.size(commit_key(name)) is not None:
         raise InputError(
             f"{storage.url}: snapshot {name!r} is committed; only unfinished builds are discarded"
         )
@@ -254,7 +256,7 @@ def abandon(location: str, name: str) -> None:
     """
     storage = open_storage(location)
     unfinished = sorted(storage.names(".build/"))
-    committed = storage.size(f"{snapshot_folder(name)}/commit.json") is not None
+    committed = storage.size(commit_key(name)) is not None
     if name not in unfinished and not committed:
         raise UnknownName.among(f"unfinished build in {storage.url}", name, unfinished)
     discard(storage, name)

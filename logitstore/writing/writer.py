@@ -20,14 +20,17 @@ from logitstore.format.commits import (
     ObjectEntry,
     ShardMark,
     build_folder,
+    commit_key,
     group_document,
+    mark_key,
+    plan_key,
     root_of,
     snapshot_folder,
 )
 from logitstore.format.encodings.base import LIMITS, Logits, unusable
 from logitstore.format.encodings.table import encoding
 from logitstore.format.fidelity import compare, summarise
-from logitstore.format.grid import Shard, chunk_rows
+from logitstore.format.grid import Span, chunk_rows
 from logitstore.storage import Storage
 from logitstore.writing.zarr_writer import WriterStore, create_array
 
@@ -42,42 +45,36 @@ class SnapshotWriter:
         self.storage, self.plan = storage, plan
         self.root: str | None = None
         self._encoding = encoding(plan.encoding.name, plan.classes, plan.encoding.parameters)
+        self.grid = plan.grid
         self._store_entries = store_entries
         self._folder = snapshot_folder(plan.name)
         self._zarr = WriterStore(storage)
         self._arrays: dict[str, Any] = {}
-        self._marks: dict[Shard, ShardMark] = {}
+        self._marks: dict[Span, ShardMark] = {}
 
     def start(self) -> None:
         """Write the plan and the arrays' metadata, and find out which shards are finished."""
         if not self.storage.create(self._plan_key, self.plan.to_bytes()):
             self._check_plan()
-        in_shard = self.plan.rows_per_shard
+        in_shard = self.grid.shard_rows
         rows = (in_shard, chunk_rows(in_shard, self._encoding.widest))
         for name, (dtype, width) in self._encoding.layout.items():
             shape = (self.plan.views, self.plan.samples, width)
             self._arrays[name] = create_array(
                 self._zarr, f"{self._folder}/{name}", dtype, shape, rows
             )
-        for shard in self.shards():
+        for shard in self.grid.shards():
             mark = self._read_mark(shard)
             if mark is not None:
                 self._marks[shard] = mark
 
-    def shards(self) -> list[Shard]:
-        """All shards of the snapshot, in order."""
-        step, samples = self.plan.rows_per_shard, self.plan.samples
-        return [
-            Shard(view, start, min(start + step, samples))
-            for view in range(self.plan.views)
-            for start in range(0, samples, step)
-        ]
-
-    def missing(self) -> list[Shard]:
+    def missing(self) -> list[Span]:
         """The shards that are still to be written, in order."""
-        return [] if self.root else [shard for shard in self.shards() if shard not in self._marks]
+        return (
+            [] if self.root else [shard for shard in self.grid.shards() if shard not in self._marks]
+        )
 
-    def write(self, shard: Shard, logits: Logits, labels: NDArray[np.int32]) -> None:
+    def write(self, shard: Span, logits: Logits, labels: NDArray[np.int32]) -> None:
         """Encode and write one shard: float32 (rows, C), with its labels (rows,).
 
         NonFinite names the samples whose logits are not finite or too large; nothing is written
@@ -97,8 +94,8 @@ class SnapshotWriter:
         arrays = self._encoding.encode(logits, labels)
         objects: dict[str, ObjectEntry] = {}
         for name, array in self._arrays.items():
-            array[shard.view, shard.start : shard.stop] = arrays[name]
-            key = f"{self._folder}/{name}/{self._shard_key(shard)}"
+            array[shard.view, shard.samples] = arrays[name]
+            key = f"{self._folder}/{name}/{self.grid.key(shard)}"
             objects[key] = self._zarr.entries[key]
         kl, agrees = compare(logits, self._encoding.decode(arrays), self.plan.temperatures)
         known = labels >= 0
@@ -129,7 +126,7 @@ class SnapshotWriter:
         return self.root
 
     def _commit(self) -> str:
-        marks = [self._marks[shard] for shard in self.shards()]
+        marks = [self._marks[shard] for shard in self.grid.shards()]
         fidelity, top1 = summarise(marks, self.plan.temperatures)
         meta = SnapshotMeta(**self.plan.model_dump(), fidelity=fidelity, top1=top1)
         document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
@@ -144,14 +141,14 @@ class SnapshotWriter:
         self._refuse_other(commit)
         self.storage.put(f"{self._folder}/zarr.json", document)
         self._check_objects(objects)
-        if not self.storage.create(f"{self._folder}/commit.json", commit):
+        if not self.storage.create(commit_key(self.plan.name), commit):
             self._refuse_other(commit)
         return root_of(commit)
 
     def _refuse_other(self, commit: bytes) -> None:
         """MismatchError with both roots if another build committed other bytes meanwhile."""
         try:
-            existing = self.storage.get(f"{self._folder}/commit.json")
+            existing = self.storage.get(commit_key(self.plan.name))
         except NotFound:
             return
         if existing != commit:
@@ -192,7 +189,7 @@ class SnapshotWriter:
             found = None
         if found == self.plan.to_bytes():
             return
-        key = f"{self._folder}/commit.json"
+        key = commit_key(self.plan.name)
         if found is None and self.storage.size(key) is not None:
             self.root = root_of(self.storage.get(key))
             return
@@ -203,22 +200,18 @@ class SnapshotWriter:
 
     @property
     def _plan_key(self) -> str:
-        return f"{build_folder(self.plan.name)}/plan.json"
+        return plan_key(self.plan.name)
 
-    def _shard_key(self, shard: Shard) -> str:
-        return f"c/{shard.view}/{shard.start // self.plan.rows_per_shard}/0"
+    def _mark_key(self, shard: Span) -> str:
+        return mark_key(self.plan.name, shard.view, self.grid.number(shard))
 
-    def _mark_key(self, shard: Shard) -> str:
-        number = shard.start // self.plan.rows_per_shard
-        return f"{build_folder(self.plan.name)}/{shard.view}-{number}.json"
-
-    def _read_mark(self, shard: Shard) -> ShardMark | None:
+    def _read_mark(self, shard: Span) -> ShardMark | None:
         key = self._mark_key(shard)
         try:
             mark = ShardMark.parse(key, self.storage.get(key))
         except (NotFound, Damaged):
             return None
-        expected = {f"{self._folder}/{name}/{self._shard_key(shard)}" for name in self._arrays}
+        expected = {f"{self._folder}/{name}/{self.grid.key(shard)}" for name in self._arrays}
         same = (mark.view, mark.start, mark.stop) == shard and mark.objects.keys() == expected
         whole = same and all(
             self.storage.size(name) == entry.length for name, entry in mark.objects.items()

@@ -53,8 +53,9 @@ def mapped(cache: Cache, snapshot: Snapshot) -> MappedCopy:
 
 
 def check_rows(copy: Copy, snapshot: Snapshot) -> None:
-    for view, start, stop in snapshot.shards():
-        for name, rows in snapshot.read_shard(view, start).items():
+    for shard in snapshot.grid.shards():
+        view, start, stop = shard
+        for name, rows in snapshot.read_shard(shard).items():
             assert copy.arrays[name][view, start:stop].tobytes() == rows.tobytes()
 
 

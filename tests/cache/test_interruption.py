@@ -40,8 +40,9 @@ def check(folder, most=10**9):
     '''The copy is right; besides it an ended process leaves its lock's file at most.'''
     found = snapshot()
     copy = Cache(folder, most).materialise(found, in_memory=False)
-    for view, start, stop in found.shards():
-        for name, rows in found.read_shard(view, start).items():
+    for shard in found.grid.shards():
+        view, start, stop = shard
+        for name, rows in found.read_shard(shard).items():
             assert (copy.arrays[name][view, start:stop] == rows).all(), (name, view, start)
     name = copy.path.name
     assert {name, "lock"} <= set(os.listdir(folder)) <= {name, "lock", name + ".lock"}

@@ -62,7 +62,7 @@ def build(place, left=10**9, torn=False):
     mortal.left, mortal.torn = left, torn
     writer = open_writer(mortal, StoreMeta(classes=7, dataset=samples.card()), samples, plan)
     for shard in writer.missing():
-        writer.write(shard, logits[shard.start : shard.stop], labels[shard.start : shard.stop])
+        writer.write(shard, logits[shard.samples], labels[shard.samples])
     writer.commit()
 
 def child(*arguments):

@@ -156,7 +156,7 @@ def test_two_builds_that_differ_cannot_both_commit(tmp_path: Path) -> None:
     first, second = writer_for(tmp_path / "s"), writer_for(tmp_path / "s")
     fill(first, drawn(0))
     fill(second, drawn(1))
-    for shard in first.shards():  # the first one's bytes are back on disk before it commits
+    for shard in first.grid.shards():  # the first one's bytes are back on disk before it commits
         span = slice(shard.start, shard.stop)
         first.write(shard, drawn(0)[shard.view, span], LABELS[span])
     root = first.commit()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from logitstore.errors import InputError, UnknownName
-from logitstore.format.cards import SnapshotPlan
+from logitstore.format.cards import EncodingCard
 from logitstore.format.encodings.base import LIMITS, Arrays, Encoding, Labels, Logits, unusable
 from logitstore.format.encodings.dense import Float16, Float32, Uint8
 from logitstore.format.encodings.topk import TopK
@@ -29,6 +29,7 @@ __all__ = [
     "TopK",
     "Uint8",
     "encoding",
+    "encoding_of",
     "parse_encoding",
     "spelled",
     "unusable",
@@ -77,6 +78,6 @@ def spelled(entry: Encoding) -> str:
     return ":".join([entry.name, *(str(value) for name, value in values if value != usual[name])])
 
 
-def planned(plan: SnapshotPlan) -> Encoding:
-    """The encoding that a plan names."""
-    return encoding(plan.encoding.name, plan.classes, plan.encoding.parameters)
+def encoding_of(card: EncodingCard, classes: int) -> Encoding:
+    """Return the encoding that a card names, for rows of ``classes`` logits."""
+    return encoding(card.name, classes, card.parameters)

@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
-from logitstore.format.grid import Shard
+from logitstore.format.grid import Span
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.views import Views
 from logitstore.precompute.views.items import image_batches
 
 
-def cut(shards: Sequence[Shard], batch_size: int) -> list[Shard]:
+def cut(shards: Sequence[Span], batch_size: int) -> list[Span]:
     """The batches of some shards: spans of at most ``batch_size`` rows that stay inside a shard."""
     return [
-        Shard(shard.view, start, min(start + batch_size, shard.stop))
+        Span(shard.view, start, min(start + batch_size, shard.stop))
         for shard in shards
         for start in range(shard.start, shard.stop, batch_size)
     ]
@@ -22,7 +22,7 @@ def cut(shards: Sequence[Shard], batch_size: int) -> list[Shard]:
 def feed(
     dataset: ImageDataset,
     views: Views,
-    batches: Iterable[Shard],
+    batches: Iterable[Span],
     *,
     workers: int | None,
     pin: bool = False,

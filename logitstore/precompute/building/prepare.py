@@ -20,8 +20,8 @@ from logitstore.format.cards import (
 )
 from logitstore.format.choice import AUTO, SAMPLE_ROWS, EncodingWish, choose_encoding, sample_pairs
 from logitstore.format.encodings.base import LIMITS, unusable
-from logitstore.format.encodings.table import planned, spelled
-from logitstore.format.grid import Shard, shard_rows
+from logitstore.format.encodings.table import encoding_of, spelled
+from logitstore.format.grid import Span, shard_rows
 from logitstore.precompute.building.batches import feed
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.sample import sample_logits
@@ -72,7 +72,7 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
     views = _views(config)
     storage = open_storage(config.out)
     probes = canary_samples(len(dataset))
-    first = [Shard(config.first_view, i, i + 1) for i in probes[:1]]
+    first = [Span(config.first_view, i, i + 1) for i in probes[:1]]
     images = next(feed(dataset, views, first, workers=0))
     shape = (images.shape[1], images.shape[2], images.shape[3])
     card = make_view_card(dataset, views, config.views, config.first_view)
@@ -171,7 +171,7 @@ def _load(
             batch_size=config.batch_size,
         ),
         view=card,
-        encoding=EncodingCard(name=entry.name, parameters=entry.parameters),
+        encoding=EncodingCard.of(entry),
         temperatures=config.wish.temperatures,
         packages={name: version(name) for name in NUMERIC_PACKAGES},
     )
@@ -215,7 +215,7 @@ def _encoded(
             f"--encoding {wish.text} without --max-kl takes it all the same"
         ) from None
     chosen = {
-        "encoding": EncodingCard(name=entry.name, parameters=entry.parameters),
+        "encoding": EncodingCard.of(entry),
         "rows_per_shard": config.shard_rows or shard_rows(entry.widest),
     }
     return [replace(each, plan=each.plan.model_copy(update=chosen)) for each in teachers]
@@ -226,7 +226,9 @@ def _continuing(wish: EncodingWish, storage: Storage, teachers: Sequence[Teacher
     if wish.text != AUTO:
         return wish
     before = [continued_by(storage, teacher.plan) for teacher in teachers]
-    named = {spelled(planned(meta)) for meta in before if meta is not None}
+    named = {
+        spelled(encoding_of(meta.encoding, meta.classes)) for meta in before if meta is not None
+    }
     if len(named) != 1:
         return wish
     return replace(wish, text=named.pop(), max_kl=wish.bound, at_temperature=wish.temperature)
@@ -263,7 +265,7 @@ def _probe(
 ) -> int:
     """Forward the canary samples: the class count, or why this teacher cannot be used."""
     probes = canary_samples(len(dataset))
-    batches = [Shard(config.first_view, sample, sample + 1) for sample in probes]
+    batches = [Span(config.first_view, sample, sample + 1) for sample in probes]
     images = joined(feed(dataset, views, batches, workers=0))
     try:
         output = forward(model, images.to(device), normalize, config.precision)

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from logitstore.errors import InputError, MismatchError
-from logitstore.format.encodings.table import encoding
-from logitstore.format.grid import Shard
+from logitstore.format.encodings.table import encoding_of
+from logitstore.format.grid import Span
 from logitstore.precompute.building.batches import feed
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.checkpoints import load_into, load_weights
@@ -97,7 +97,7 @@ def verify_teacher(
         for view in sorted({view for view, _ in pairs}):
             indices = np.array([index for v, index in pairs if v == view])
             shown = view_card.first_view + view
-            singles = [Shard(shown, int(index), int(index) + 1) for index in indices]
+            singles = [Span(shown, int(index), int(index) + 1) for index in indices]
             images = joined(feed(dataset, views, singles, workers=0))
             live = forward(model, images.to(place), card.normalize, card.precision).numpy()
             report.breaches += _differences(snapshot, live, indices, view)
@@ -116,7 +116,7 @@ def _differences(
     allowed = snapshot.encoding.bound(live) + _TOLERANCE[card.precision] * (1 + spread)
     if snapshot.meta.transcoded is not None:
         before = snapshot.meta.transcoded.encoding
-        allowed += encoding(before.name, snapshot.meta.classes, before.parameters).bound(live)
+        allowed += encoding_of(before, snapshot.meta.classes).bound(live)
     distance = np.abs(stored - live).max(axis=1)
     return [
         f"{snapshot.name}: view {view}, sample {indices[row]}: stored logits are "

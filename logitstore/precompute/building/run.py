@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitstore.errors import InputError, MismatchError, NonFinite
-from logitstore.format.grid import Shard
+from logitstore.format.grid import Span
 from logitstore.precompute.building.batches import cut, feed
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.prepare import Prepared, prepare
@@ -56,7 +56,9 @@ def write(prepared: Prepared, progress: Progress | None = None) -> list[Built]:
         for t in prepared.teachers
     ]
     missing = [set(writer.missing()) for writer in writers]
-    begun_here = [len(todo) == len(w.shards()) for todo, w in zip(missing, writers, strict=True)]
+    begun_here = [
+        len(todo) == len(w.grid.shards()) for todo, w in zip(missing, writers, strict=True)
+    ]
     try:
         _run(prepared, writers, missing, progress)
     except MismatchError:  # another build is at work here: what lies there may be its own
@@ -67,7 +69,7 @@ def write(prepared: Prepared, progress: Progress | None = None) -> list[Built]:
                 discard(prepared.storage, writer.plan.name)
         raise
     return [
-        Built(writer.plan.name, writer.commit(), sum(s.stop - s.start for s in todo))
+        Built(writer.plan.name, writer.commit(), sum(shard.rows for shard in todo))
         for writer, todo in zip(writers, missing, strict=True)
     ]
 
@@ -75,24 +77,26 @@ def write(prepared: Prepared, progress: Progress | None = None) -> list[Built]:
 def _run(
     prepared: Prepared,
     writers: Sequence[SnapshotWriter],
-    missing: Sequence[set[Shard]],
+    missing: Sequence[set[Span]],
     progress: Progress,
 ) -> None:
     """Forward every batch that some teacher lacks; finished shards go to the writing thread."""
-    shards = [s for s in (writers[0].shards() if writers else []) if any(s in m for m in missing)]
+    shards = [
+        s for s in (writers[0].grid.shards() if writers else []) if any(s in m for m in missing)
+    ]
     batches = cut(shards, prepared.config.batch_size)
     first = prepared.config.first_view
     images = feed(
         prepared.dataset,
         prepared.views,
-        [Shard(first + batch.view, batch.start, batch.stop) for batch in batches],
+        [Span(first + batch.view, batch.start, batch.stop) for batch in batches],
         workers=prepared.config.workers,
         pin=prepared.device.type == "cuda",
     )
     labels = prepared.dataset.labels
     position = iter(batches)
     queue: deque[Future[None]] = deque()
-    progress.start("build", sum(s.stop - s.start for s in shards), "rows")
+    progress.start("build", sum(shard.rows for shard in shards), "rows")
     # One thread writes: zarr, zstd and fsync release the GIL, so the next forward runs meanwhile.
     with ThreadPoolExecutor(1, "logitstore-write") as pool:
         try:
@@ -102,8 +106,8 @@ def _run(
                 for number, rows in zip(turn, logits, strict=True):
                     while len(queue) >= _QUEUED_SHARDS * len(writers):
                         queue.popleft().result()
-                    span = labels[shard.start : shard.stop]
-                    queue.append(pool.submit(writers[number].write, shard, rows, span))
+                    known = labels[shard.samples]
+                    queue.append(pool.submit(writers[number].write, shard, rows, known))
             while queue:
                 queue.popleft().result()
         finally:
@@ -113,13 +117,13 @@ def _run(
 def _forward_shard(
     prepared: Prepared,
     turn: Sequence[int],
-    shard: Shard,
+    shard: Span,
     images: Iterator[Tensor],
-    position: Iterator[Shard],
+    position: Iterator[Span],
     progress: Progress,
 ) -> list[NDArray[np.float32]]:
     """Logits float32 (rows, C) of one shard for the teachers ``turn``."""
-    rows = shard.stop - shard.start
+    rows = shard.rows
     classes = prepared.meta.classes
     logits = [np.empty((rows, classes), np.float32) for _ in turn]
     done = 0
@@ -130,6 +134,6 @@ def _forward_shard(
             teacher = prepared.teachers[number]
             output = forward(teacher.model, moved, teacher.normalize, prepared.config.precision)
             target[done : done + len(moved)] = output.numpy()
-        done += batch.stop - batch.start
-        progress.advance(batch.stop - batch.start)
+        done += batch.rows
+        progress.advance(batch.rows)
     return logits

@@ -18,9 +18,9 @@ from torch import Tensor
 from logitstore.errors import Damaged, InputError, NotFound
 from logitstore.format.cards import SnapshotPlan
 from logitstore.format.choice import Pair, sample_pairs
-from logitstore.format.commits import ShardMark, build_folder, snapshot_folder
+from logitstore.format.commits import ShardMark, build_folder, commit_key
 from logitstore.format.encodings.base import Logits
-from logitstore.format.encodings.table import planned
+from logitstore.format.encodings.table import encoding_of
 from logitstore.format.fidelity import encoded
 from logitstore.format.samples import Samples
 from logitstore.format.sizes import shard_bytes
@@ -155,7 +155,10 @@ def _encoding_seconds(plan: SnapshotPlan, logits: Logits) -> float:
     """Seconds of one thread that encoding, measuring and compressing these rows takes."""
     begun = thread_time()
     arrays, _ = encoded(
-        planned(plan), logits, np.full(len(logits), -1, np.int32), plan.temperatures
+        encoding_of(plan.encoding, plan.classes),
+        logits,
+        np.full(len(logits), -1, np.int32),
+        plan.temperatures,
     )
     for rows in arrays.values():
         shard_bytes(rows, len(rows), plan)
@@ -181,7 +184,7 @@ def _put_seconds(prepared: Prepared, row: Logits) -> float:
 def _rows_done(prepared: Prepared, plan: SnapshotPlan) -> int:
     """Rows that the build would find: a committed snapshot, or shards of an unfinished one."""
     storage = prepared.storage
-    if storage.size(f"{snapshot_folder(plan.name)}/commit.json") is not None:
+    if storage.size(commit_key(plan.name)) is not None:
         return plan.views * plan.samples
     done = 0
     for key in storage.keys(f"{build_folder(plan.name)}/") if not prepared.config.fresh else ():
