@@ -71,14 +71,14 @@ class Outputs(NamedTuple):
         return weight * own + (1 - weight) * measure(self.mixed.labels)
 
 
-class Recall(NamedTuple):
-    """How many epochs of its own predictions a student remembers, and which ones.
+class PredictionsNeeded(NamedTuple):
+    """Which of its own earlier predictions a method learns from: those of the last ``epochs``.
 
-    ``clean``: those of a pass in eval mode after each epoch, else those of the training steps.
+    ``from_eval_pass``: of a pass in eval mode after each epoch, else of the training steps.
     """
 
     epochs: int
-    clean: bool
+    from_eval_pass: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,8 @@ class Method(ABC):
     """Base of the methods: hyper-parameters as fields, ``terms`` to be defined.
 
     ``needs_teacher``: a store's rows.  ``needs_past``: the student's own earlier predictions, as
-    ``recall`` says.  ``one_label``: exactly one known label for each image.  ``per_batch``: a term
-    couples the samples of a batch, which then cannot be cut in parts.
+    ``predictions_needed`` says.  ``one_label``: exactly one known label for each image.
+    ``per_batch``: a term couples the samples of a batch, which then cannot be cut in parts.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -110,8 +110,8 @@ class Method(ABC):
         return {}
 
     @property
-    def recall(self) -> Recall | None:
-        """Which of its predictions a student must remember, None: none."""
+    def predictions_needed(self) -> PredictionsNeeded | None:
+        """Which of its predictions a student must remember (None: none)."""
         return None
 
     @property

@@ -10,7 +10,7 @@ from logitstore.trainer.methods.base import (
     Outputs,
     PartlyShare,
     Positive,
-    Recall,
+    PredictionsNeeded,
     Share,
     Weight,
     Weighted,
@@ -97,8 +97,8 @@ class ProgressiveSelf(Method):
     past: Literal["training", "clean"] = "training"
 
     @property
-    def recall(self) -> Recall | None:
-        return Recall(self.history, self.past == "clean")
+    def predictions_needed(self) -> PredictionsNeeded | None:
+        return PredictionsNeeded(self.history, self.past == "clean")
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
         from logitstore.trainer import losses

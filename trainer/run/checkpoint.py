@@ -52,7 +52,10 @@ def pack_weights(model: nn.Module) -> bytes:
 
 
 def pack(
-    learner: Learner, position: Position, sums: Tensor | None, past: Past | None = None
+    learner: Learner,
+    position: Position,
+    sums: Tensor | None,
+    past: PastPredictions | None = None,
 ) -> bytes:
     """A checkpoint's bytes; ``sums`` are the epoch's running sums, None between epochs.
 
@@ -80,7 +83,7 @@ def pack(
 
 
 def restore(
-    path: Path, learner: Learner, past: Past | None = None
+    path: Path, learner: Learner, past: PastPredictions | None = None
 ) -> tuple[Position, Tensor | None]:
     """Load a checkpoint into the learner, ``past`` and the random states; (position, sums).
 
@@ -95,7 +98,7 @@ def restore(
         )
     load_into(learner.model, _under("model.", tensors), str(path))
     if past is not None:
-        _recall(past, tensors.get("past"), path)
+        _fill(past, tensors.get("past"), path)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer.", tensors).items():
         number, _, name = key.partition(".")
@@ -111,15 +114,15 @@ def restore(
     return place, None if sums is None else sums.to(learner.device)
 
 
-def _recall(past: Past, found: Tensor | None, path: Path) -> None:
-    if found is None or found.shape != past.codes.shape:
-        said = "no past predictions" if found is None else f"past predictions {tuple(found.shape)}"
+def _fill(past: PastPredictions, codes: Tensor | None, path: Path) -> None:
+    if codes is None or codes.shape != past.codes.shape:
+        said = "no past predictions" if codes is None else f"past predictions {tuple(codes.shape)}"
         raise InputError(
             f"{path}: has {said}, the method learns from {tuple(past.codes.shape)} (epochs, "
             "samples, classes): bring the run's own checkpoint back, or remove the run (or use "
             "another --out) to train from the start"
         )
-    past.codes.copy_(found)
+    past.codes.copy_(codes)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -36,7 +36,7 @@ from logitstore.trainer.run.folder import RunFolder
 from logitstore.trainer.run.predictions import encoded
 from logitstore.trainer.run.result import BEST, LAST, MODEL, Line, Result
 from logitstore.trainer.run.self_store import record_logits
-from logitstore.trainer.run.step import Aids, LossWatch, check_weights, epoch_figures, take_step
+from logitstore.trainer.run.step import StepContext, LossWatch, check_weights, epoch_figures, take_step
 from logitstore.trainer.schedules import learning_rate
 
 MEASURE_BATCH = 256
@@ -59,7 +59,7 @@ class Job:
     progress: Progress
     micro_batch: int | None
     budget: Budget | None
-    aids: Aids
+    context: StepContext
     ranks: Ranks
 
     def run_to_end(self, learner: Learner) -> Result:
@@ -67,7 +67,7 @@ class Job:
         config, start, sums = self.config, Position(0, 0), None
         last = self.run.checkpoint()
         if last is not None:
-            start, sums = restore(last, learner, self.aids.past)
+            start, sums = restore(last, learner, self.context.past)
             self.progress.message(
                 f"{last}: going on at epoch {start.epoch + 1}, step {start.step + 1}"
             )
@@ -128,7 +128,7 @@ class Job:
                 normalize=self.normalize,
                 precision=config.precision,
                 micro_batch=self.micro_batch,
-                aids=self.aids,
+                context=self.context,
                 ranks=self.ranks,
                 whole=plan.whole(step),
             )
@@ -142,7 +142,7 @@ class Job:
                 watch.check()
                 check_weights(learner.model, epoch, step)
                 at = Position(epoch, step + 1)
-                self.run.put(LAST, pack(learner, at, sums, self.aids.past))
+                self.run.put(LAST, pack(learner, at, sums, self.context.past))
                 saved = time.monotonic()
         watch.check()
         check_weights(learner.model, epoch, plan.steps - 1)
@@ -157,8 +157,8 @@ class Job:
 
     def _remember(self, learner: Learner, epoch: int) -> None:
         """What a clean pass after the epoch predicts, if that is what the method learns from."""
-        past = self.aids.past
-        if past is None or self.aids.keeps:
+        past = self.context.past
+        if past is None or self.context.remember_predictions:
             return
         self.ranks.same(list(learner.model.buffers()))
         samples = past.samples
@@ -222,7 +222,7 @@ class Job:
         if self.config.record_logits:
             with own_randomness(0, learner.device):  # the rebuilt student draws, and is overwritten
                 record_logits(self.config, self.run, self.data.source.views, done, self.micro_batch)
-        self.run.put(LAST, pack(learner, Position(done, 0), None, self.aids.past))
+        self.run.put(LAST, pack(learner, Position(done, 0), None, self.context.past))
 
 
 def _learning_rate(config: TrainConfig, epoch: int, fraction: float) -> float:

@@ -29,7 +29,7 @@ from logitstore.trainer.run.checkpoint import Learner
 from logitstore.trainer.run.device import Budget, own_randomness
 from logitstore.trainer.run.parts import first_samples, has_batchnorm
 from logitstore.trainer.run.result import Inputs
-from logitstore.trainer.run.step import Aids, take_step
+from logitstore.trainer.run.step import StepContext, take_step
 
 Step = Callable[[Learner, Batch, int], object]
 
@@ -41,7 +41,7 @@ def micro_batch(
     source: Source,
     plan: Plan,
     normalize: Normalize | None,
-    aids: Aids,
+    context: StepContext,
     budget: Budget | None,
     progress: Progress,
     ranks: Ranks = ALONE,
@@ -53,7 +53,7 @@ def micro_batch(
     """
     size = config.micro_batch if recorded is None else recorded.micro_batch
     if budget is not None:
-        step, batch = _step(config, normalize, aids), _first_batch(source, plan)
+        step, batch = _step(config, normalize, context), _first_batch(source, plan)
         known = size if recorded is None else size or config.batch_size
         sizes = halvings(len(batch.labels)) if known is None else [known]
         found = find_micro_batch(learner, batch, sizes, step, budget.tighten)
@@ -65,10 +65,10 @@ def micro_batch(
     return size
 
 
-def _step(config: TrainConfig, normalize: Normalize | None, aids: Aids) -> Step:
+def _step(config: TrainConfig, normalize: Normalize | None, context: StepContext) -> Step:
     method = config.make_method()
-    unkept = aids._replace(keeps=False)
-    step = partial(take_step, lr=0.0, normalize=normalize, precision=config.precision, aids=unkept)
+    trial = context._replace(remember_predictions=False)
+    step = partial(take_step, lr=0.0, normalize=normalize, precision=config.precision, context=trial)
     return lambda learner, batch, size: step(learner, method, batch, micro_batch=size)
 
 

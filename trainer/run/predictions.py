@@ -1,4 +1,4 @@
-"""A student's own past predictions, kept by sample: what PS-KD learns from.
+"""Keep a student's own past predictions by sample: PS-KD learns from them.
 
 Shuffling, resuming and the size of a batch do not matter, as a row is found by its sample's index.
 A row takes C bytes, in memory and in a checkpoint: ImageNet's 1.28 million rows are 1.3 GB.
@@ -22,10 +22,10 @@ from logitstore.trainer.data.source import Indices
 _LEVELS = 255
 
 
-class Past:
+class PastPredictions:
     """Predictions of the last epochs for some samples, ``codes`` uint8 (epochs, samples, C).
 
-    Before anything was predicted a row is one-hot at its label.
+    A row is one-hot at its label before anything was predicted.
     """
 
     def __init__(self, samples: Indices, codes: Tensor) -> None:
@@ -35,13 +35,13 @@ class Past:
     def begin(
         cls, samples: Indices, labels: NDArray[np.integer], classes: int, epochs: int = 1
     ) -> Self:
-        """For these samples (ascending) with their labels int (n,), all known."""
+        """Begin for samples (ascending) with labels int (n,), which are all known."""
         codes = torch.zeros((epochs, len(samples), classes), dtype=torch.uint8)
         codes[:, torch.arange(len(samples)), torch.from_numpy(labels.astype(np.int64))] = _LEVELS
         return cls(samples, codes)
 
     def probabilities(self, indices: Indices, epoch: int) -> Tensor:
-        """What was predicted before this epoch (from 0), averaged: float32 (N, C)."""
+        """Return the mean of what was predicted before this epoch (from 0): float32 (N, C)."""
         known = max(min(epoch, len(self.codes)), 1)
         rows = self.codes[:known, self._places(indices)]
         return torch.stack([_decoded(each) for each in rows]).mean(0)
@@ -51,7 +51,7 @@ class Past:
         self.put(indices, encoded(logits), epoch)
 
     def put(self, indices: Indices, codes: Tensor, epoch: int) -> None:
-        """Remember predictions that are ``encoded`` already, uint8 (N, C)."""
+        """Remember predictions that are already ``encoded``, uint8 (N, C)."""
         self.codes[epoch % len(self.codes), self._places(indices)] = codes
 
     def _places(self, indices: Indices) -> Tensor:
@@ -59,7 +59,7 @@ class Past:
 
 
 def encoded(logits: Tensor) -> Tensor:
-    """Predictions as they are kept, uint8 (N, C) on the CPU, of logits (N, C)."""
+    """Encode predictions for keeping: logits (N, C) -> uint8 (N, C) on the CPU."""
     logits = logits.detach().cpu()
     relative = (logits.float() - logits.float().amax(1, keepdim=True)) / 2
     return (relative.exp() * _LEVELS).round().to(torch.uint8)

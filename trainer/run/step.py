@@ -23,7 +23,7 @@ from logitstore.trainer.data.source import Request
 from logitstore.trainer.methods.base import Method, Mixed, Outputs, total
 from logitstore.trainer.run.checkpoint import Learner
 from logitstore.trainer.run.parts import batchnorm_momentum, split_batch
-from logitstore.trainer.run.predictions import Past, encoded
+from logitstore.trainer.run.predictions import PastPredictions, encoded
 
 CHECK_EVERY = 16
 
@@ -34,20 +34,21 @@ _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TAIL = ("correct", "labelled", "differing")
 
 
-class Aids(NamedTuple):
-    """What a method may look at beside a batch.
+class StepContext(NamedTuple):
+    """What a loss may look at beside the batch.
 
-    ``epochs`` of the run; ``past`` predictions, kept from the training steps if ``keeps``;
-    ``taught`` bool (samples of the dataset,), where the teacher's terms count.
+    ``epochs`` of the run; the student's ``past`` predictions, which a step adds to if it shall
+    ``remember_predictions``; ``taught`` bool (samples of the dataset,): where the teacher's terms
+    count, None: everywhere.
     """
 
     epochs: int = 1
-    past: Past | None = None
-    keeps: bool = False
+    past: PastPredictions | None = None
+    remember_predictions: bool = False
     taught: Tensor | None = None
 
 
-NO_AIDS = Aids()
+NO_CONTEXT = StepContext()
 
 
 def make_learner(config: TrainConfig, model: torch.nn.Module, device: torch.device) -> Learner:
@@ -84,7 +85,7 @@ def take_step(
     normalize: Normalize | None,
     precision: str,
     micro_batch: int | None = None,
-    aids: Aids = NO_AIDS,
+    context: StepContext = NO_CONTEXT,
     ranks: Ranks = ALONE,
     whole: int | None = None,
 ) -> dict[str, Tensor]:
@@ -103,11 +104,11 @@ def take_step(
     parts = split_batch(batch, micro_batch)
     with batchnorm_momentum(learner.model, len(parts)):
         learnt = [
-            _learn(learner, method, part, samples, normalize, precision, aids) for part in parts
+            _learn(learner, method, part, samples, normalize, precision, context) for part in parts
         ]
-    if aids.past is not None and aids.keeps:
+    if context.past is not None and context.remember_predictions:
         predicted = torch.cat([student for student, _ in learnt])
-        _remember(aids.past, batch.request, predicted, samples, ranks)
+        _remember(context.past, batch.request, predicted, samples, ranks)
     names = list(learnt[0][1])
     each = [torch.stack([sums[name] for name in names]) for _, sums in learnt]
     values = torch.stack(each).sum(0)
@@ -117,7 +118,9 @@ def take_step(
     return dict(zip(names, values.unbind(), strict=True))
 
 
-def _remember(past: Past, request: Request, student: Tensor, samples: int, ranks: Ranks) -> None:
+def _remember(
+    past: PastPredictions, request: Request, student: Tensor, samples: int, ranks: Ranks
+) -> None:
     """Keep what the whole batch's samples were predicted to be; every rank keeps all."""
     codes = ranks.gathered(encoded(student), samples)
     indices = ranks.gathered(torch.from_numpy(request.indices), samples)
@@ -150,7 +153,7 @@ def _learn(
     samples: int,
     normalize: Normalize | None,
     precision: str,
-    aids: Aids,
+    context: StepContext,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Add a part's gradients of the mean over ``samples``; its logits and the part's sums."""
     model, device = learner.model, learner.device
@@ -162,7 +165,7 @@ def _learn(
     try:
         with narrow or nullcontext():
             student = model(images)
-        outputs = _outputs(part, student, labels, teacher, mixed, aids)
+        outputs = _outputs(part, student, labels, teacher, mixed, context)
         terms = method.terms(outputs, part.request.epoch)
         loss = total(terms)
         learner.scaler.scale(loss.sum() / samples).backward()  # type: ignore[no-untyped-call]
@@ -182,12 +185,12 @@ def _outputs(
     labels: Tensor,
     teacher: Tensor | None,
     mixed: Mixed | None,
-    aids: Aids,
+    context: StepContext,
 ) -> Outputs:
     epoch, indices, device = part.request.epoch, part.request.indices, student.device
-    past = None if aids.past is None else aids.past.probabilities(indices, epoch).to(device)
-    taught = None if aids.taught is None else aids.taught[torch.from_numpy(indices)].to(device)
-    return Outputs(student, labels, teacher, mixed, past, taught, aids.epochs)
+    past = None if context.past is None else context.past.probabilities(indices, epoch).to(device)
+    taught = None if context.taught is None else context.taught[torch.from_numpy(indices)].to(device)
+    return Outputs(student, labels, teacher, mixed, past, taught, context.epochs)
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ from logitstore.trainer.run.parts import has_batchnorm
 from logitstore.trainer.run.predictions import Past
 from logitstore.trainer.run.recompute import recomputed
 from logitstore.trainer.run.result import Inputs, Result
-from logitstore.trainer.run.step import Aids, make_learner
+from logitstore.trainer.run.step import StepContext, make_learner
 
 
 def train(
@@ -98,7 +98,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
         locked = run.lock() if ranks.first else nullcontext()
         with locked, recomputed(model) if config.recompute else nullcontext():
             tried = None if done else budget
-            aids = _aids(config, data)
+            context = _context(config, data)
             micro = micro_batch(
                 config,
                 run.inputs(),
@@ -106,7 +106,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 source,
                 data.plan,
                 normalize,
-                aids,
+                context,
                 tried,
                 progress,
                 ranks,
@@ -123,7 +123,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 reading = prepare_reading(source.teaching.teachers, config.read, cache, progress)
                 progress.message(reading.note)
                 taught = taught_half(source, data.plan.samples, source.teaching.first, config.teach)
-                aids = aids._replace(taught=taught)
+                context = context._replace(taught=taught)
             job = Job(
                 config=config,
                 run=run,
@@ -132,7 +132,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 progress=progress,
                 micro_batch=micro,
                 budget=budget,
-                aids=aids,
+                context=context,
                 ranks=ranks,
             )
             with memory_explained(config, micro):
@@ -166,14 +166,16 @@ def _warn_ranks(model: torch.nn.Module, ranks: Ranks, progress: Progress) -> Non
         )
 
 
-def _aids(config: TrainConfig, data: RunData) -> Aids:
-    recall = config.make_method().recall
-    if recall is None:
-        return Aids(epochs=config.epochs)
+def _context(config: TrainConfig, data: RunData) -> StepContext:
+    needed = config.make_method().predictions_needed
+    if needed is None:
+        return StepContext(epochs=config.epochs)
     samples = data.plan.every_sample()
     labels = data.source.dataset.labels[samples]
-    past = Past.begin(samples, labels, data.source.classes, min(recall.epochs, config.epochs))
-    return Aids(epochs=config.epochs, past=past, keeps=not recall.clean)
+    epochs = min(needed.epochs, config.epochs)
+    past = PastPredictions.begin(samples, labels, data.source.classes, epochs)
+    remember = not needed.from_eval_pass
+    return StepContext(epochs=config.epochs, past=past, remember_predictions=remember)
 
 
 def _inputs(

@@ -36,7 +36,7 @@ from logitstore.trainer.run.memory import (
 )
 from logitstore.trainer.run.parts import batchnorm_momentum, has_batchnorm, split_batch
 from logitstore.trainer.run.recompute import recomputed
-from logitstore.trainer.run.step import NO_AIDS, make_learner, take_step
+from logitstore.trainer.run.step import NO_CONTEXT, make_learner, take_step
 
 CPU = torch.device("cpu")
 CLASSES = 10
@@ -395,7 +395,7 @@ def test_a_limit_makes_a_run_look_for_its_parts(config: TrainConfig) -> None:
         source = open_source(limited, None)[0]
         plan = Plan(samples=np.arange(190), seed=0, batch_size=50, view_count=1, epochs=1)
         learner = make_learner(limited, model, CPU)
-        found = micro_batch(limited, None, learner, source, plan, None, NO_AIDS, budget, told)
+        found = micro_batch(limited, None, learner, source, plan, None, NO_CONTEXT, budget, told)
         return found, told.messages
 
     assert searched("student", micro_batch=None)[0] == 50

@@ -61,13 +61,13 @@ def history(run: str) -> list[dict[str, float]]:
 
 
 def test_before_anything_was_predicted_a_row_is_one_hot_at_its_label() -> None:
-    past = Past.begin(SAMPLES, np.array([0, 2, 1, 2]), classes=3)
+    past = PastPredictions.begin(SAMPLES, np.array([0, 2, 1, 2]), classes=3)
     expected = torch.eye(3)[torch.tensor([2, 0])]
     assert torch.equal(past.probabilities(np.array([11, 3]), epoch=0), expected)
 
 
 def test_a_row_is_found_by_its_sample_whatever_the_order() -> None:
-    past = Past.begin(SAMPLES, np.zeros(4, np.int64), classes=5)
+    past = PastPredictions.begin(SAMPLES, np.zeros(4, np.int64), classes=5)
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     past.keep(np.array([7, 3, 11, 4]), logits, epoch=0)
     found = past.probabilities(np.array([4, 7]), epoch=1)
@@ -78,7 +78,7 @@ def test_a_row_is_found_by_its_sample_whatever_the_order() -> None:
 @pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 10.0])
 def test_a_kept_row_sums_to_one_and_is_near_its_original(classes: int, spread: float) -> None:
     logits = torch.randn(200, classes, generator=torch.Generator().manual_seed(1)) * spread
-    past = Past.begin(np.arange(200), np.zeros(200, np.int64), classes)
+    past = PastPredictions.begin(np.arange(200), np.zeros(200, np.int64), classes)
     past.keep(np.arange(200), logits, epoch=0)
     found = past.probabilities(np.arange(200), epoch=1)
     assert past.codes.dtype == torch.uint8
@@ -87,11 +87,11 @@ def test_a_kept_row_sums_to_one_and_is_near_its_original(classes: int, spread: f
 
 
 def test_a_longer_history_is_the_mean_of_the_last_epochs() -> None:
-    past = Past.begin(np.arange(2), np.zeros(2, np.int64), classes=4, epochs=2)
+    past = PastPredictions.begin(np.arange(2), np.zeros(2, np.int64), classes=4, epochs=2)
     drawn = [torch.randn(2, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     for epoch, logits in enumerate(drawn):
         past.keep(np.arange(2), logits, epoch)
-    one_epoch = Past.begin(np.arange(2), np.zeros(2, np.int64), classes=4, epochs=2)
+    one_epoch = PastPredictions.begin(np.arange(2), np.zeros(2, np.int64), classes=4, epochs=2)
     one_epoch.keep(np.arange(2), drawn[0], 0)
     probs = [logits.softmax(1) for logits in drawn]
     near = {"atol": 0.005, "rtol": 0}
@@ -144,7 +144,7 @@ def test_clean_predictions_are_those_of_the_epochs_end(config: TrainConfig) -> N
     last = Path(once.out) / "checkpoints/last.safetensors"
     with safe_open(last, framework="pt") as file:
         codes = file.get_tensor("past")
-    expected = Past.begin(np.arange(290), np.zeros(290, np.int64), classes=10)
+    expected = PastPredictions.begin(np.arange(290), np.zeros(290, np.int64), classes=10)
     expected.keep(np.arange(290), torch.from_numpy(logits), epoch=0)
     assert (codes.int() - expected.codes.int()).abs().max() <= 1
 
