@@ -22,7 +22,7 @@ from logitstore.errors import Damaged, InputError
 from logitstore.precompute.networks.checkpoints import load_into, load_weights, unwrapped
 from logitstore.precompute.networks.teachers import find_teachers
 from logitstore.trainer.run.folder import weights_file
-from logitstore.trainer.run.predictions import Past
+from logitstore.trainer.run.predictions import PastPredictions
 
 FORMAT_VERSION = 1
 

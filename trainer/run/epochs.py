@@ -1,4 +1,8 @@
-"""The epochs of a run: steps, measures, checkpoints; from the last checkpoint to the result."""
+"""Train the epochs of a run, from its last checkpoint to its result.
+
+Each epoch takes its steps, measures the validation data and writes its files; a resumed run does
+the same from where the last checkpoint stands.  Nothing is opened or refused here.
+"""
 
 from __future__ import annotations
 
@@ -36,21 +40,26 @@ from logitstore.trainer.run.folder import RunFolder
 from logitstore.trainer.run.predictions import encoded
 from logitstore.trainer.run.result import BEST, LAST, MODEL, Line, Result
 from logitstore.trainer.run.self_store import record_logits
-from logitstore.trainer.run.step import StepContext, LossWatch, check_weights, epoch_figures, take_step
+from logitstore.trainer.run.step import (
+    LossWatch,
+    StepContext,
+    check_weights,
+    epoch_figures,
+    take_step,
+)
 from logitstore.trainer.schedules import learning_rate
 
 MEASURE_BATCH = 256
-
+"""Images that are measured at once at least, where no micro-batch limits them."""
 
 _Tested = tuple[dict[str, float] | None, dict[str, float] | None]
-
 
 _NOT_METRICS = ("epoch", "seconds", "images_per_second", "peak_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """A run's fixed parts, all opened and checked: it only remains to train."""
+class Epochs:
+    """What a run needs for its epochs, all opened and checked."""
 
     config: TrainConfig
     run: RunFolder
@@ -96,7 +105,7 @@ class Job:
         if self.ranks.first:
             self.run.put(MODEL, pack_weights(learner.model))
             tested = self._tested(learner, history)
-            self.run.put_result(_result(self, history, learner.device, tested))
+            self.run.put_result(self._result(history, learner.device, tested))
         self.ranks.wait()
         result = self.run.finished(config)
         assert result is not None
@@ -110,7 +119,7 @@ class Job:
         epoch: int,
         sums: Tensor | None,
     ) -> Line:
-        """Train (the rest of) one epoch and measure: its line of metrics."""
+        """Train (the rest of) one epoch and measure; return its line of metrics."""
         config, method, watch = self.config, self.config.make_method(), LossWatch()
         begun = saved = time.monotonic()
         names: list[str] = []
@@ -156,7 +165,7 @@ class Job:
         return line | {"peak_memory": peak_memory(learner.device)}
 
     def _remember(self, learner: Learner, epoch: int) -> None:
-        """What a clean pass after the epoch predicts, if that is what the method learns from."""
+        """Keep what an eval pass after the epoch predicts, if the method learns from that."""
         past = self.context.past
         if past is None or self.context.remember_predictions:
             return
@@ -185,7 +194,7 @@ class Job:
         }
 
     def _tested(self, learner: Learner, history: list[Line]) -> _Tested:
-        """The figures on the test data of the last weights, and of the best ones."""
+        """Return the figures on the test data of the last weights, and of the best ones."""
         if self.data.eval_data.test is None:
             return None, None
         gather = partial(self._logits, learner)
@@ -207,7 +216,7 @@ class Job:
         )
 
     def _save_epoch(self, learner: Learner, history: list[Line]) -> None:
-        """Metrics and weights first: only the checkpoint makes the epoch done.
+        """Write an epoch's files, the checkpoint last: only that makes the epoch done.
 
         An epoch that was interrupted in between is done again, to the same bits, and then writes
         the same files; so the best weights, too, are those that the history will say.
@@ -224,6 +233,28 @@ class Job:
                 record_logits(self.config, self.run, self.data.source.views, done, self.micro_batch)
         self.run.put(LAST, pack(learner, Position(done, 0), None, self.context.past))
 
+    def _result(self, history: list[Line], device: torch.device, tested: _Tested) -> Result:
+        best = _best_epoch(history)
+        chosen = None if best is None else history[best - 1]
+        return Result(
+            run=self.run.path,
+            epochs=len(history),
+            metrics={
+                name: value for name, value in history[-1].items() if name not in _NOT_METRICS
+            },
+            best_epoch=best,
+            best=chosen and {name: chosen[name] for name in chosen if name.startswith("val_")},
+            test=tested[0],
+            test_best=tested[1],
+            views_seen=views_seen(self.data.source, len(history)),
+            notes=self.data.notes,
+            micro_batch=self.micro_batch,
+            peak_memory=max(line["peak_memory"] for line in history),
+            peak_reserved=peak_reserved(device),
+            context_memory=None if self.budget is None else self.budget.context,
+            seconds=sum(line["seconds"] for line in history),
+        )
+
 
 def _learning_rate(config: TrainConfig, epoch: int, fraction: float) -> float:
     return learning_rate(
@@ -239,30 +270,9 @@ def _learning_rate(config: TrainConfig, epoch: int, fraction: float) -> float:
 
 
 def _best_epoch(history: list[Line]) -> int | None:
-    """The first epoch (1 is the first) with the highest validation accuracy."""
+    """Return the first epoch (counted from 1) with the highest validation accuracy."""
     scores = [line["val_accuracy"] for line in history if "val_accuracy" in line]
     return 1 + scores.index(max(scores)) if scores else None
-
-
-def _result(job: Job, history: list[Line], device: torch.device, tested: _Tested) -> Result:
-    best = _best_epoch(history)
-    chosen = None if best is None else history[best - 1]
-    return Result(
-        run=job.run.path,
-        epochs=len(history),
-        metrics={name: value for name, value in history[-1].items() if name not in _NOT_METRICS},
-        best_epoch=best,
-        best=chosen and {name: chosen[name] for name in chosen if name.startswith("val_")},
-        test=tested[0],
-        test_best=tested[1],
-        views_seen=views_seen(job.data.source, len(history)),
-        notes=job.data.notes,
-        micro_batch=job.micro_batch,
-        peak_memory=max(line["peak_memory"] for line in history),
-        peak_reserved=peak_reserved(device),
-        context_memory=None if job.budget is None else job.budget.context,
-        seconds=sum(line["seconds"] for line in history),
-    )
 
 
 def _summary(line: Line, epochs: int) -> str:

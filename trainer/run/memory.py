@@ -68,7 +68,9 @@ def micro_batch(
 def _step(config: TrainConfig, normalize: Normalize | None, context: StepContext) -> Step:
     method = config.make_method()
     trial = context._replace(remember_predictions=False)
-    step = partial(take_step, lr=0.0, normalize=normalize, precision=config.precision, context=trial)
+    step = partial(
+        take_step, lr=0.0, normalize=normalize, precision=config.precision, context=trial
+    )
     return lambda learner, batch, size: step(learner, method, batch, micro_batch=size)
 
 

@@ -189,7 +189,9 @@ def _outputs(
 ) -> Outputs:
     epoch, indices, device = part.request.epoch, part.request.indices, student.device
     past = None if context.past is None else context.past.probabilities(indices, epoch).to(device)
-    taught = None if context.taught is None else context.taught[torch.from_numpy(indices)].to(device)
+    taught = (
+        None if context.taught is None else context.taught[torch.from_numpy(indices)].to(device)
+    )
     return Outputs(student, labels, teacher, mixed, past, taught, context.epochs)
 
 

@@ -31,11 +31,11 @@ from logitstore.trainer.methods.describe import summary
 from logitstore.trainer.methods.table import hyper_parameters
 from logitstore.trainer.run.checkpoint import begin_with, initial_weights
 from logitstore.trainer.run.device import budgeted_device, own_randomness, reproducible
-from logitstore.trainer.run.epochs import Job
+from logitstore.trainer.run.epochs import Epochs
 from logitstore.trainer.run.folder import RunFolder
 from logitstore.trainer.run.memory import memory_explained, micro_batch
 from logitstore.trainer.run.parts import has_batchnorm
-from logitstore.trainer.run.predictions import Past
+from logitstore.trainer.run.predictions import PastPredictions
 from logitstore.trainer.run.recompute import recomputed
 from logitstore.trainer.run.result import Inputs, Result
 from logitstore.trainer.run.step import StepContext, make_learner
@@ -124,7 +124,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 progress.message(reading.note)
                 taught = taught_half(source, data.plan.samples, source.teaching.first, config.teach)
                 context = context._replace(taught=taught)
-            job = Job(
+            epochs = Epochs(
                 config=config,
                 run=run,
                 data=data,
@@ -136,7 +136,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 ranks=ranks,
             )
             with memory_explained(config, micro):
-                return job.run_to_end(learner)
+                return epochs.run_to_end(learner)
 
 
 def refuse_ranks(config: TrainConfig, plan: Plan, ranks: Ranks) -> None:

@@ -17,7 +17,7 @@ from logitstore.progress import Silent
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, train
 from logitstore.trainer.evaluation.evaluate import logits_of
-from logitstore.trainer.run.predictions import Past
+from logitstore.trainer.run.predictions import PastPredictions
 
 SAMPLES = np.array([3, 4, 7, 11])
 
