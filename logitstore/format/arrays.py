@@ -12,20 +12,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numcodecs import VLenUTF8, zstd
 from numpy.typing import NDArray
 
 from logitstore.errors import Damaged
+from logitstore.format.documents import canonical
 from logitstore.format.grid import FLAT_SHARD_ROWS, Grid
 
 ZSTD_LEVEL = 3
 
 
-_INDEX_CODECS = [
-    {"name": "bytes", "configuration": {"endian": "little"}},
-    {"name": "crc32c"},
-]
+_MOST_ZSTD_LEVEL = 22
 
 
 _DTYPES = {
@@ -38,13 +37,21 @@ _DTYPES = {
 }
 
 
-_MISSING = np.uint64(0xFFFFFFFFFFFFFFFF)
+_MISSING = 0xFFFFFFFFFFFFFFFF
+"""The offset and the length of a chunk that is absent."""
 
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 _READ_CAP_BYTES = 256 << 20
+
+
+_CRC_BYTES = 4
+
+
+_LEAST_CHUNK_BYTES = 16
+"""Bytes that every chunk has: a zstd frame's header, a block and a checksum, and the CRC-32C."""
 
 
 @dataclass(frozen=True)
@@ -78,32 +85,20 @@ class ArrayLayout:
         """Read ``zarr.json``; anything but format v1's exact layout is refused, sizes included."""
         try:
             document: dict[str, Any] = json.loads(data)
-            grid = document["chunk_grid"]["configuration"]["chunk_shape"]
-            sharding = document["codecs"][0]["configuration"]
-            inner = sharding["chunk_shape"]
             shape = tuple(int(extent) for extent in document["shape"])
-            kind = document["data_type"]
-            strings = kind == "string"
+            rows = -2 if len(shape) == 3 else 0
+            sharding = document["codecs"][0]["configuration"]
+            kind, level = document["data_type"], sharding["codecs"][1]["configuration"]["level"]
             layout = cls(
-                dtype=None if strings else _DTYPES[kind],
+                dtype=None if kind == "string" else _DTYPES[kind],
                 shape=shape,
-                rows_per_shard=int(grid[-2] if len(shape) == 3 else grid[0]),
-                rows_per_chunk=int(inner[-2] if len(shape) == 3 else inner[0]),
+                rows_per_shard=int(document["chunk_grid"]["configuration"]["chunk_shape"][rows]),
+                rows_per_chunk=int(sharding["chunk_shape"][rows]),
             )
-            same = (
-                len(document["codecs"]) == 1
-                and document["codecs"][0]["name"] == "sharding_indexed"
-                and document["zarr_format"] == 3
-                and document["node_type"] == "array"
-                and document["chunk_grid"]["name"] == "regular"
-                and document["chunk_key_encoding"]
-                == {"name": "default", "configuration": {"separator": "/"}}
-                and sharding["index_location"] == "end"
-                and sharding["index_codecs"] == _INDEX_CODECS
-                and list(grid) == layout._extent(layout.rows_per_shard)
-                and list(inner) == layout._extent(layout.rows_per_chunk)
-                and _codecs_match(sharding["codecs"], strings=strings)
-            )
+            attributes = document.get("attributes", {})
+            same = isinstance(attributes, dict) and canonical(
+                {"storage_transformers": [], **document, "attributes": {}}
+            ) == canonical(layout._document(kind, min(int(level), _MOST_ZSTD_LEVEL)))
         except (
             KeyError,
             IndexError,
@@ -117,6 +112,36 @@ class ArrayLayout:
             raise Damaged(f"{where}: the array's layout or codecs are not those of format v1")
         layout._check_sizes(where)
         return layout
+
+    def _document(self, kind: str, level: int) -> dict[str, Any]:
+        """Return the whole ``zarr.json`` of an array of this data type, compressed at ``level``."""
+        little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+        text: dict[str, Any] = {"name": "vlen-utf8", "configuration": {}}
+        one_byte = self.dtype is not None and np.dtype(self.dtype).itemsize == 1
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": kind,
+            "chunk_grid": _named("regular", chunk_shape=self._extent(self.rows_per_shard)),
+            "chunk_key_encoding": _named("default", separator="/"),
+            "fill_value": "" if self.dtype is None else np.zeros((), self.dtype).item(),
+            "codecs": [
+                _named(
+                    "sharding_indexed",
+                    chunk_shape=self._extent(self.rows_per_chunk),
+                    codecs=[
+                        text if self.dtype is None else {"name": "bytes"} if one_byte else little,
+                        _named("zstd", level=level, checksum=True),
+                        {"name": "crc32c"},
+                    ],
+                    index_codecs=[little, {"name": "crc32c"}],
+                    index_location="end",
+                )
+            ],
+            "attributes": {},
+            "storage_transformers": [],
+        }
 
     def _extent(self, rows: int) -> list[int]:
         return [1, rows, self.width] if len(self.shape) == 3 else [rows]
@@ -138,38 +163,65 @@ class ArrayLayout:
             )
 
 
-def _codecs_match(codecs: list[Any], *, strings: bool) -> bool:
-    serializer, compressor, checksum = codecs
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    text = {"name": "vlen-utf8", "configuration": {}}
-    return (
-        serializer in ([text] if strings else [little, {"name": "bytes"}])
-        and compressor["name"] == "zstd"
-        and compressor["configuration"]["checksum"] is True
-        and checksum["name"] == "crc32c"
-    )
+def _named(name: str, **configuration: Any) -> dict[str, Any]:
+    return {"name": name, "configuration": configuration}
 
 
 def decode_shard(where: str, layout: ArrayLayout, data: bytes, rows: int) -> NDArray[Any]:
-    """The first ``rows`` rows of a shard whose bytes were verified: (rows, K), or (rows,) if flat.
+    """Return the first ``rows`` rows of a shard whose sha256 was checked: (rows, K), or (rows,).
 
-    The checksums inside are not computed again: the sha256 in the commit covers them.
+    The checksums inside are not computed again (``check_checksums`` does): the sha256 covers them.
     """
-    chunks = layout.rows_per_shard // layout.rows_per_chunk
-    index_bytes = 16 * chunks + 4
-    if len(data) < index_bytes:
-        raise Damaged(f"{where}: {len(data)} bytes cannot hold an index of {chunks} chunks")
-    index = np.frombuffer(data, "<u8", 2 * chunks, len(data) - index_bytes).reshape(chunks, 2)
-    needed = math.ceil(rows / layout.rows_per_chunk)
-    view = memoryview(data)
+    index, content = _index_and_content(where, layout, data)
     frames = []
-    for offset, length in index[:needed]:
-        if offset == _MISSING or int(offset) + int(length) > len(data) - index_bytes or length < 16:
+    for offset, length in index[: math.ceil(rows / layout.rows_per_chunk)].tolist():
+        if not _inside(offset, length, len(content)):
             raise Damaged(f"{where}: its index points outside the shard or leaves a chunk out")
-        frames.append(view[int(offset) : int(offset) + int(length) - 4])
+        frames.append(content[offset : offset + length - _CRC_BYTES])
     if layout.dtype is None:
         return _decode_strings(where, layout, frames, rows)
     return _decode_numbers(where, layout, frames, rows)
+
+
+def check_checksums(where: str, layout: ArrayLayout, data: bytes) -> None:
+    """Refuse a shard with a wrong CRC-32C in it, of the index or of a chunk, also beyond N.
+
+    Our reads are covered by the sha256 and would not notice; every other zarr client would fail.
+    """
+    index, content = _index_and_content(where, layout, data)
+    if not _crc_holds(memoryview(data)[len(content) :]):
+        raise Damaged(f"{where}: the CRC-32C of its index is wrong: other zarr clients fail here")
+    for number, (offset, length) in enumerate(index.tolist()):
+        if offset == length == _MISSING:
+            continue
+        if not _inside(offset, length, len(content)):
+            raise Damaged(f"{where}: its index points outside the shard")
+        if not _crc_holds(content[offset : offset + length]):
+            raise Damaged(
+                f"{where}: the CRC-32C of chunk {number} is wrong: other zarr clients fail here"
+            )
+
+
+def _index_and_content(
+    where: str, layout: ArrayLayout, data: bytes
+) -> tuple[NDArray[np.uint64], memoryview]:
+    """Return the index of a shard, (chunks, 2) offsets and lengths, and the bytes before it."""
+    chunks = layout.rows_per_shard // layout.rows_per_chunk
+    content = len(data) - 16 * chunks - _CRC_BYTES
+    if content < 0:
+        raise Damaged(f"{where}: {len(data)} bytes cannot hold an index of {chunks} chunks")
+    index = np.frombuffer(data, "<u8", 2 * chunks, content).reshape(chunks, 2)
+    return index, memoryview(data)[:content]
+
+
+def _inside(offset: int, length: int, content: int) -> bool:
+    return length >= _LEAST_CHUNK_BYTES and offset + length <= content
+
+
+def _crc_holds(part: memoryview) -> bool:
+    """Return whether some bytes end with the CRC-32C of those before it."""
+    crc: int = google_crc32c.value(np.frombuffer(part[:-_CRC_BYTES], np.uint8))
+    return int.from_bytes(part[-_CRC_BYTES:], "little") == crc
 
 
 def _decode_numbers(

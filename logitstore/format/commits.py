@@ -78,7 +78,7 @@ def root_of(commit: bytes) -> str:
 
 
 class _Group(Document):
-    attributes: dict[str, dict[str, Any]]
+    attributes: dict[str, Any]
     node_type: Literal["group"]
     zarr_format: Literal[3]
 
@@ -114,9 +114,14 @@ def group_document(attributes: dict[str, Any]) -> bytes:
 
 
 def group_attributes(where: str, data: bytes) -> dict[str, Any]:
-    """Our attributes in a group's ``zarr.json``."""
-
-    group = _Group.parse(where, data)
-    if ATTRIBUTE not in group.attributes:
+    """Return our attributes in a group's ``zarr.json``; attributes of others are ignored."""
+    attributes = check_group(where, data)
+    if not isinstance(attributes.get(ATTRIBUTE), dict):
         raise Damaged(f"{where}: no {ATTRIBUTE!r} attribute: this group is not a logit store")
-    return group.attributes[ATTRIBUTE]
+    ours: dict[str, Any] = attributes[ATTRIBUTE]
+    return ours
+
+
+def check_group(where: str, data: bytes) -> dict[str, Any]:
+    """Return all attributes of a group's ``zarr.json``; Damaged if it is none."""
+    return _Group.parse(where, data).attributes

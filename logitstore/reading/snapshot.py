@@ -20,6 +20,7 @@ from logitstore.format.cards import SnapshotMeta, StoreMeta
 from logitstore.format.commits import (
     Commit,
     ObjectEntry,
+    check_group,
     commit_key,
     group_attributes,
     root_of,
@@ -28,7 +29,7 @@ from logitstore.format.commits import (
 from logitstore.format.encodings.base import Encoding, Logits
 from logitstore.format.encodings.rows import Rows
 from logitstore.format.encodings.table import encoding_of
-from logitstore.format.grid import Span
+from logitstore.format.grid import FLAT_SHARD_ROWS, Grid, Span
 from logitstore.version import __version__
 
 DECODED_CACHE_BYTES = 512 << 20
@@ -68,7 +69,8 @@ class Snapshot:
         self.commit = Commit.open(f"{source.url}: {commit_key(name)}", commit, name)
         above = f"{source.url}: zarr.json"
         self.store_meta = StoreMeta.parse(above, group_attributes(above, self.object("zarr.json")))
-        self.object("snapshots/zarr.json")  # no read of ours needs it, but other zarr clients do
+        # No read of ours needs it, but other zarr clients do.
+        check_group(f"{source.url}: snapshots/zarr.json", self.object("snapshots/zarr.json"))
         document = self.object(f"{snapshot_folder(name)}/zarr.json")
         self.meta = SnapshotMeta.parse(f"{where}/zarr.json", group_attributes(where, document))
         if self.meta.name != name:
@@ -82,6 +84,7 @@ class Snapshot:
         self.grid = self.meta.grid
         self.encoding = self._known_encoding(where)
         self.layouts = {array: self._layout(array) for array in self.encoding.layout}
+        self._check_listing()
         self.copy: DecodedCopy | None = None
         self._decoded: OrderedDict[Span, dict[str, NDArray[Any]]] = OrderedDict()
         self._lock = Lock()
@@ -195,6 +198,24 @@ class Snapshot:
                 f"{where}: this logitstore ({__version__}) cannot read its rows: {error}; it was "
                 f"written by logitstore {writer}: install that version or a later one"
             ) from None
+
+    def _check_listing(self) -> None:
+        """Refuse a commit that lists other objects than this snapshot and its store have."""
+        folder = snapshot_folder(self.name)
+        shards = [self.grid.key(shard) for shard in self.grid.shards()]
+        arrays = {f"{folder}/{name}": shards for name in self.layouts}
+        flat = Grid(self.meta.samples, 1, FLAT_SHARD_ROWS)
+        arrays["labels"] = [flat.flat_key(shard) for shard in flat.shards()]
+        if any(key.startswith("keys/") for key in self.commit.objects):
+            arrays["keys"] = arrays["labels"]
+        keys = {"zarr.json", "snapshots/zarr.json", f"{folder}/zarr.json"}
+        for array, parts in arrays.items():
+            keys |= {f"{array}/zarr.json", *(f"{array}/{part}" for part in parts)}
+        listed = self.commit.objects.keys()
+        if listed != keys:
+            key = min(listed ^ keys)
+            fault = "lists, and no store of format v1 has," if key in listed else "does not list"
+            raise Damaged(f"{self.url}: {commit_key(self.name)}: the commit {fault} {key}")
 
     def _layout(self, array: str) -> ArrayLayout:
         key = f"{snapshot_folder(self.name)}/{array}/zarr.json"

@@ -1,17 +1,24 @@
 """Check a whole store against its commits: every object's length and sha256, and no others.
 
-This needs no teacher and no torch; ``precompute.verify`` recomputes samples through the teacher.
+What is called whole can be read by any zarr client, too: the checksums inside the shards are
+computed, which reads of ours leave to the sha256.  This needs no teacher and no torch;
+``precompute.building.recompute`` computes samples again through the teacher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitstore.errors import Damaged, InputError, NotFound, UnknownName
+from logitstore.format.arrays import ArrayLayout, check_checksums, decode_shard
 from logitstore.format.commits import build_folder, commit_key, plan_key, snapshot_folder
+from logitstore.format.encodings.rows import Rows
+from logitstore.format.grid import Span
 from logitstore.format.samples import Samples
 from logitstore.progress import Progress, Silent
 from logitstore.reading.opening import open_store
@@ -20,10 +27,13 @@ from logitstore.reading.store import LogitStore
 from logitstore.storage import Storage, open_storage
 from logitstore.storage.local import is_temporary
 
+_BLOCK_BYTES = 16 << 20
+"""Bytes of float32 logits that are decoded at a time; a shard's may be many gigabytes."""
+
 
 @dataclass
 class Report:
-    """What a verification found; ``breaches`` say which object or row is wrong, and how."""
+    """The result of a verification; ``breaches`` say which object or row is wrong, and how."""
 
     store: str
     objects: int = 0
@@ -34,6 +44,11 @@ class Report:
     @property
     def ok(self) -> bool:
         return not self.breaches
+
+    def add(self, breach: str) -> None:
+        """Keep a breach; the same one of several snapshots is kept once."""
+        if breach not in self.breaches:
+            self.breaches.append(breach)
 
 
 def verify_store(
@@ -54,12 +69,12 @@ def verify_store(
     try:
         store = open_store(location, token)
     except Damaged as error:
-        report.breaches.append(str(error))
+        report.add(str(error))
         return report
     except NotFound as error:
         if remote or not open_storage(location).names("snapshots/"):
             raise
-        report.breaches.append(str(error))
+        report.add(str(error))
         return report
     if not remote:
         report.breaches += _lost_commits(open_storage(location))
@@ -75,8 +90,7 @@ def verify_store(
         snapshot = _open(store, name, report)
         if snapshot is not None:
             known |= set(snapshot.commit.objects) | {commit_key(name)}
-            _check_objects(snapshot, report, progress)
-            _check_decoding(store, snapshot, report)
+            _SnapshotCheck(snapshot, report, progress).run()
     if not remote and not snapshots:
         _find_foreign(open_storage(location), known, names, report)
     return report
@@ -86,47 +100,123 @@ def _open(store: LogitStore, name: str, report: Report) -> Snapshot | None:
     try:
         return store.snapshots[name]
     except Damaged as error:
-        report.breaches.append(str(error))
+        report.add(str(error))
         return None
 
 
-def _check_objects(snapshot: Snapshot, report: Report, progress: Progress) -> None:
-    total = sum(entry.length for entry in snapshot.commit.objects.values())
-    progress.start(f"verify {snapshot.name}", total, "bytes")
-    for key, entry in sorted(snapshot.commit.objects.items()):
+class _SnapshotCheck:
+    """Read every object of one snapshot once, and decode every shard, into a report."""
+
+    def __init__(self, snapshot: Snapshot, report: Report, progress: Progress) -> None:
+        self.snapshot, self.report, self.progress = snapshot, report, progress
+
+    def run(self) -> None:
+        snapshot = self.snapshot
+        entries = snapshot.commit.objects
+        total = sum(entry.length for entry in entries.values())
+        self.progress.start(f"verify {snapshot.name}", total, "bytes")
+        shards = {span: self._keys(span) for span in snapshot.grid.shards()}
+        decoded = {key for keys in shards.values() for key in keys.values()}
+        for key in sorted(entries.keys() - decoded):
+            if not key.startswith(("labels/", "keys/")):
+                self._object(key)
+        self._check_samples()
+        for span, keys in shards.items():
+            self._check_rows(span, keys)
+
+    def _keys(self, span: Span) -> dict[str, str]:
+        """Return the key of a shard by array."""
+        folder, shard = snapshot_folder(self.snapshot.name), self.snapshot.grid.key(span)
+        return {name: f"{folder}/{name}/{shard}" for name in self.snapshot.layouts}
+
+    def _object(self, key: str) -> bytes | None:
+        """Return an object's bytes if they are the committed ones."""
+        length = self.snapshot.commit.objects[key].length
+        self.report.objects += 1
+        self.report.bytes += length
         try:
-            snapshot.object(key)
+            return self.snapshot.object(key)
         except Damaged as error:
-            if str(error) not in report.breaches:
-                report.breaches.append(str(error))
-        report.objects += 1
-        report.bytes += entry.length
-        progress.advance(entry.length)
+            self.report.add(str(error))
+            return None
+        finally:
+            self.progress.advance(length)
 
+    def _shard(self, layout: ArrayLayout, key: str, rows: int) -> NDArray[Any] | None:
+        """Return a shard's rows if its bytes, checksums and index are right."""
+        data = self._object(key)
+        if data is None:
+            return None
+        where = f"{self.snapshot.url}: {key}"
+        try:
+            check_checksums(where, layout, data)
+            return decode_shard(where, layout, data, rows)
+        except Damaged as error:
+            self.report.add(str(error))
+            return None
 
-def _check_decoding(store: LogitStore, snapshot: Snapshot, report: Report) -> None:
-    """The bytes are the committed ones: are they also shards of this format, and finite?"""
-    if report.breaches:
-        return
-    try:
-        keys = None if store.keys is None else [str(key) for key in store.keys]
-        card = store.meta.dataset
-        if Samples(card.name, store.labels, keys).card() != card:
-            report.breaches.append(f"{store.url}: labels and keys are not the dataset card's")
-        for view, start, stop in snapshot.grid.shards():
-            logits = snapshot.logits(np.arange(start, stop), view)
-            broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-            if len(broken):
-                report.breaches.append(
-                    f"{snapshot.name}: view {view}, sample {start + broken[0]}: logits are not "
-                    f"finite ({len(broken)} rows of this shard)"
-                )
-    except Damaged as error:
-        report.breaches.append(str(error))
+    def _check_samples(self) -> None:
+        """Compare labels and keys with the digest in the store's metadata."""
+        card = self.snapshot.store_meta.dataset
+        labels, keys = self._flat("labels"), self._flat("keys")
+        if labels is None or keys is None:
+            return
+        texts = [str(key) for key in keys] if len(keys) else None
+        if Samples(card.name, labels, texts).card() != card:
+            self.report.add(f"{self.snapshot.url}: labels and keys are not the dataset card's")
+
+    def _flat(self, array: str) -> NDArray[Any] | None:
+        """Return labels or keys, (N,); None if they are damaged, (0,) if there are none."""
+        if f"{array}/zarr.json" not in self.snapshot.commit.objects:
+            return np.empty(0)
+        document = self._object(f"{array}/zarr.json")
+        where, samples = f"{self.snapshot.url}: {array}", self.snapshot.meta.samples
+        try:
+            layout = None if document is None else ArrayLayout.parse(where, document)
+        except Damaged as error:
+            self.report.add(str(error))
+            return None
+        if layout is None:
+            return None
+        if layout.shape != (samples,) or layout.dtype != {"labels": "<i4", "keys": None}[array]:
+            self.report.add(f"{where}: not the {array} of {samples} samples")
+            return None
+        parts = [
+            self._shard(layout, f"{array}/{layout.grid.flat_key(span)}", span.rows)
+            for span in layout.grid.shards()
+        ]
+        whole = [part for part in parts if part is not None]
+        return np.concatenate(whole) if len(whole) == len(parts) else None
+
+    def _check_rows(self, span: Span, keys: dict[str, str]) -> None:
+        """Decode one shard of all arrays, block by block: are its logits finite?"""
+        snapshot = self.snapshot
+        arrays = {
+            name: self._shard(snapshot.layouts[name], key, span.rows) for name, key in keys.items()
+        }
+        whole = {name: array for name, array in arrays.items() if array is not None}
+        if len(whole) < len(arrays):
+            return
+        rows = Rows(snapshot.encoding, whole)
+        step = max(1, _BLOCK_BYTES // (4 * snapshot.meta.classes))
+        broken: list[int] = []
+        try:
+            for first in range(0, span.rows, step):
+                logits = rows.part(slice(first, first + step)).logits()
+                broken += (first + np.flatnonzero(~np.isfinite(logits).all(axis=1))).tolist()
+        except Damaged as error:
+            self.report.add(
+                f"{snapshot.name}: view {span.view}, samples from {span.start}: {error}"
+            )
+        if broken:
+            self.report.add(
+                f"{snapshot.name}: view {span.view}, sample {span.start + broken[0]}: logits are "
+                f"not finite ({len(broken)} rows of this shard)"
+            )
 
 
 def _lost_commits(storage: Storage) -> list[str]:
-    """Snapshots that are neither committed nor being built."""
+    """Describe the snapshots that are neither committed nor being built."""
     return [
         f"{storage.url}: {commit_key(name)} is missing: the snapshot is lost"
         for name in storage.names("snapshots/")
@@ -135,17 +225,16 @@ def _lost_commits(storage: Storage) -> list[str]:
 
 
 def _find_foreign(storage: Storage, known: set[str], names: Sequence[str], report: Report) -> None:
-    """Objects that no commit lists; those of an unfinished build are not foreign."""
+    """Report objects that no commit lists; those of an unfinished build are not foreign."""
     unfinished = [name for name in storage.names(".build/") if name not in names]
     allowed = tuple(f"{snapshot_folder(name)}/" for name in unfinished)
     allowed += tuple(f"{build_folder(name)}/" for name in storage.names(".build/"))
     damaged = {name for name in names if commit_key(name) not in known}
     for key in sorted(storage.keys()):
         parts = key.split("/")
-        own = len(parts) > 1 and parts[0] == "snapshots" and parts[1] in damaged
-        if key in known or key.startswith(allowed) or own or is_temporary(key):
+        damaged_too = len(parts) > 1 and parts[0] == "snapshots" and parts[1] in damaged
+        if key in known or key.startswith(allowed) or damaged_too or is_temporary(key):
             continue
         if damaged and len(damaged) == len(names):
             continue  # no commit could be read, so nothing tells which objects belong
-        text = f"{storage.url}: {key} was added: no commit lists it; remove it"
-        report.breaches.append(text)
+        report.add(f"{storage.url}: {key} was added: no commit lists it; remove it")
