@@ -102,7 +102,7 @@ def _stepping(method: str, stream: Iterator[Batch]) -> Callable[[], object]:
     ).resolved()
     torch.manual_seed(0)
     model = build_model(STUDENT, classes=CLASSES, shape=(3, SIDE, SIDE))
-    learner, chosen = make_learner(config, model, torch.device("cpu")), config.make_method()
+    learner, chosen = make_learner(config, model, torch.device("cpu")), config.method_object
 
     def run() -> None:
         for batch in islice(stream, STEPS):

@@ -9,8 +9,6 @@ from logitstore.errors import InputError
 from logitstore.text import parse_size
 from logitstore.trainer.config.specs import parse_specialist, split_share
 from logitstore.trainer.config.teacher_spec import check_turns
-from logitstore.trainer.methods.base import temperature_of
-from logitstore.trainer.methods.table import find_method
 
 if TYPE_CHECKING:
     from logitstore.trainer.config.settings import TrainConfig
@@ -77,8 +75,8 @@ def _check_specialist(config: TrainConfig) -> None:
             "--specialist with --store: a specialist has other classes than the store's teacher "
             "and learns from labels: drop --store"
         )
-    method = find_method(config.method)
-    if method.needs_teacher or method.needs_past:
+    method = config.method_object
+    if method.needs_teacher or method.predictions_needed:
         raise InputError(
             f"--specialist with --method {config.method}: a specialist learns from labels, and not "
             "from all samples in each epoch: use --method ce or label-smoothing"
@@ -92,19 +90,13 @@ def _check_source(config: TrainConfig) -> None:
             f"--test {config.test}: test data are never taken from the training data: give --test "
             f"DATA, or --val {config.test}"
         )
-    method = find_method(config.method)
-    config.make_method()
+    method = config.method_object
     if config.teach != "all" and not method.needs_teacher:
         raise InputError(
             f"--teach {config.teach} chooses where a teacher's term counts, and method "
             f"{config.method!r} has none: drop it, or use --method kd with a store"
         )
-    stop = getattr(config.make_method(), "stop_kd_at", None)
-    if stop is not None and stop >= config.epochs:
-        raise InputError(
-            f"--stop-kd-at {stop} never comes in a run of {config.epochs} epochs: lower it, drop "
-            "it, or raise --epochs"
-        )
+    method.refuse_run(config.epochs)
     if config.store is None:
         if method.needs_teacher:
             raise InputError(
@@ -116,13 +108,12 @@ def _check_source(config: TrainConfig) -> None:
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
         return
-    standardized = getattr(config.make_method(), "standardize", False)
     if config.snapshot is not None:
         check_turns(
             config.snapshot,
             epochs=config.epochs,
-            method=f"{config.method} --standardize" if standardized else config.method,
-            temperature=temperature_of(config.make_method()),
+            method=config.method,
+            temperature=method.ensemble_temperature,
         )
     if config.read == "stream" and not config.store.startswith(("http://", "https://")):
         raise not_served(config.store)
@@ -175,7 +166,7 @@ def _check_memory(config: TrainConfig) -> None:
             f"micro_batch {config.micro_batch} is more than batch_size {config.batch_size}: a "
             "smaller --micro-batch, or a larger --batch-size"
         )
-    if find_method(config.method).per_batch:
+    if config.method_object.per_batch:
         for name in ("micro_batch", "memory_limit"):
             if getattr(config, name) is not None:
                 flag = "--" + name.replace("_", "-")

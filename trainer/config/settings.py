@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -165,15 +165,16 @@ class TrainConfig(_HyperParameters):
         """The learning rate that the schedule scales."""
         return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
 
-    def make_method(self) -> Method:
-        """The method with this run's hyper-parameters, defaults filled in."""
+    @cached_property
+    def method_object(self) -> Method:
+        """The method with this run's hyper-parameters, defaults filled in; made once."""
         return make_method(
             self.method, {name: getattr(self, name) for name in hyper_parameter_types()}
         )
 
     def resolved(self) -> TrainConfig:
         """The same run with all defaults written out: the method's, the optimiser's, ``val``."""
-        chosen: dict[str, Any] = dict(hyper_parameters(self.make_method()))
+        chosen: dict[str, Any] = dict(hyper_parameters(self.method_object))
         val = HELD_OUT if self.val is None and self.test is not None else self.val
         return replace(self, lr=self.base_lr, val=val, **chosen)
 

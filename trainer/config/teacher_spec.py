@@ -88,8 +88,8 @@ def check_turns(text: str, *, epochs: int, method: str, temperature: float | Non
     if temperature is None and any(turn.kind == "arithmetic" for turn in turns):
         raise InputError(
             f"--snapshot {text!r}: mean(…) averages distributions at one temperature, and method "
-            f"{method!r} does not take the teacher's at a single one: average the logits instead, "
-            "with logits(…), or use another method"
+            f"{method!r}, as it is set here, does not take the teacher's at a single one: average "
+            "the logits instead, with logits(…), or use another method"
         )
 
 

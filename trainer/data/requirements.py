@@ -15,7 +15,7 @@ from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.source import Indices, Source
 from logitstore.trainer.data.teaching import TeachingSchedule, open_schedule
-from logitstore.trainer.methods.base import Method, temperature_of
+from logitstore.trainer.methods.base import Method
 from logitstore.trainer.methods.table import METHODS
 
 
@@ -23,11 +23,11 @@ def open_suitable_teachers(
     store: LogitStore, config: TrainConfig, token: str | None
 ) -> TeachingSchedule:
     """Who teaches in this run, opened; InputError if the method cannot learn from their rows."""
-    method = config.make_method()
+    method = config.method_object
     teaching = open_schedule(
         store,
         config.snapshot,
-        temperature=temperature_of(method),
+        temperature=method.ensemble_temperature,
         token=token,
         patience=config.patience,
     )
@@ -41,13 +41,13 @@ def open_suitable_teachers(
 
 def _refuse_missing_tail(snapshot: Snapshot, name: str, method: Method) -> None:
     """A topk row knows its tail's mass at T=1 only; at T=4 the tail may be most of the mass."""
-    temperature = method.topk_temperature
-    if temperature is not None:
+    reason, temperature = method.needs_tail, method.teacher_temperature
+    if reason is None and temperature is not None:
         refuse_lost_tail(snapshot, temperature)
     elif snapshot.meta.encoding.name == TopK.name:
         able = [other for other, kind in METHODS.items() if _can_do_without_tail(kind)]
         raise InputError(
-            f"{_kept(snapshot)}, and method {name!r} {_tail_needed(method)}: use a snapshot built "
+            f"{_kept(snapshot)}, and method {name!r} {reason}: use a snapshot built "
             f"with --encoding uint8 or auto, or --method {' or '.join(able)} at temperature 1"
         )
 
@@ -74,24 +74,13 @@ def _kept(snapshot: Snapshot) -> str:
     )
 
 
-def _tail_needed(method: Method) -> str:
-    """Why equal shares of the tail's mass are not enough (METHODS.md, "What a store must keep")."""
-    if getattr(method, "standardize", False):
-        return "standardises logits by the mean and deviation of all classes"
-    if method.one_label:
-        return "renormalises the classes beside the label, which makes the tail's error grow"
-    if method.per_batch:
-        return "correlates each class over the batch, also where a row left it out"
-    return "takes the teacher at several temperatures, the tail's mass is right at 1 only"
-
-
 def _can_do_without_tail(kind: type[Method]) -> bool:
-    return kind.needs_teacher and kind().topk_temperature is not None
+    return kind.needs_teacher and kind().needs_tail is None
 
 
 def refuse_mixed_views(config: TrainConfig, source: Source) -> None:
     """InputError if the method needs one label for each image, and mixed images have two."""
-    if config.make_method().one_label and source.views.mix is not None:
+    if config.method_object.one_label and source.views.mix is not None:
         raise InputError(
             f"method {config.method!r} takes each image's one label apart from the other classes, "
             "and the store's mixed views (mixup, cutmix) have two labels: "
@@ -109,7 +98,7 @@ def refuse_other_labels(config: TrainConfig, source: Source, samples: Indices) -
             f"and {unknown:,} labels of {source.dataset.name} are unknown: label them, or drop "
             "--teach"
         )
-    if config.make_method().one_label and unknown:
+    if config.method_object.one_label and unknown:
         raise InputError(
             f"method {config.method!r} takes each image's one label apart from the other classes, "
             f"and {unknown:,} of {len(samples):,} labels of {source.dataset.name} are unknown: "

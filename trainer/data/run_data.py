@@ -118,12 +118,12 @@ def open_run_data(config: TrainConfig, token: str | None) -> RunData:
         view_count=source.view_count,
         epochs=config.epochs,
     )
-    notes += [*omitted, *config.make_method().remarks(config.epochs)]
+    notes += [*omitted, *config.method_object.remarks(config.epochs)]
     return RunData(source=source, plan=plan, eval_data=eval_data, notes=tuple(notes))
 
 
 def _refuse_unlabelled(config: TrainConfig, source: Source, samples: Indices) -> None:
-    if not config.make_method().needs_teacher and (source.dataset.labels[samples] < 0).all():
+    if not config.method_object.needs_teacher and (source.dataset.labels[samples] < 0).all():
         raise InputError(
             f"{source.dataset.name}: no label is known, and method {config.method!r} learns from "
             "labels alone: use --method kd with a store"

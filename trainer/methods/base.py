@@ -72,9 +72,9 @@ class Outputs(NamedTuple):
 
 
 class PredictionsNeeded(NamedTuple):
-    """Which of its own earlier predictions a method learns from: those of the last ``epochs``.
+    """Of how many epochs a student remembers its own predictions, and which ones.
 
-    ``from_eval_pass``: of a pass in eval mode after each epoch, else of the training steps.
+    ``from_eval_pass``: those of a pass in eval mode after each epoch, else those of the steps.
     """
 
     epochs: int
@@ -83,15 +83,14 @@ class PredictionsNeeded(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """Base of the methods: hyper-parameters as fields, ``terms`` to be defined.
+    """Base of the methods: hyper-parameters are fields, and ``terms`` is to be defined.
 
-    ``needs_teacher``: a store's rows.  ``needs_past``: the student's own earlier predictions, as
-    ``predictions_needed`` says.  ``one_label``: exactly one known label for each image.
-    ``per_batch``: a term couples the samples of a batch, which then cannot be cut in parts.
+    ``needs_teacher``: it learns from a store's rows.  ``one_label``: it needs exactly one known
+    label for each image.  ``per_batch``: a term couples the samples of a batch, which then cannot
+    be cut in parts.
     """
 
     needs_teacher: ClassVar[bool] = False
-    needs_past: ClassVar[bool] = False
     one_label: ClassVar[bool] = False
     per_batch: ClassVar[bool] = False
 
@@ -106,12 +105,12 @@ class Method(ABC):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults that depend on the hyper-parameters that were given."""
+        """Return the defaults that depend on the hyper-parameters that were given."""
         return {}
 
     @property
     def predictions_needed(self) -> PredictionsNeeded | None:
-        """Which of its predictions a student must remember (None: none)."""
+        """Which of its own predictions a student must remember, None: none."""
         return None
 
     @property
@@ -120,28 +119,47 @@ class Method(ABC):
         return None
 
     @property
-    def topk_temperature(self) -> float | None:
-        """Where ``topk`` rows must be good to serve this method, None: they cannot."""
-        return None
+    def ensemble_temperature(self) -> float | None:
+        """Where the distributions of several teachers are averaged, None: nowhere.
+
+        A method that only compares itself with a teacher compares at temperature 1.
+        """
+        return self.teacher_temperature if self.needs_teacher else 1.0
+
+    @property
+    def needs_tail(self) -> str | None:
+        """Why ``topk`` rows, which share the tail's mass evenly, cannot teach this method.
+
+        None: they can, if they are good at the teacher's temperature.
+        """
+        if self.one_label:
+            return "renormalises the classes beside the label, which makes the tail's error grow"
+        if self.per_batch:
+            return "correlates each class over the batch, also where a row left it out"
+        return "takes the teacher at several temperatures, the tail's mass is right at 1 only"
+
+    def refuse_run(self, epochs: int) -> None:
+        """Refuse a run of so many epochs in which something would never come: InputError."""
+        return
 
     def remarks(self, epochs: int) -> list[str]:
-        """What a user should know before a run of so many epochs."""
+        """Return what a user should know before a run of so many epochs."""
         return []
 
     @abstractmethod
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
-        """The weighted terms by name, each (N,) in nats; ``epoch`` counts from 0."""
+        """Return the weighted terms by name, each (N,) in nats; ``epoch`` counts from 0."""
 
     def loss(self, batch: Outputs, epoch: int) -> Tensor:
-        """The sum of the terms: (N,) in nats."""
+        """Return the sum of the terms: (N,) in nats."""
         return total(self.terms(batch, epoch))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted(Method):
-    """Base: a cross-entropy and one more term, with two explicit weights.
+    """Base: a cross-entropy and one more term, each with a weight of its own.
 
-    Two, because what "alpha" weighs differs between papers.
+    There are two weights because papers differ in what their "alpha" weighs.
     """
 
     ce_weight: Weight = 1.0
@@ -154,14 +172,14 @@ class Weighted(Method):
 
 
 def hard(batch: Outputs) -> Tensor:
-    """The cross-entropy with the labels, (N,) in nats; of mixed images with both labels."""
+    """Return the cross-entropy with the labels, (N,) in nats; of mixed images with both labels."""
     from logitstore.trainer import losses
 
     return batch.by_label(lambda labels: losses.cross_entropy(batch.student, labels))
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """The sum of terms, in their order: (N,)."""
+    """Return the sum of the terms, added in their order: (N,)."""
     return reduce(add, terms.values())
 
 
@@ -170,11 +188,3 @@ def _adapters(kind: type[Method]) -> dict[str, TypeAdapter[Any]]:
     strict = ConfigDict(strict=True, allow_inf_nan=False)
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: TypeAdapter(hints[field.name], config=strict) for field in fields(kind)}
-
-
-def temperature_of(method: Method) -> float | None:
-    """Where an ensemble's distributions are averaged for this method, None: nowhere.
-
-    A method that only compares itself with the teacher compares at temperature 1.
-    """
-    return method.teacher_temperature if method.needs_teacher else 1.0

@@ -15,7 +15,7 @@ def describe_methods(name: str | None = None) -> list[dict[str, Any]]:
             "method": name,
             "summary": summary(name),
             "needs_teacher": kind.needs_teacher,
-            "needs_past": kind.needs_past,
+            "needs_past": kind().predictions_needed is not None,
             "one_label": kind.one_label,
             "per_batch": kind.per_batch,
             "hyper_parameters": hyper_parameters(kind()),

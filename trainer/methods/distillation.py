@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from logitstore.errors import InputError
 from logitstore.trainer.methods.base import Epochs, Outputs, Positive, Weight, Weighted, hard
 from logitstore.trainer.schedules import distils, rising_share
 
@@ -30,8 +31,21 @@ class Taught(Weighted):
         """The distance from the teacher: (N, C), (N, C), (N,) -> (N,) nats."""
 
     def warm_up(self, epoch: int) -> float:
-        """What multiplies the teacher's term in this epoch."""
+        """Return what multiplies the teacher's term in this epoch."""
         return 1.0
+
+    @property
+    def needs_tail(self) -> str | None:
+        if self.standardize:
+            return "standardises logits by the mean and deviation of all classes"
+        return super().needs_tail
+
+    def refuse_run(self, epochs: int) -> None:
+        if self.stop_kd_at is not None and self.stop_kd_at >= epochs:
+            raise InputError(
+                f"--stop-kd-at {self.stop_kd_at} never comes in a run of {epochs} epochs: lower "
+                "it, drop it, or raise --epochs"
+            )
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
         if not distils(epoch, stop=self.stop_kd_at):
@@ -77,8 +91,8 @@ class Distillation(Softened):
     kd_weight: Weight = 0.9
 
     @property
-    def topk_temperature(self) -> float | None:
-        return self.teacher_temperature
+    def needs_tail(self) -> str | None:
+        return super().needs_tail if self.teacher_temperature is None else None
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         from logitstore.trainer import losses
@@ -212,8 +226,8 @@ class TransformedTeacher(Taught):
         return None if self.standardize else 1 / self.gamma
 
     @property
-    def topk_temperature(self) -> float | None:
-        return self.teacher_temperature
+    def needs_tail(self) -> str | None:
+        return super().needs_tail if self.teacher_temperature is None else None
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         from logitstore.trainer import losses

@@ -89,7 +89,6 @@ class ProgressiveSelf(Method):
     ``training`` forward, as in the released code, or from a ``clean`` pass after each epoch.
     """
 
-    needs_past: ClassVar[bool] = True
     one_label: ClassVar[bool] = True
 
     alpha: Share = 0.8

@@ -21,7 +21,6 @@ from logitstore.trainer.evaluation.evaluate import load_network, taught_source
 from logitstore.trainer.evaluation.weights import Trained, find_trained
 from logitstore.trainer.measure.figures import compare, measure
 from logitstore.trainer.measure.gather import Labels, Logits, labels_of
-from logitstore.trainer.methods.base import temperature_of
 from logitstore.trainer.metrics import Reliability, reliability, risk_coverage
 from logitstore.trainer.reporting import analysis
 from logitstore.trainer.reporting.gather import ReportData, RunRecord
@@ -215,7 +214,10 @@ def _bound(
     assert wish.store is not None
     store = open_store(wish.store, wish.token)
     teaching = open_schedule(
-        store, wish.snapshot, temperature=temperature_of(run.config.make_method()), token=wish.token
+        store,
+        wish.snapshot,
+        temperature=run.config.method_object.ensemble_temperature,
+        token=wish.token,
     )
     teacher = teaching.teachers[-1]
     own = wish.store == run.config.store

@@ -120,7 +120,7 @@ class Epochs:
         sums: Tensor | None,
     ) -> Line:
         """Train (the rest of) one epoch and measure; return its line of metrics."""
-        config, method, watch = self.config, self.config.make_method(), LossWatch()
+        config, method, watch = self.config, self.config.method_object, LossWatch()
         begun = saved = time.monotonic()
         names: list[str] = []
         rows, lr = 0, 0.0

@@ -66,7 +66,7 @@ def micro_batch(
 
 
 def _step(config: TrainConfig, normalize: Normalize | None, context: StepContext) -> Step:
-    method = config.make_method()
+    method = config.method_object
     trial = context._replace(remember_predictions=False)
     step = partial(
         take_step, lr=0.0, normalize=normalize, precision=config.precision, context=trial

@@ -90,7 +90,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 f"validation: {config.val} of the training samples, as the test data must choose "
                 "nothing (--val for other ones)"
             )
-        values = hyper_parameters(config.make_method()).items()
+        values = hyper_parameters(config.method_object).items()
         chosen = ", ".join(f"{name} {value}" for name, value in values if value is not None)
         progress.message(f"method {config.method}: {summary(config.method)} {chosen}".rstrip())
         for note in [*data.notes, *unseen_views(source, config.epochs)]:
@@ -143,7 +143,7 @@ def refuse_ranks(config: TrainConfig, plan: Plan, ranks: Ranks) -> None:
     """InputError if a batch cannot be shared by so many ranks."""
     if ranks.count == 1:
         return
-    if config.make_method().per_batch:
+    if config.method_object.per_batch:
         raise InputError(
             f"method {config.method!r} couples the samples of a batch in its loss, so that the "
             f"parts of {ranks.count} ranks would teach something else: use one process, or another "
@@ -167,7 +167,7 @@ def _warn_ranks(model: torch.nn.Module, ranks: Ranks, progress: Progress) -> Non
 
 
 def _context(config: TrainConfig, data: RunData) -> StepContext:
-    needed = config.make_method().predictions_needed
+    needed = config.method_object.predictions_needed
     if needed is None:
         return StepContext(epochs=config.epochs)
     samples = data.plan.every_sample()

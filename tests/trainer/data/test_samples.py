@@ -195,10 +195,10 @@ def test_a_file_s_hyper_parameters_go_with_its_method_alone(tmp_path: Path) -> N
 
 def test_what_a_run_is_too_short_for_is_said() -> None:
     taught = TrainConfig(data=DATA, student="mlp", store="s.zarr", out="run", method="dkd")
-    (said,) = taught.make_method().remarks(10)
+    (said,) = taught.method_object.remarks(10)
     assert "kd_warmup 20 is longer than the run's 10 epochs" in said
     assert "50%" in said
-    assert taught.make_method().remarks(20) == []
+    assert taught.method_object.remarks(20) == []
     with pytest.raises(InputError, match="--stop-kd-at 30 never comes in a run of 30 epochs"):
         replace(taught, stop_kd_at=30)
 

@@ -85,7 +85,7 @@ def test_what_a_method_does_not_say_it_needs_it_does_not_look_at(name: str) -> N
     kind, batch = METHODS[name], outputs()
     if not kind.needs_teacher:
         batch = batch._replace(teacher=None)
-    if not kind.needs_past:
+    if kind().predictions_needed is None:
         batch = batch._replace(past=None)
     loss = make_method(name, {}).loss(batch, 1)
     if kind.per_batch:
@@ -103,7 +103,7 @@ def test_needs_are_those_of_the_formulas() -> None:
 
     assert having("one_label") == {"dkd", "tckd", "nckd", "nkd", "ps-kd"}
     assert having("per_batch") == {"dist"}
-    assert having("needs_past") == {"ps-kd"}
+    assert {name for name in DEFAULTS if METHODS[name]().predictions_needed} == {"ps-kd"}
     labels_only = {"ce", "label-smoothing", "tf-kd-reg", "ps-kd"}
     assert DEFAULTS.keys() - having("needs_teacher") == labels_only
 
@@ -192,7 +192,8 @@ def test_standardising_forgets_how_large_logits_are(name: str) -> None:
     torch.testing.assert_close(found["kd"], other["kd"], rtol=1e-5, atol=1e-6)
     weight = hyper_parameters(method)["ce_weight"]
     torch.testing.assert_close(found["ce"], weight * cross_entropy(batch))
-    assert method.teacher_temperature is method.topk_temperature is None
+    assert method.teacher_temperature is None
+    assert "mean and deviation of all classes" in str(method.needs_tail)
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "tckd", "nckd"])
@@ -251,7 +252,7 @@ def test_a_sample_without_a_label_counts_nothing_where_labels_count(name: str) -
 def test_the_teacher_s_temperature_is_that_of_its_one_distribution() -> None:
     def temperatures(name: str, **given: Any) -> tuple[float | None, float | None]:
         method = make_method(name, given)
-        return method.teacher_temperature, method.topk_temperature
+        return method.teacher_temperature, None if method.needs_tail else method.teacher_temperature
 
     assert temperatures("kd", temperature=3.0) == (3.0, 3.0)
     assert temperatures("ttm", gamma=0.25) == (4.0, 4.0)
