@@ -65,7 +65,11 @@ class Blend:
         return np.asarray(mean, np.float32)
 
     def tensor(self, device: Any = "cpu") -> Tensor:
-        """Decode and average on ``device``; only the codes cross the bus.  float32 (N, C)."""
+        """Decode and average on ``device``; only the codes cross the bus.  float32 (N, C).
+
+        On a CPU the last bit of a mean of distributions may depend on the rows beside it: torch
+        computes ``logaddexp`` in vectors of several numbers and the rest one by one.
+        """
         import torch
 
         decoded = [rows.tensor(device) for rows in self.members]
