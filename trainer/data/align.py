@@ -1,7 +1,7 @@
 """Bring a dataset into a store's order and numbering of classes, or refuse it.
 
-A student that is shown sample 17 while it gets sample 18's logits trains, and trains badly; nothing
-else would ever tell.  Images are not looked at here: see ``precompute.canaries``.
+A student that sees sample 17 and learns from sample 18's logits trains, and trains badly; nothing
+else would ever show it.  Images are not compared here but in ``precompute.views.canaries``.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _OTHER_NUMBERS = "or give --class-map FILE if only its classes are numbered othe
 class Aligned:
     """A dataset of the store's length, order and classes.
 
-    ``samples`` are the indices of those that are there, ascending (None: all); any other has label
-    -1, no key, and InputError for an image.  ``notes`` say what is not as in the store.
+    ``samples`` are the indices of those that have an image, ascending (None: all); any other has
+    label -1, no key, and InputError for an image.  ``notes`` say what is not as in the store.
     """
 
     dataset: ImageDataset
@@ -45,37 +45,38 @@ def align(
 ) -> Aligned:
     """Match a dataset's classes and samples with a store's; ``class_map`` as in ``renumbered``.
 
-    By ``index``: as many samples in the same order.  By ``key``: each is looked up by its key;
-    order and number may differ.  Labels must agree wherever both sides know them; what is unknown
-    here (-1) stays unknown.  MismatchError names the first class, key or sample that does not fit.
+    By ``index``: as many samples in the same order.  By ``key``: each sample is looked up by its
+    key; order and number may differ.  Labels must agree wherever both sides know them; what the
+    dataset does not know (-1) stays unknown.  MismatchError names the first class, key or sample
+    that does not fit.
     """
     if match_by not in _WAYS:
         raise UnknownName.among("way to match samples", match_by, _WAYS)
     if match_by == "key":
         _refuse_keyless(dataset, store)
     classes = Classes(owner=store.url, count=store.meta.classes, names=store.meta.class_names)
-    here = renumbered(dataset, classes, class_map)
+    aligned = renumbered(dataset, classes, class_map)
     notes = []
-    if here.labels is not dataset.labels:
+    if aligned.labels is not dataset.labels:
         way = "name" if class_map is None else "--class-map"
         notes.append(f"{dataset.name}: labels are renumbered into the store's classes, by {way}")
-    here, samples, more = _WAYS[match_by](here, store)
+    aligned, samples, more = _WAYS[match_by](aligned, store)
     notes += more
-    known = here.labels if samples is None else here.labels[samples]
-    unknown = int((known < 0).sum())
+    labels = aligned.labels if samples is None else aligned.labels[samples]
+    unknown = int((labels < 0).sum())
     if unknown:
         notes.append(
-            f"{dataset.name}: {unknown:,} of {len(known):,} labels are unknown here: no "
+            f"{dataset.name}: {unknown:,} of {len(labels):,} labels are unknown here: no "
             "cross-entropy there"
         )
-    return Aligned(dataset=here, samples=samples, notes=notes)
+    return Aligned(dataset=aligned, samples=samples, notes=notes)
 
 
 def _by_index(
     dataset: ImageDataset, store: LogitStore
 ) -> tuple[ImageDataset, Indices | None, list[str]]:
-    there, here = store.meta.dataset, dataset.samples().card()
-    if (there.length, there.sha256) == (here.length, here.sha256):
+    stored, card = store.meta.dataset, dataset.samples().card()
+    if (stored.length, stored.sha256) == (card.length, card.sha256):
         return dataset, None, []
     with_keys = dataset.keys is not None and store.keys is not None
     if len(dataset) != len(store):
@@ -96,17 +97,17 @@ def _by_index(
 
 
 def _refuse_order(dataset: ImageDataset, store: LogitStore, first: int) -> None:
-    """MismatchError: the same samples in another order, or else the first that differs."""
+    """Raise MismatchError: the samples have another order, or the first that differs is named."""
     what = _what(dataset, store)
-    there, here = int(store.labels[first]), int(dataset.labels[first])
+    stored, label = int(store.labels[first]), int(dataset.labels[first])
     if dataset.keys is None or store.keys is None:
         if np.array_equal(np.sort(store.labels), np.sort(dataset.labels)):
             raise MismatchError(
-                f"{what}: it looks like the same samples in another order (label {there} there and "
-                f"{here} here at sample {first}): bring the dataset into the store's order"
+                f"{what}: it looks like the same samples in another order (label {stored} there "
+                f"and {label} here at sample {first}): bring the dataset into the store's order"
             )
         raise MismatchError(
-            f"{what}: sample {first} has label {there} there and {here} here: use the store's "
+            f"{what}: sample {first} has label {stored} there and {label} here: use the store's "
             f"dataset, {_OTHER_NUMBERS}"
         )
     places = _places(store.keys, dataset.keys)
@@ -116,8 +117,8 @@ def _refuse_order(dataset: ImageDataset, store: LogitStore, first: int) -> None:
             "into the store's order"
         )
     raise MismatchError(
-        f"{what}: sample {first} is (key, label) {(store.keys[first], there)} there and "
-        f"{(dataset.keys[first], here)} here: use the store's dataset, {_OTHER_NUMBERS}"
+        f"{what}: sample {first} is (key, label) {(store.keys[first], stored)} there and "
+        f"{(dataset.keys[first], label)} here: use the store's dataset, {_OTHER_NUMBERS}"
     )
 
 
@@ -138,21 +139,21 @@ def _by_key(
         )
     rows = np.full(len(store), -1)
     rows[places] = np.arange(len(dataset))
-    there = rows >= 0
+    present = rows >= 0
     placed = replace(
         dataset,
-        labels=np.where(there, dataset.labels[rows], np.int32(-1)),
-        keys=np.where(there, store.keys, "").tolist(),
+        labels=np.where(present, dataset.labels[rows], np.int32(-1)),
+        keys=np.where(present, store.keys, "").tolist(),
         load=partial(_load, dataset.name, dataset.load, rows),
     )
-    if there.all():
+    if present.all():
         return placed, None, []
     note = f"{dataset.name}: {len(dataset):,} of {len(store):,} samples are here, matched by key"
-    return placed, np.flatnonzero(there), [note]
+    return placed, np.flatnonzero(present), [note]
 
 
 def _load(name: str, load: Callable[[int], Any], rows: Indices, index: int) -> Any:
-    """Item ``index`` of the store's order; a plain function, so that workers can have it."""
+    """Load item ``index`` of the store's order; a plain function, so that workers can have it."""
     if rows[index] < 0:
         raise InputError(f"{name}: sample {index} of the store is not here")
     return load(int(rows[index]))
@@ -169,7 +170,7 @@ def _refuse_keyless(dataset: ImageDataset, store: LogitStore) -> None:
 
 
 def _refuse_strangers(dataset: ImageDataset, store: LogitStore, places: Indices) -> None:
-    """MismatchError for keys that the store does not have."""
+    """Refuse keys that the store does not have."""
     strangers = np.flatnonzero(places < 0)
     if len(strangers) == 0:
         return
@@ -184,15 +185,15 @@ def _refuse_strangers(dataset: ImageDataset, store: LogitStore, places: Indices)
 
 
 def _places(known: NDArray[Any], keys: Sequence[str]) -> Indices:
-    """Where each of ``keys`` stands among the known ones, -1 for nowhere."""
+    """Return where each of ``keys`` stands among the known ones, -1 for nowhere."""
     index = {key: place for place, key in enumerate(known.tolist())}
-    found = list(map(index.get, keys))  # a third faster than with a default
-    return np.array([-1 if place is None else place for place in found], np.int64)
+    places = list(map(index.get, keys))  # a third faster than with a default
+    return np.array([-1 if place is None else place for place in places], np.int64)
 
 
-def _disagree(there: NDArray[np.int32], here: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Where both labels are known and not the same."""
-    differs: NDArray[np.bool_] = (there != here) & (there >= 0) & (here >= 0)
+def _disagree(stored: NDArray[np.int32], labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return where both labels are known and differ."""
+    differs: NDArray[np.bool_] = (stored != labels) & (stored >= 0) & (labels >= 0)
     return differs
 
 

@@ -129,7 +129,7 @@ def bind(
         view_count=snapshot.meta.views,
         first_view=0 if card is None else card.first_view,
         fresh=card is None,
-        samples=samples,
+        subset=samples,
         class_map=class_map,
         teaching=TeachingSchedule.always(snapshot),
     )

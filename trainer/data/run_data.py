@@ -46,7 +46,7 @@ def open_eval_data(config: TrainConfig, source: Source) -> EvalData:
     Raises what opening data raises, MismatchError for other classes, InputError for data without
     labels and a share that leaves nothing.
     """
-    training, val = source.there(), None
+    training, val = source.samples(), None
     share = split_share(config.val)
     if share is not None:
         training, val = hold_out(source, share, config.limit_seed)
@@ -64,7 +64,7 @@ def shared_data(source: Source, eval_data: EvalData) -> list[str]:
         for name, data in (("validation", eval_data.val), ("test", eval_data.test))
         if data is not None
     }
-    held_out = eval_data.val is not None and len(eval_data.training) < len(source.there())
+    held_out = eval_data.val is not None and len(eval_data.training) < len(source.samples())
     notes = [
         f"the {name} data, {card.name}, are the training data"
         for name, card in cards.items()

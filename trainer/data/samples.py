@@ -19,13 +19,13 @@ from logitstore.trainer.data.order import shuffled
 from logitstore.trainer.data.source import Indices, Source
 
 
-def chosen_samples(there: Indices, limit: int | None, limit_seed: int) -> Indices:
-    """All of some samples, or a fixed random subset of ``limit`` of them, ascending."""
+def chosen_samples(samples: Indices, limit: int | None, limit_seed: int) -> Indices:
+    """Return all samples, or a fixed random subset of ``limit`` of them, ascending."""
     if limit is None:
-        return there
-    if limit > len(there):
-        raise InputError(f"--limit {limit} is more than the {len(there)} samples there are")
-    return np.sort(there[shuffled(len(there), "limit", limit_seed)[:limit]])
+        return samples
+    if limit > len(samples):
+        raise InputError(f"--limit {limit} is more than the {len(samples)} samples there are")
+    return np.sort(samples[shuffled(len(samples), "limit", limit_seed)[:limit]])
 
 
 _ROWS_AT_ONCE = 4096
@@ -82,19 +82,19 @@ def _probability_of_label(
     return np.concatenate(parts)
 
 
-def held_out(there: Indices, share: float, seed: int) -> tuple[Indices, Indices]:
-    """Some samples in two parts, both ascending: those to train on, and the share held out.
+def held_out(samples: Indices, share: float, seed: int) -> tuple[Indices, Indices]:
+    """Split samples in two parts, both ascending: those to train on, and the share held out.
 
     InputError if there are too few for a sample in each.
     """
-    count = round(share * len(there))
-    if not 0 < count < len(there):
+    count = round(share * len(samples))
+    if not 0 < count < len(samples):
         raise InputError(
-            f"--val {SPLIT}{share:g} of {len(there)} samples holds out {count} and leaves "
-            f"{len(there) - count} to train on: choose another share, or give --val DATA"
+            f"--val {SPLIT}{share:g} of {len(samples)} samples holds out {count} and leaves "
+            f"{len(samples) - count} to train on: choose another share, or give --val DATA"
         )
-    order = shuffled(len(there), "held out", seed)
-    return np.sort(there[order[count:]]), np.sort(there[order[:count]])
+    order = shuffled(len(samples), "held out", seed)
+    return np.sort(samples[order[count:]]), np.sort(samples[order[:count]])
 
 
 def hold_out(source: Source, share: float, seed: int) -> tuple[Indices, Source]:
@@ -108,7 +108,7 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Indices, Source]:
             f"{source.dataset.name} with another, so that held-out ones would be trained on: give "
             "--val DATA"
         )
-    left, held = held_out(source.there(), share, seed)
+    left, held = held_out(source.samples(), share, seed)
     if (source.dataset.labels[held] < 0).all():
         raise InputError(
             f"--val {SPLIT}{share:g}: none of the {len(held)} held-out samples of "
@@ -120,7 +120,7 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Indices, Source]:
         views=views,
         classes=source.classes,
         view_count=1,
-        samples=held,
+        subset=held,
         class_map=source.class_map,
     )
     return left, val

@@ -1,3 +1,8 @@
+"""What a student is taught from: a dataset as its teachers saw it, and the request for a batch.
+
+Nothing is opened or checked here.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,11 +22,11 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a student is shown: a dataset in ``view_count`` views, and perhaps a teacher's rows.
+    """A dataset in ``view_count`` views, and the schedule of its teachers if it has any.
 
-    The dataset comes in the store's order; ``samples`` are those that are there, ascending (None:
-    all).  Its classes are numbered as the store's, by ``class_map`` if one was given.
-    ``first_view`` is the number, in the view spec's sequence, of the teachers' view 0.
+    The dataset has the store's length and order; ``subset`` are the samples that have an image,
+    ascending (None: all).  Its classes are numbered as the store's, by ``class_map`` if one was
+    given.  ``first_view`` is the number, in the view spec's sequence, of the teachers' view 0.
     ``fresh``: the images come in a view of their own in each epoch, whatever the rows' view is.
     """
 
@@ -31,31 +36,31 @@ class Source:
     view_count: int
     first_view: int = 0
     fresh: bool = False
-    samples: Indices | None = None
+    subset: Indices | None = None
     class_map: ClassMap | None = None
     teaching: TeachingSchedule | None = None
 
     @property
     def snapshot(self) -> Teacher | None:
-        """Who teaches in the first epoch; all that teach saw the same images."""
+        """The first epoch's teacher; all teachers saw the same images."""
         return None if self.teaching is None else self.teaching.first
 
     @property
     def root(self) -> str | None:
-        """What identifies all that teaches."""
+        """What identifies all teachers together."""
         return None if self.teaching is None else self.teaching.root
 
-    def there(self) -> Indices:
-        """The samples that can be trained on, ascending."""
-        return np.arange(len(self.dataset)) if self.samples is None else self.samples
+    def samples(self) -> Indices:
+        """Return the samples that have an image, ascending."""
+        return np.arange(len(self.dataset)) if self.subset is None else self.subset
 
     def shown_view(self, request: Request) -> int:
-        """Which view of the spec's sequence the images of a request come in."""
+        """Return which view of the spec's sequence shows the images of a request."""
         return request.epoch if self.fresh else self.first_view + request.view
 
 
 class Request(NamedTuple):
-    """Which samples a step takes, in which view of the snapshot; epoch and step count from 0."""
+    """The samples of one step, and their view of the snapshot; epoch and step count from 0."""
 
     epoch: int
     step: int

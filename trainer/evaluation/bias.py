@@ -123,7 +123,7 @@ def _add(
         views=source.views,
         classes=source.classes,
         view_count=1,
-        samples=source.there()[:16],
+        subset=source.samples()[:16],
     )
     wanted = shifted(network.logits(few), numbers, shift)
     with torch.no_grad():

@@ -113,7 +113,7 @@ def evaluate(
         measured |= fitted_figures(logits, labels_of(source), fitted)
     if taught is not None and taught.snapshot is not None:
         ours = logits if taught is source else network.logits(taught)
-        theirs = taught.snapshot.logits(taught.there())
+        theirs = taught.snapshot.logits(taught.samples())
         measured |= compare(ours, theirs, at)
     return measured
 
@@ -176,9 +176,9 @@ def taught_source(
         match_by=match_by,
         class_map=read_class_map(class_map) if trained.inputs is None else None,
     )
-    samples = taught.samples if source.samples is None else source.samples
+    subset = taught.subset if source.subset is None else source.subset
     numbers = taught.class_map if trained.inputs is None else source.class_map
-    return replace(taught, samples=samples, class_map=numbers)
+    return replace(taught, subset=subset, class_map=numbers)
 
 
 def _validation(trained: Trained, source: Source, val: str) -> Source:

@@ -104,7 +104,7 @@ def _head(network: Network, source: Source, classes: int, trained: Trained) -> n
     layers = [layer for layer in network.model.modules() if isinstance(layer, nn.Linear)]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
-        network.logits(replace(source, samples=source.there()[:1]))
+        network.logits(replace(source, subset=source.samples()[:1]))
     finally:
         for hook in hooks:
             hook.remove()
@@ -119,7 +119,7 @@ def _head(network: Network, source: Source, classes: int, trained: Trained) -> n
 def _features(network: Network, head: nn.Linear, source: Source) -> tuple[Features, Labels]:
     """Features float32 (N, D) and labels (N,) of all labelled samples."""
     labels = labels_of(source)
-    known = source.there()[labels >= 0]
+    known = source.samples()[labels >= 0]
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, given: tuple[Any, ...]) -> None:
@@ -127,7 +127,7 @@ def _features(network: Network, head: nn.Linear, source: Source) -> tuple[Featur
 
     hook = head.register_forward_pre_hook(keep)
     try:
-        network.logits(replace(source, samples=known))
+        network.logits(replace(source, subset=known))
     finally:
         hook.remove()
     features: Features = torch.cat(seen).numpy()

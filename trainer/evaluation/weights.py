@@ -67,7 +67,7 @@ class Trained:
             views=self.views(view_spec, size),
             classes=classes if self.inputs is None else self.inputs.classes,
             view_count=1,
-            samples=samples,
+            subset=samples,
             class_map=numbers,
         )
 

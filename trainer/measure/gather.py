@@ -21,7 +21,7 @@ Labels = NDArray[np.int32]
 
 def labels_of(source: Source) -> Labels:
     """Labels int32 (N,), -1 where unknown, in the order of ``gather_logits``."""
-    labels: Labels = source.dataset.labels[source.there()]
+    labels: Labels = source.dataset.labels[source.samples()]
     return labels
 
 
@@ -35,10 +35,10 @@ def gather_logits(
     workers: int | None = None,
 ) -> Logits:
     """Logits float32 (N, C) of every sample there is, in the source's first view; eval, fp32."""
-    view, there = source.first_view, source.there()
+    view, samples = source.first_view, source.samples()
     items = (
-        [(view, int(sample)) for sample in there[start : start + batch_size]]
-        for start in range(0, len(there), batch_size)
+        [(view, int(sample)) for sample in samples[start : start + batch_size]]
+        for start in range(0, len(samples), batch_size)
     )
     was_training = model.training
     model.eval()
@@ -56,7 +56,7 @@ def gather_logits(
 
 def first_shape(source: Source) -> tuple[int, int, int]:
     """Shape (C, H, W) of a sample as the network gets it."""
-    item = [(source.first_view, int(source.there()[0]))]
+    item = [(source.first_view, int(source.samples()[0]))]
     images = next(image_batches(source.dataset, source.views, [item], workers=0))
     return images.shape[1], images.shape[2], images.shape[3]
 
@@ -65,7 +65,7 @@ def check_forward(
     model: nn.Module, source: Source, normalize: Normalize | None, device: torch.device
 ) -> None:
     """Run the network on one sample: InputError or MismatchError if it does not fit."""
-    item = [(source.first_view, int(source.there()[0]))]
+    item = [(source.first_view, int(source.samples()[0]))]
     images = next(image_batches(source.dataset, source.views, [item], workers=0))
     where = f"the student on {source.dataset.name}"
     was_training = model.training

@@ -80,7 +80,7 @@ class LogitDataset(Dataset[LogitItem]):
             warnings.warn(note, BindingWarning, stacklevel=2)
         self.root, self.classes, self.views = snapshot.root, source.classes, source.view_count
         self._source = replace(source, teaching=None)  # else every worker would get a copy of it
-        self._samples = source.there()
+        self._samples = source.samples()
         self._items = ViewItems(source.dataset, source.views)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 

@@ -165,7 +165,7 @@ class _Taught:
 
     def rows(self) -> Logits:
         assert self.source.snapshot is not None
-        return self.source.snapshot.logits(self.source.there())
+        return self.source.snapshot.logits(self.source.samples())
 
 
 def _best(
@@ -233,9 +233,9 @@ def _bound(
 
 
 def _part(source: Source) -> Source:
-    there: Indices = source.there()
-    chosen = there[shuffled(len(there), "compared", _SEED)[:_MOST_COMPARED]]
-    return replace(source, samples=np.sort(chosen))
+    samples: Indices = source.samples()
+    chosen = samples[shuffled(len(samples), "compared", _SEED)[:_MOST_COMPARED]]
+    return replace(source, subset=np.sort(chosen))
 
 
 def _finite(logits: Logits, run: RunRecord) -> Logits:

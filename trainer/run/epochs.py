@@ -174,7 +174,7 @@ class Epochs:
         shown = replace(
             self.data.source,
             views=self.data.source.views.evaluation(),
-            samples=samples[self.ranks.part(len(samples))],
+            subset=samples[self.ranks.part(len(samples))],
             view_count=1,
             first_view=0,
             fresh=False,

@@ -139,11 +139,11 @@ def test_a_part_of_the_samples_is_trained_on_in_the_store_s_order(
     store = open_store(taught)
     snapshot = store.snapshots["teacher"]
     source, notes = bind(store, snapshot, open_dataset(f"{files}:third"), match_by="key")
-    assert source.samples is not None
-    assert np.array_equal(source.samples, np.arange(0, COUNT, 3))
+    assert source.subset is not None
+    assert np.array_equal(source.subset, np.arange(0, COUNT, 3))
     assert any("20 of 60 samples are here, matched by key" in note for note in notes)
     whole = open_dataset(f"{files}:whole")
-    for sample in source.samples:
+    for sample in source.subset:
         assert source.dataset.labels[sample] == whole.labels[sample]
         assert np.array_equal(source.dataset.image(int(sample)), whole.image(int(sample)))
     config = run(files, taught, tmp_path / "run", "third", match_by="key", epochs=20, lr=0.2)

@@ -101,7 +101,7 @@ def test_stored_logits_are_the_teacher_s_on_the_view_that_the_student_replays(
     assert notes == []
     assert source.snapshot is not None
     plan = Plan(
-        samples=source.there(), seed=1, batch_size=33, view_count=source.view_count, epochs=4
+        samples=source.samples(), seed=1, batch_size=33, view_count=source.view_count, epochs=4
     )
     views = []
     for batch in batches(source, plan, workers=0):
@@ -199,7 +199,7 @@ def test_a_student_may_augment_freely_over_fixed_targets_but_not_over_random_one
 ) -> None:
     free = student(place, "free", snapshot="plain", augment=str(place / "shake.json"), epochs=3)
     source, _ = open_source(free, None)
-    plan = Plan(samples=source.there(), seed=0, batch_size=SAMPLES, view_count=1, epochs=3)
+    plan = Plan(samples=source.samples(), seed=0, batch_size=SAMPLES, view_count=1, epochs=3)
     shown = list(batches(source, plan, workers=0))
     own = replace(free, store=None, snapshot=None, method="ce")
     alone = list(batches(open_source(own, None)[0], plan, workers=0))

@@ -99,12 +99,12 @@ def test_held_out_samples_depend_on_the_data_and_their_seed_alone() -> None:
     left, val = hold_out(source, 0.1, 3)
     again = hold_out(source, 0.1, 3)[1]
     other = hold_out(source, 0.1, 4)[1]
-    assert np.array_equal(val.there(), again.there())
-    assert not np.array_equal(val.there(), other.there())
-    assert len(np.intersect1d(left, val.there())) == 0
+    assert np.array_equal(val.samples(), again.samples())
+    assert not np.array_equal(val.samples(), other.samples())
+    assert len(np.intersect1d(left, val.samples())) == 0
     some = np.arange(0, 1200, 3)
-    left, val = hold_out(replace(source, samples=some), 0.1, 3)
-    assert np.array_equal(np.sort(np.concatenate([left, val.there()])), some)
+    left, val = hold_out(replace(source, subset=some), 0.1, 3)
+    assert np.array_equal(np.sort(np.concatenate([left, val.samples()])), some)
 
 
 def test_a_limit_takes_exactly_so_many_of_what_is_left(config: TrainConfig) -> None:

@@ -187,7 +187,7 @@ def test_an_absent_snapshot_is_answered_with_those_that_there_are(
 
 def test_each_epoch_is_taught_by_its_turn(config: TrainConfig) -> None:
     source, _ = open_source(replace(config, snapshot="a,logits(b,c*3)@2,c@4"), None)
-    plan = Plan(samples=source.there(), seed=0, batch_size=90, view_count=2, epochs=5)
+    plan = Plan(samples=source.samples(), seed=0, batch_size=90, view_count=2, epochs=5)
     expected = [rows_of(0), *[(rows_of(1) + 3 * rows_of(2)) / 4] * 2, *[rows_of(2)] * 2]
     epochs = []
     for batch in batches(source, plan):
