@@ -8,7 +8,7 @@ from logitstore.cache.ways import not_served
 from logitstore.errors import InputError
 from logitstore.text import parse_size
 from logitstore.trainer.config.specs import parse_specialist, split_share
-from logitstore.trainer.config.teacher_spec import check_turns
+from logitstore.trainer.config.teacher_spec import parse_teachers
 
 if TYPE_CHECKING:
     from logitstore.trainer.config.settings import TrainConfig
@@ -109,14 +109,25 @@ def _check_source(config: TrainConfig) -> None:
                 raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
         return
     if config.snapshot is not None:
-        check_turns(
-            config.snapshot,
-            epochs=config.epochs,
-            method=config.method,
-            temperature=method.ensemble_temperature,
-        )
+        _check_stages(config, config.snapshot)
     if config.read == "stream" and not config.store.startswith(("http://", "https://")):
         raise not_served(config.store)
+
+
+def _check_stages(config: TrainConfig, text: str) -> None:
+    stages = parse_teachers(text)
+    if stages[-1].first >= config.epochs:
+        raise InputError(
+            f"--snapshot {text!r}: its last stage begins in epoch {stages[-1].first + 1}, the run "
+            f"ends after epoch {config.epochs}: leave that stage out, or raise --epochs"
+        )
+    averaged = any(stage.kind == "arithmetic" for stage in stages)
+    if averaged and config.method_object.ensemble_temperature is None:
+        raise InputError(
+            f"--snapshot {text!r}: mean(…) averages distributions at one temperature, and method "
+            f"{config.method!r}, as it is set here, does not take the teacher's at a single one: "
+            "average the logits instead, with logits(…), or use another method"
+        )
 
 
 def _check_optimisation(config: TrainConfig) -> None:

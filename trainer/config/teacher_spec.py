@@ -1,12 +1,12 @@
-"""The text of ``--snapshot``: who teaches, and from which epoch on.
+"""The grammar of ``--snapshot``, which says who teaches and from which epoch on.
 
-    TURN[,TURN@EPOCH]…                    from that epoch on (1 is the first) the next turn teaches
-    TURN    MEMBER                        a snapshot
+    STAGE[,STAGE@EPOCH]…                  from that epoch on (1 is the first) the next stage teaches
+    STAGE   MEMBER                        a snapshot
             mean(MEMBER,MEMBER,…)         the mean of distributions, at the method's temperature
             logits(MEMBER,MEMBER,…)       the mean of logits
     MEMBER  [STORE::]NAME[+NAME…][*WEIGHT]   a+b: the views of b follow those of a
 
-Nothing is opened here.
+No store is opened here.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TurnSpec:
-    """A turn as it was written: its first epoch, from 0, and who teaches; kind None: a member."""
+class Stage:
+    """A stage of a teaching schedule: who teaches from epoch ``first`` (from 0) on.
+
+    ``kind`` is how an ensemble is averaged, None for a single member.
+    """
 
     members: tuple[Member, ...]
     kind: Kind | None = None
@@ -53,7 +56,7 @@ class _Piece(NamedTuple):
     text: str
 
     def cut(self, start: int, stop: int | None = None) -> _Piece:
-        """A part of this piece, without the spaces around it."""
+        """Return a part of this piece, without the spaces around it."""
         text = self.text[start:stop]
         return _Piece(self.whole, self.at + start + len(text) - len(text.lstrip()), text.strip())
 
@@ -62,39 +65,23 @@ class _Piece(NamedTuple):
         return InputError(f"--snapshot {self.whole!r}: {here}character {self.at + 1}: {says}")
 
 
-def parse_turns(text: str) -> tuple[TurnSpec, ...]:
-    """Read what ``--snapshot`` says; InputError names the text, the place and the way out."""
+def parse_teachers(text: str) -> tuple[Stage, ...]:
+    """Return the stages of a text; InputError names the text, the place and the way out."""
     pieces = list(_listed(_Piece(text, 0, text)))
-    turns = tuple(_turn(piece, number) for number, piece in enumerate(pieces))
-    for (before, now), piece in zip(pairwise(turns), pieces[1:], strict=True):
+    stages = tuple(_stage(piece, number) for number, piece in enumerate(pieces))
+    for (before, now), piece in zip(pairwise(stages), pieces[1:], strict=True):
         if now.first <= before.first:
             raise piece.wrong(
-                f"this turn begins in epoch {now.first + 1}, the one before it in epoch "
-                f"{before.first + 1}: name the turns in the order of their epochs"
+                f"this stage begins in epoch {now.first + 1}, the one before it in epoch "
+                f"{before.first + 1}: name the stages in the order of their epochs"
             )
         if (now.kind, now.members) == (before.kind, before.members):
-            raise piece.wrong("the turn before it has the same teacher: leave one of them out")
-    return turns
-
-
-def check_turns(text: str, *, epochs: int, method: str, temperature: float | None) -> None:
-    """Refuse turns that never come, and means of distributions without one temperature."""
-    turns = parse_turns(text)
-    if turns[-1].first >= epochs:
-        raise InputError(
-            f"--snapshot {text!r}: its last turn begins in epoch {turns[-1].first + 1}, the run "
-            f"ends after epoch {epochs}: leave that turn out, or raise --epochs"
-        )
-    if temperature is None and any(turn.kind == "arithmetic" for turn in turns):
-        raise InputError(
-            f"--snapshot {text!r}: mean(…) averages distributions at one temperature, and method "
-            f"{method!r}, as it is set here, does not take the teacher's at a single one: average "
-            "the logits instead, with logits(…), or use another method"
-        )
+            raise piece.wrong("the stage before it has the same teacher: leave one of them out")
+    return stages
 
 
 def _listed(piece: _Piece) -> Iterator[_Piece]:
-    """What stands between the commas that are in no parentheses."""
+    """Yield what stands between the commas that are in no parentheses."""
     depth = start = 0
     for place, character in enumerate(piece.text):
         depth += (character == "(") - (character == ")")
@@ -111,16 +98,16 @@ def _listed(piece: _Piece) -> Iterator[_Piece]:
     yield piece.cut(start)
 
 
-def _turn(piece: _Piece, number: int) -> TurnSpec:
+def _stage(piece: _Piece, number: int) -> Stage:
     # A store's path may hold an '@', what follows it may not.
     at = piece.text.find("@", 1 + max(piece.text.rfind("::"), piece.text.rfind(")")))
     body = piece if at < 0 else piece.cut(0, at)
     first = 0 if at < 0 else _epoch(piece.cut(at + 1))
     if number == 0 and at >= 0:
-        raise piece.wrong("the first turn begins with the run: leave its '@' and epoch out")
+        raise piece.wrong("the first stage begins with the run: leave its '@' and epoch out")
     if number > 0 and at < 0:
         raise piece.wrong(
-            "each turn but the first says from which epoch on it teaches, like NAME@11: add its "
+            "each stage but the first says from which epoch on it teaches, like NAME@11: add its "
             "epoch, or write mean(A,B) or logits(A,B) for teachers that teach together"
         )
     if "(" not in body.text:
@@ -129,9 +116,9 @@ def _turn(piece: _Piece, number: int) -> TurnSpec:
                 "a weight belongs inside mean(…) or logits(…), a pattern to `logitstore sweep`: "
                 "leave the '*' out"
             )
-        return TurnSpec(members=(_member(body),), first=first)
+        return Stage(members=(_member(body),), first=first)
     kind, members = _ensemble(body)
-    return TurnSpec(members=members, kind=kind, first=first)
+    return Stage(members=members, kind=kind, first=first)
 
 
 def _ensemble(piece: _Piece) -> tuple[Kind, tuple[Member, ...]]:
@@ -166,7 +153,7 @@ def _names(piece: _Piece, text: str) -> tuple[str, ...]:
             raise piece.wrong(
                 f"{name!r} is no snapshot's name (letters, digits, '.', '_' and '-'): write NAME, "
                 "a+b for views that continue, mean(A,B*2) or logits(A,B) for ensembles, "
-                "A,B@11 for turns"
+                "A,B@11 for stages"
             )
     return names
 
@@ -187,6 +174,9 @@ def _epoch(piece: _Piece) -> int:
     return int(piece.text) - 1
 
 
-def spelled_turns(text: str) -> list[str]:
-    """The pieces of a comma list as they were written; InputError if a parenthesis stays open."""
+def split_teachers(text: str) -> list[str]:
+    """Return the pieces of a comma list as they were written.
+
+    InputError if a parenthesis stays open.
+    """
     return [piece.text for piece in _listed(_Piece(text, 0, text))]

@@ -15,7 +15,7 @@ from logitstore.reading.ensemble import Ensemble, Teacher, leaves, refuse_other_
 from logitstore.reading.opening import chosen_views, open_store
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
-from logitstore.trainer.config.teacher_spec import TurnSpec, parse_turns
+from logitstore.trainer.config.teacher_spec import Stage, parse_teachers
 from logitstore.trainer.schedules import teacher_at
 
 
@@ -49,7 +49,7 @@ class TeachingSchedule:
 
     def at(self, epoch: int) -> Teacher:
         """Return the teacher of this epoch, from 0."""
-        return teacher_at(epoch, turns=self.stages)
+        return teacher_at(epoch, stages=self.stages)
 
     @property
     def name(self) -> str:
@@ -83,15 +83,15 @@ def open_schedule(
     """
     if text is None:
         return TeachingSchedule.always(chosen_views(store, None))
-    turns = parse_turns(text)
+    stages = parse_teachers(text)
     stores: dict[str | None, LogitStore] = {None: store}
-    for location in (member.store for turn in turns for member in turn.members):
+    for location in (member.store for stage in stages for member in stage.members):
         if location not in stores:
             assert location is not None
             allowed = token if _same_server(store.url, location) else None
             stores[location] = open_store(location, allowed, patience=patience)
     schedule = TeachingSchedule(
-        tuple((turn.first, _teacher(turn, stores, temperature)) for turn in turns),
+        tuple((stage.first, _teacher(stage, stores, temperature)) for stage in stages),
     )
     for leaf in leaves(*schedule.teachers):
         _refuse_other_samples(store, leaf)
@@ -107,22 +107,22 @@ def open_teacher(
     patience: float = 600.0,
 ) -> Teacher:
     """Open the teacher of a text without epochs, as ``open_schedule`` does."""
-    if text is not None and len(parse_turns(text)) > 1:
+    if text is not None and len(parse_teachers(text)) > 1:
         raise InputError(
             f"--snapshot {text!r} is a schedule over the epochs of a training run: name one of its "
-            "turns, to be measured against it"
+            "stages, to be measured against it"
         )
     schedule = open_schedule(store, text, temperature=temperature, token=token, patience=patience)
     return schedule.first
 
 
 def _teacher(
-    turn: TurnSpec, stores: dict[str | None, LogitStore], temperature: float | None
+    stage: Stage, stores: dict[str | None, LogitStore], temperature: float | None
 ) -> Teacher:
-    parts = [chosen_views(stores[member.store], "+".join(member.names)) for member in turn.members]
-    if turn.kind is None:
+    parts = [chosen_views(stores[member.store], "+".join(member.names)) for member in stage.members]
+    if stage.kind is None:
         return parts[0]
-    return Ensemble(parts, [member.weight for member in turn.members], turn.kind, temperature)
+    return Ensemble(parts, [member.weight for member in stage.members], stage.kind, temperature)
 
 
 def _same_server(url: str, other: str) -> bool:

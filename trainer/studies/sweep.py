@@ -24,7 +24,7 @@ from logitstore.reading.opening import open_store
 from logitstore.reading.store import LogitStore
 from logitstore.storage import open_storage
 from logitstore.trainer.config.settings import TrainConfig
-from logitstore.trainer.config.teacher_spec import parse_turns, spelled_turns
+from logitstore.trainer.config.teacher_spec import parse_teachers, split_teachers
 from logitstore.trainer.data.bind import open_source
 from logitstore.trainer.data.requirements import open_suitable_teachers, refuse_mixed_views
 from logitstore.trainer.data.source import Source
@@ -128,7 +128,7 @@ def chosen_teachers(store: LogitStore, text: str) -> list[str]:
     """The teachers of a comma list, each once, in natural order; UnknownName for an absent one."""
     known = list(store.snapshots)
     found: list[str] = []
-    for piece in spelled_turns(text):
+    for piece in split_teachers(text):
         if piece == ALL:
             found += known
         elif "(" not in piece and any(mark in piece for mark in _PATTERN):
@@ -138,11 +138,12 @@ def chosen_teachers(store: LogitStore, text: str) -> list[str]:
             found += matching
         elif "@" in piece.rpartition("::")[2]:
             raise InputError(
-                f"--snapshot {text!r}: {piece!r} is a turn of a schedule, and commas stand between "
-                "the teachers of different students here: train a schedule with `logitstore train`"
+                f"--snapshot {text!r}: {piece!r} is a stage of a schedule, and commas stand "
+                "between the teachers of different students here: train a schedule with "
+                "`logitstore train`"
             )
         else:
-            parse_turns(piece)
+            parse_teachers(piece)
             found.append(piece)
     if not found:
         raise InputError(f"{store.url} has no committed snapshot to teach: build one first")

@@ -23,7 +23,7 @@ from logitstore.progress import Silent
 from logitstore.reading.ensemble import Ensemble
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, evaluate, train
-from logitstore.trainer.config.teacher_spec import Member, TurnSpec, parse_turns
+from logitstore.trainer.config.teacher_spec import Member, Stage, parse_teachers
 from logitstore.trainer.data.batches import batches
 from logitstore.trainer.data.bind import open_source
 from logitstore.trainer.data.order import Plan, views_seen
@@ -71,18 +71,18 @@ def named(*names: str) -> tuple[Member, ...]:
 
 
 @pytest.mark.parametrize(
-    ("text", "turns"),
+    ("text", "stages"),
     [
-        ("epoch-0030", [TurnSpec(members=named("epoch-0030"))]),
-        ("a+b", [TurnSpec(members=(Member(names=("a", "b")),))]),
+        ("epoch-0030", [Stage(members=named("epoch-0030"))]),
+        ("a+b", [Stage(members=(Member(names=("a", "b")),))]),
         (
             "mean(a, b*2)",
-            [TurnSpec(kind="arithmetic", members=(*named("a"), Member(names=("b",), weight=2.0)))],
+            [Stage(kind="arithmetic", members=(*named("a"), Member(names=("b",), weight=2.0)))],
         ),
         (
             "logits(o.zarr::a*0.5,http://[::1]:80/c@1::b+c)",
             [
-                TurnSpec(
+                Stage(
                     kind="geometric",
                     members=(
                         Member(names=("a",), store="o.zarr", weight=0.5),
@@ -94,37 +94,38 @@ def named(*names: str) -> tuple[Member, ...]:
         (
             "e5,o.zarr::e30@11 , mean(a,b)@31",
             [
-                TurnSpec(members=named("e5")),
-                TurnSpec(members=(Member(names=("e30",), store="o.zarr"),), first=10),
-                TurnSpec(members=named("a", "b"), kind="arithmetic", first=30),
+                Stage(members=named("e5")),
+                Stage(members=(Member(names=("e30",), store="o.zarr"),), first=10),
+                Stage(members=named("a", "b"), kind="arithmetic", first=30),
             ],
         ),
-        ("a,b@2,a@3", [TurnSpec(members=named(n), first=i) for i, n in enumerate("aba")]),
+        ("a,b@2,a@3", [Stage(members=named(n), first=i) for i, n in enumerate("aba")]),
     ],
 )
-def test_the_text_says_who_teaches_and_from_which_epoch_on(
-    text: str, turns: list[TurnSpec]
-) -> None:
-    assert parse_turns(text) == tuple(turns)
+def test_the_text_says_who_teaches_and_from_which_epoch_on(text: str, stages: list[Stage]) -> None:
+    assert parse_teachers(text) == tuple(stages)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", r"''.*character 1: '' is no snapshot's name"),
-        ("a,,b@3", r"character 3: each turn but the first says .* like NAME@11"),
-        ("a,b", r"'b', character 3: each turn but the first says .* mean\(A,B\) or logits\(A,B\)"),
-        ("a@1", r"character 1: the first turn begins with the run: leave its '@'"),
-        ("a@5,b@9", r"'a@5', character 1: the first turn begins with the run"),
-        ("a,b@9,c@9", r"'c@9', character 7: this turn begins in epoch 9, .* order of their epochs"),
+        ("a,,b@3", r"character 3: each stage but the first says .* like NAME@11"),
+        ("a,b", r"'b', character 3: each stage but the first says .* mean\(A,B\) or logits\(A,B\)"),
+        ("a@1", r"character 1: the first stage begins with the run: leave its '@'"),
+        ("a@5,b@9", r"'a@5', character 1: the first stage begins with the run"),
+        (
+            "a,b@9,c@9",
+            r"'c@9', character 7: this stage begins in epoch 9, .* order of their epochs",
+        ),
         (
             "a,b@9,c@4",
-            r"'c@4', character 7: this turn begins in epoch 4, the one before it in epoch 9",
+            r"'c@4', character 7: this stage begins in epoch 4, the one before it in epoch 9",
         ),
         ("a,b@1", r"begins in epoch 1, the one before it in epoch 1"),
         ("a,b@0", r"'0', character 5: an epoch follows the '@', a whole number that counts from 1"),
         ("a,b@x", r"'x', character 5: an epoch follows the '@'"),
-        ("a,a@3", r"'a@3', character 3: the turn before it has the same teacher"),
+        ("a,a@3", r"'a@3', character 3: the stage before it has the same teacher"),
         ("mean(a,a)", r"'a', character 8: named twice in one ensemble: give it a weight"),
         ("mean(a,b*0)", r"'b\*0', character 8: '0' is no weight: a number above 0"),
         ("mean(a*nan)", r"'nan' is no weight"),
@@ -201,8 +202,8 @@ def test_each_epoch_is_taught_by_its_turn(config: TrainConfig) -> None:
 
 
 def test_who_teaches_is_a_function_of_the_epoch() -> None:
-    turns = [(0, "a"), (10, "b"), (30, "c")]
-    found = [teacher_at(epoch, turns=turns) for epoch in (0, 9, 10, 29, 30, 300)]
+    stages = [(0, "a"), (10, "b"), (30, "c")]
+    found = [teacher_at(epoch, stages=stages) for epoch in (0, 9, 10, 29, 30, 300)]
     assert found == ["a", "a", "b", "b", "c", "c"]
 
 
@@ -247,11 +248,11 @@ def test_turns_of_equal_teachers_train_the_student_of_one_teacher_bit_for_bit(
     for name in ("one", "two"):
         bound_store(path, DATA, rows_of(0), name=name)
     train(replace(config, snapshot="a"))
-    turns = replace(
+    stages = replace(
         config, store=str(path), snapshot="one,two@3,logits(one)@4", out=f"{config.out}2"
     )
-    train(turns)
-    assert weights(turns) == weights(config)
+    train(stages)
+    assert weights(stages) == weights(config)
 
 
 class Interrupt(Silent):
@@ -321,7 +322,7 @@ def test_a_student_is_measured_against_an_ensemble_but_not_against_a_schedule(
     for text, teacher in (("logits(a,b)", (a + b) / 2), ("mean(a,b*3)", powers[0] + 3 * powers[1])):
         found = evaluate(result.run, DATA, store=str(store), snapshot=text, temperature=2.0)
         assert found["kd_error"] == (ours.argmax(1) != teacher.argmax(1)).mean()
-    with pytest.raises(InputError, match=r"schedule over the epochs .* name one of its turns"):
+    with pytest.raises(InputError, match=r"schedule over the epochs .* name one of its stages"):
         evaluate(result.run, DATA, store=str(store), snapshot="a,b@2")
 
 

@@ -193,7 +193,7 @@ def test_teachers_are_names_patterns_and_ensembles_in_natural_order(store: Path)
         ({}, {"snapshots": "epoch-3"}, UnknownName, "'epoch-3': did you mean 'epoch-9'"),
         ({}, {"snapshots": "epoch-7*"}, UnknownName, r"like 'epoch-7\*': .*known: epoch-10, epo"),
         ({}, {"snapshots": "mean(epoch-2,x)"}, UnknownName, "'x'.* known: epoch-10, epoch-2"),
-        ({}, {"snapshots": "epoch-2,epoch-9@3"}, InputError, "'epoch-9@3' is a turn of a sched"),
+        ({}, {"snapshots": "epoch-2,epoch-9@3"}, InputError, "'epoch-9@3' is a stage of a sched"),
         ({}, {"methods": ["kd", "kdk"]}, UnknownName, "unknown method 'kdk': did you mean 'kd'"),
         ({"beta": 2.0}, {}, InputError, r"\(ce, kd\) has beta: drop --beta, or add dkd or dist"),
         ({"beta": -2.0}, {"methods": ["kd", "dkd"]}, InputError, "beta = -2.0"),
