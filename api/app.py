@@ -1,8 +1,10 @@
-"""The application and the process around it: ``create_app(settings)`` and ``serve(settings)``."""
+"""``create_app(settings)`` puts the service together: registry, routes, and what guards them.
+
+Reads nothing from the environment; the process around it is in ``server``.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +18,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from logitstore.api.guard.auth import BearerAuth, Tokens
-from logitstore.api.guard.limits import Bodies, Guard
-from logitstore.api.guard.problems import Frame
+from logitstore.api.guard.limits import BodyMemory, LimitsMiddleware
+from logitstore.api.guard.problems import ProblemMiddleware
 from logitstore.api.routes import objects
 from logitstore.api.routes import rows as rows_route
-from logitstore.api.routes.fast_rows import Lane
+from logitstore.api.routes.fast_rows import FastRows
 from logitstore.api.routes.objects import ObjectsEndpoint
 from logitstore.api.routes.rows import RowsEndpoint
 from logitstore.api.routes.stores import OBJECTS_PATH, ROWS_PATH, add_routes
@@ -31,37 +33,35 @@ from logitstore.api.settings import Settings
 from logitstore.cache.cache import Cache
 from logitstore.version import __version__
 
-log = logging.getLogger(__name__)
-
-
 THREADS = min(8, (os.cpu_count() or 1) + 2)
+"""Threads that wait for the disk, per worker process."""
 
 
 class Service(FastAPI):
-    """FastAPI, with the two plain ASGI routes in its description."""
+    """FastAPI whose description also names the two routes that are plain ASGI."""
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
-        schema["paths"].update(BY_HAND)
+        schema["paths"].update(ASGI_PATHS)
         return schema
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service over ``settings.root``; reads nothing from the environment."""
+    """Return the service over ``settings.root``."""
     registry, drain = Registry(settings.root, Cache.default(settings.cache)), Drain()
     warming = Warming(registry) if settings.warm else None
     tokens = Tokens(settings.token_file) if settings.token_file else None
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="logitstore")
-    rows = RowsEndpoint(registry, threads, Bodies(settings.limits.rows_bytes))
+    rows = RowsEndpoint(registry, threads, BodyMemory(settings.limits.rows_bytes))
     loopback_only = settings.loopback and tokens is None
-    lane = Lane(rows, tokens, settings.limits, loopback_only=loopback_only)
+    fast_rows = FastRows(rows, tokens, settings.limits, loopback_only=loopback_only)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         drain.watch()
         if warming is not None:
             warming.start()
-        yield {"limits": settings.limits, "lane": lane}
+        yield {"limits": settings.limits, "fast_rows": fast_rows}
         threads.shutdown(wait=False, cancel_futures=True)
 
     app = Service(
@@ -72,23 +72,23 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         middleware=[
-            Middleware(Frame),
+            Middleware(ProblemMiddleware),
             Middleware(BearerAuth, tokens=tokens),
-            Middleware(Guard, limits=settings.limits, loopback_only=loopback_only),
+            Middleware(LimitsMiddleware, limits=settings.limits, loopback_only=loopback_only),
         ],
-        exception_handlers={HTTPException: _rise},
+        exception_handlers={HTTPException: _reraise},
     )
     objects_route = ObjectsEndpoint(registry, threads)
     add_routes(app, registry, rows, objects_route, warming, lambda: drain.begun)
     return app
 
 
-async def _rise(request: Request, error: Exception) -> Response:
-    """Leave unknown paths and methods to ``Frame``, like every other error."""
+async def _reraise(request: Request, error: Exception) -> Response:
+    """Leave an unknown path or method to ``ProblemMiddleware``, like every other error."""
     raise error
 
 
-BY_HAND: dict[str, dict[str, Any]] = {
+ASGI_PATHS: dict[str, dict[str, Any]] = {
     ROWS_PATH: rows_route.OPENAPI,
     OBJECTS_PATH: objects.OPENAPI,
 }

@@ -1,4 +1,7 @@
-"""What a server is told: contradictions are refused when the settings are made, not at the bind."""
+"""The settings of a server; impossible ones are refused when they are made, before any bind.
+
+Also checks what they point to: the token file, the cache's limit, and that there is a store.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,22 @@ from logitstore.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """``root`` is a store or a folder of stores; ``token_file`` is explained in ``auth``.
-
-    Decoded copies are kept in the folder ``cache`` (None: ``Cache.default``); ``warm`` makes them
-    before the server says that it is ready.
-
-    InputError if the address is reachable by others and nothing keeps them out, if the token file
-    or the cache's limit is unusable, or if there is no store under ``root``.
-    """
+    """What a server serves, where, and to whom; InputError if that cannot be or is unsafe."""
 
     root: Path
+    """A store, or a folder of stores."""
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
+    """Server processes."""
     token_file: Path | None = None
+    """The accepted tokens; ``guard.auth`` describes the file."""
     insecure_no_auth: bool = False
+    """Whether an address that others can reach may be served without tokens."""
     cache: str | Path | None = None
+    """The folder of decoded copies; None means ``Cache.default``."""
     warm: bool = False
+    """Whether all copies are made before the server says that it is ready."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class Settings:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """True if only this machine can connect."""
         if self.host == "localhost":
             return True
         try:

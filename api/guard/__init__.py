@@ -1,4 +1,4 @@
-"""What stands before every route: authentication, limits, and errors as problem documents.
+"""The middleware around every route: authentication, limits, and errors as problem documents.
 
 Knows no store.
 """

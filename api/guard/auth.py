@@ -1,8 +1,8 @@
-"""Bearer tokens in front of every path but the two probes; only their sha256 is kept in memory.
+"""Bearer tokens for every path but the two probes; memory keeps only their SHA-256.
 
-A token file has one token per line, at least 16 characters or ``sha256:`` and 64 hex digits; ``#``
-begins a comment.  Replacing the file rotates the tokens: it is read again when it changes.  A file
-that became unreadable or empty accepts nobody: deleting it must lock out, not open up.
+A token file has one token per line: at least 16 characters, or ``sha256:`` and 64 hex digits; ``#``
+begins a comment.  The file is read again when it changes.  While it is missing, unreadable or empty
+no token is accepted, so that deleting it locks out instead of opening up.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ log = logging.getLogger(__name__)
 
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
+"""The probes, which need no token and are never too many."""
 
 
 MIN_TOKEN = 16
+"""Characters of the shortest token."""
 
 
 _HASHED = re.compile(r"^sha256:([0-9a-fA-F]{64})$")
 
 
 def parse_tokens(text: str) -> tuple[tuple[bytes, ...], list[int]]:
-    """Digests of the tokens in a token file's text, and the numbers of its unusable lines."""
+    """Return the digests of a file's tokens, and the numbers of its unusable lines."""
     digests, bad = [], []
     for number, line in enumerate(text.splitlines(), 1):
         token = line.split("#", 1)[0].strip()
@@ -48,7 +50,7 @@ def parse_tokens(text: str) -> tuple[tuple[bytes, ...], list[int]]:
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:
-    """Digests of a token file that is whole and private; InputError names what is not."""
+    """Return the digests of a token file; InputError if it is unusable or open to others."""
     try:
         mode = path.stat().st_mode
         digests, bad = parse_tokens(path.read_text())
@@ -68,18 +70,18 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
 
 
 class Tokens:
-    """The accepted tokens of one file, as of now."""
+    """The tokens that one file holds now."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._signature()
+        self._signature = self._file_signature()
         self._digests = read_tokens(path)
 
     def accept(self, token: bytes) -> bool:
-        """Whether ``token`` is in the file; takes the same time whichever line it is on."""
-        signature = self._signature()
-        if signature != self._seen:
-            self._seen = signature
+        """Say whether the file holds ``token``, in the same time whichever line it is on."""
+        signature = self._file_signature()
+        if signature != self._signature:
+            self._signature = signature
             self._reload()
         presented = hashlib.sha256(token).digest()
         matches = [hmac.compare_digest(presented, digest) for digest in self._digests]
@@ -93,35 +95,36 @@ class Tokens:
             self._digests = ()
             log.error("%s; until that is repaired no token is accepted", error)
 
-    def _signature(self) -> tuple[int, int, int, int] | None:
+    def _file_signature(self) -> tuple[int, int, int, int] | None:
+        """Return what changes when the file is replaced or edited; None if there is none."""
         try:
-            found = os.stat(self._path)
+            status = os.stat(self._path)
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size, found.st_mode
+        return status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode
 
 
-def admitted(headers: Headers, tokens: Tokens | None) -> bool:
-    """Whether a request brings one of the tokens, or none are wanted."""
+def is_authorized(headers: Headers, tokens: Tokens | None) -> bool:
+    """Say whether a request brings one of the tokens; without tokens every request may pass."""
     if tokens is None:
         return True
-    given = [value for name, value in headers if name == b"authorization"]
-    scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+    values = [value for name, value in headers if name == b"authorization"]
+    scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
     return scheme.lower() == b"bearer" and tokens.accept(token.strip())
 
 
 class BearerAuth:
-    """Answers 401 to all that comes without an accepted token, before anything else looks at it."""
+    """Answers 401 to every request without an accepted token, before anything else reads it."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens | None) -> None:
         self.app, self.tokens = app, tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # there are none to open, with or without a token
+        if scope["type"] == "websocket":  # the service has none
             await send({"type": "websocket.close", "code": 1008})
             return
         guarded = scope["type"] == "http" and scope["path"] not in OPEN_PATHS
-        if guarded and not admitted(scope["headers"], self.tokens):
+        if guarded and not is_authorized(scope["headers"], self.tokens):
             detail = "the header 'Authorization: Bearer TOKEN' is missing or names no known token"
             raise Refusal(401, "unauthorized", detail, {"www-authenticate": "Bearer"})
         await self.app(scope, receive, send)

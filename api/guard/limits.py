@@ -1,6 +1,6 @@
-"""What one client may cost: the numbers, and the layer that holds requests to them.
+"""The limits of what clients may cost, and the middleware that keeps them.
 
-Deadlines and header sizes are below ASGI, in ``protocol``.
+Deadlines and the size of headers are enforced below ASGI, in ``server.protocol``.
 """
 
 from __future__ import annotations
@@ -27,38 +27,43 @@ _LOOPBACK = re.compile(rb"^(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bytes, seconds and counts, those of ``in_flight`` and what follows per worker process.
-
-    ``rows_bytes`` are the bodies of ``rows`` that are being made or sent.
-    """
+    """Limits of a request, a connection and, from ``in_flight`` on, a worker process."""
 
     body_bytes: int = 1 << 20
+    """Bytes of a request's body."""
     header_bytes: int = 8 << 10
+    """Bytes of request line and headers together."""
     header_seconds: float = 10.0
+    """Seconds in which the headers have to arrive."""
     body_seconds: float = 30.0
+    """Seconds in which the body has to arrive."""
     stall_seconds: float = 30.0
+    """Seconds after which a client that reads nothing is cut."""
     idle_seconds: int = 75
+    """Seconds after which a connection without a request is closed."""
     in_flight: int = 64
+    """Requests that are being answered."""
     connections: int = 1024
+    """Open connections."""
     rows_bytes: int = 128 << 20
+    """Bytes of the bodies of ``rows`` that are being made or sent."""
 
 
-class Bodies:
-    """Memory for answers that the application makes whole: at most ``most_bytes`` at once.
+class BodyMemory:
+    """Memory for the bodies of answers, at most ``limit`` bytes at once.
 
-    A body counts until it is freed, not until it was given to the transport: that keeps what a
-    slow client has not read yet.
+    A body counts until it is freed: the transport keeps what a slow client has not read yet.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes, self.bytes = most_bytes, 0
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
         self._lock = RLock()
         self._alive: dict[int, tuple[weakref.ref[NDArray[np.uint8]], int]] = {}
 
-    def empty(self, length: int) -> NDArray[np.uint8]:
-        """An uninitialised body of ``length`` bytes; Refusal if there are too many already."""
+    def allocate(self, length: int) -> NDArray[np.uint8]:
+        """Return an uninitialised body of ``length`` bytes; Refusal if others leave no room."""
         with self._lock:
-            if self.bytes and self.bytes + length > self.most_bytes:
+            if self.bytes and self.bytes + length > self.limit:
                 raise too_busy()
             self.bytes += length
         body = np.empty(length, np.uint8)
@@ -72,15 +77,15 @@ class Bodies:
 
 
 def too_busy() -> Refusal:
-    """The answer to a request that comes on top of too many others."""
+    """Return the answer to a request beyond what is handled at once."""
     return Refusal(503, "busy", "too many requests at once; try again", {"retry-after": "1"})
 
 
 def check_headers(headers: Headers, limits: Limits, *, loopback_only: bool) -> None:
-    """Refusal of a request that is misaddressed, encoded or too large.
+    """Refuse a request for another host, with an encoded body, or with one that is too large.
 
-    ``loopback_only`` refuses host names that are not this machine's: without tokens nothing else
-    keeps a web page from reading the server through DNS rebinding.
+    ``loopback_only`` allows only names of this machine.  Without tokens nothing else keeps a web
+    page from reading the server through DNS rebinding.
     """
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) != 1 or not (_LOOPBACK if loopback_only else _HOST).match(hosts[0]):
@@ -92,7 +97,7 @@ def check_headers(headers: Headers, limits: Limits, *, loopback_only: bool) -> N
         )
     fields = by_name(headers)
     if fields.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise Refusal(415, "content-encoding", "request bodies are taken as they are only")
+        raise Refusal(415, "content-encoding", "a request body must not be compressed")
     length = fields.get(b"content-length", b"0")
     if length.isdigit() and int(length) > limits.body_bytes:
         raise _too_large(limits)
@@ -102,8 +107,8 @@ def _too_large(limits: Limits) -> Refusal:
     return Refusal(413, "too-large", f"a body has at most {limits.body_bytes} bytes")
 
 
-class Guard:
-    """Refuses requests that ``check_headers`` does, and those too large or too many at once."""
+class LimitsMiddleware:
+    """Refuses what ``check_headers`` refuses, longer bodies, and too many requests at once."""
 
     def __init__(self, app: ASGIApp, limits: Limits, *, loopback_only: bool) -> None:
         self.app, self.limits = app, limits
@@ -119,14 +124,14 @@ class Guard:
             raise too_busy()
         self.active += 1
         try:
-            await self.app(scope, self._counted(receive), send)
+            await self.app(scope, self._limited(receive), send)
         finally:
             self.active -= 1
 
-    def _counted(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive) -> Receive:
         received = 0
 
-        async def counted() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -134,11 +139,11 @@ class Guard:
                 raise _too_large(self.limits)
             return message
 
-        return counted
+        return receive_limited
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The whole request body; ClientDisconnect if the client left before its end."""
+    """Return the whole request body; ClientDisconnect if the client left before its end."""
     parts: list[bytes] = []
     while True:
         message = await receive()

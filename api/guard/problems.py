@@ -1,8 +1,8 @@
-"""Errors as RFC 9457 problem documents: one table, a request id, and nothing of the host.
+"""Errors as RFC 9457 problem documents: one table from error to status, and a request id.
 
-``Frame`` is the outermost layer: whatever is raised below it becomes a problem document, unless the
-answer has begun; then it rises to the server, which cuts the connection, so that short data cannot
-look whole.
+``ProblemMiddleware`` is the outermost layer: what is raised below it becomes a problem document.
+If the answer has begun, the error rises to the server, which cuts the connection, so that nobody
+takes a part for the whole.  No document names a path of this machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from logitstore.format.wire import DAMAGED, PROBLEM, PROBLEM_TYPE, Problem
 log = logging.getLogger(__name__)
 
 
-# First match counts, so a class stands before those that it specialises.
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (MismatchError, 412, PROBLEM + "another-build"),
     (InputError, 422, PROBLEM + "bad-request"),
@@ -38,10 +37,11 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (NotFound, 404, PROBLEM + "unknown-name"),
     (Damaged, 503, DAMAGED),
 )
+"""Status and problem type of each error; the first class that fits counts."""
 
 
 class Refusal(Exception):
-    """A request that is answered with ``status`` and a problem of this ``kind`` (one word)."""
+    """Ends a request with ``status`` and a problem of this ``kind``, which is one word."""
 
     def __init__(
         self, status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None
@@ -52,7 +52,7 @@ class Refusal(Exception):
 
     @classmethod
     def of(cls, error: Exception) -> Refusal:
-        """The refusal that ``error`` means; only errors raised on purpose show their message."""
+        """Return the refusal for an error; only errors raised on purpose show their message."""
         if isinstance(error, Refusal):
             return error
         if isinstance(error, HTTPException):
@@ -67,7 +67,7 @@ class Refusal(Exception):
 
 
 def problem_document(refusal: Refusal, request_id: str) -> bytes:
-    """The JSON of a refusal."""
+    """Return a refusal as JSON."""
     return Problem(
         type=refusal.kind,
         title=HTTPStatus(refusal.status).phrase,
@@ -77,13 +77,13 @@ def problem_document(refusal: Refusal, request_id: str) -> bytes:
     ).to_bytes()
 
 
-def frame_headers(request_id: str) -> list[tuple[bytes, bytes]]:
-    """What every answer carries."""
+def common_headers(request_id: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers of every answer."""
     return [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
 
 
-class Frame:
-    """Gives every answer a request id and turns every error into a problem document."""
+class ProblemMiddleware:
+    """Gives every answer a request id, and answers errors with problem documents."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -92,27 +92,27 @@ class Frame:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id, begun = secrets.token_hex(8), False
+        request_id, has_begun = secrets.token_hex(8), False
 
-        async def framed(message: Message) -> None:
-            nonlocal begun
+        async def send_with_id(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
-                begun = True
-                message["headers"] = [*message["headers"], *frame_headers(request_id)]
+                has_begun = True
+                message["headers"] = [*message["headers"], *common_headers(request_id)]
             await send(message)
 
         try:
-            await self.app(scope, receive, framed)
+            await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
             log.info("%s: the client of %s left", request_id, scope["method"])
         except Exception as error:
             refusal = Refusal.of(error)
             _record(refusal, error, scope, request_id)
-            if begun:
+            if has_begun:
                 raise
             document = problem_document(refusal, request_id)
             answer = Response(document, refusal.status, refusal.headers, PROBLEM_TYPE)
-            await answer(scope, receive, framed)
+            await answer(scope, receive, send_with_id)
 
 
 def _record(refusal: Refusal, error: Exception, scope: Scope, request_id: str) -> None:

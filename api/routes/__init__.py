@@ -1,4 +1,4 @@
-"""One file per kind of answer: what stores there are, their rows, their objects.
+"""One file per kind of answer: listings, rows, objects.
 
-A route looks up, asks a reader and answers.
+A route looks names up, asks a reader and answers; it opens no file by a client's name.
 """

@@ -1,8 +1,8 @@
-"""A lane of its own for the training path: ``rows`` answered in the protocol, without ASGI.
+"""``rows`` answered inside the HTTP protocol, without ASGI: the training path on the event loop.
 
-A task, a scope, three layers and two awaited sends cost more than gathering 256 rows does.  What
-takes this lane is only what the whole way would answer with 200 and the same bytes, at once: a
-mapped copy in memory, a token that is known, nothing unusual.  Everything else goes the whole way.
+ASGI's task, scope, layers and awaited sends cost more than gathering 256 rows does.  A request is
+answered here only if the ASGI endpoint would answer it with 200 and the same bytes at once: a
+mapped copy in memory, a known token, nothing unusual.  Every other request goes to the endpoint.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.api.guard.auth import Tokens, admitted
+from logitstore.api.guard.auth import Tokens, is_authorized
 from logitstore.api.guard.headers import Headers
 from logitstore.api.guard.limits import Limits, check_headers
-from logitstore.api.guard.problems import Refusal, frame_headers
+from logitstore.api.guard.problems import Refusal, common_headers
 from logitstore.api.routes.rows import RowsEndpoint, parse_view, rows_headers
 from logitstore.errors import InputError
 from logitstore.format.wire import INDICES_TYPE, MAX_INDICES, ROOT_HEADER
@@ -29,7 +29,7 @@ _TARGET = re.compile(rb"/v1/stores/([\w.-]+)/snapshots/([\w.-]+)/rows(?:\?([\w=&
 _ROOT = ROOT_HEADER.encode()
 
 
-_ELSEWHERE = {b"expect", b"transfer-encoding", b"upgrade"}
+_FRAMING = {b"expect", b"transfer-encoding", b"upgrade"}
 """Headers that change how a request or its answer is framed."""
 
 
@@ -37,8 +37,8 @@ _BLANK_CRC, _BLANK_ID = "--crc---", "--request-id----"
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
-    """A request for rows of which all but body and token have been found in order."""
+class FastRequest:
+    """A request for rows of which only token and body are still unchecked."""
 
     store: str
     snapshot: str
@@ -46,62 +46,64 @@ class Plain:
     root: str | None
 
 
-class Lane:
-    """Looks at a request's head, ``plain``, and gives its ``answer``."""
+class FastRows:
+    """Reads a request's head with ``parse`` and makes its ``answer``."""
 
     def __init__(
         self, rows: RowsEndpoint, tokens: Tokens | None, limits: Limits, *, loopback_only: bool
     ) -> None:
         self._rows, self._tokens, self._limits = rows, tokens, limits
         self._loopback_only = loopback_only
-        self._understood = lru_cache(maxsize=256)(self._understand)
+        self._parse_cached = lru_cache(maxsize=256)(self._parse)
 
-    def plain(self, target: bytes, headers: Headers) -> Plain | None:
-        """What a request asks for; None if that is nothing for the lane.
+    def parse(self, target: bytes, headers: Headers) -> FastRequest | None:
+        """Return what a request asks for; None if the endpoint has to answer it.
 
-        Clients repeat their heads, so what one means is remembered, but for the token in it.
+        Clients repeat their heads, so each is parsed once, without the token in it.
         """
         if not target.startswith(b"/v1/stores/"):
             return None
-        return self._understood(target, tuple([h for h in headers if h[0] != b"authorization"]))
+        return self._parse_cached(target, tuple([h for h in headers if h[0] != b"authorization"]))
 
-    def _understand(self, target: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> Plain | None:
-        found, fields = _TARGET.fullmatch(target), dict(headers)
+    def _parse(self, target: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> FastRequest | None:
+        match, fields = _TARGET.fullmatch(target), dict(headers)
         length = fields.get(b"content-length", b"")
-        if found is None or not length.isdigit() or int(length) > 4 * MAX_INDICES:
+        if match is None or not length.isdigit() or int(length) > 4 * MAX_INDICES:
             return None
         if fields.get(b"content-type") != INDICES_TYPE.encode() or len(fields) < len(headers):
             return None
         stays = fields.get(b"connection", b"keep-alive").lower() == b"keep-alive"
-        if not stays or not _ELSEWHERE.isdisjoint(fields):
+        if not stays or not _FRAMING.isdisjoint(fields):
             return None
         try:
             check_headers(list(headers), self._limits, loopback_only=self._loopback_only)
-            view = parse_view(found[3] or b"")
+            view = parse_view(match[3] or b"")
         except (Refusal, InputError):
             return None
         root = fields[_ROOT].decode("latin-1") if _ROOT in fields else None
-        return Plain(found[1].decode(), found[2].decode(), view, root)
+        return FastRequest(match[1].decode(), match[2].decode(), view, root)
 
     def answer(
-        self, plain: Plain, headers: Headers, body: bytes
+        self, request: FastRequest, headers: Headers, body: bytes
     ) -> tuple[bytes, NDArray[np.uint8]] | None:
-        """Header lines and body of status 200; None if the whole way must say what there is."""
-        if not admitted(headers, self._tokens):
+        """Return header lines and body of a 200; None if the endpoint has to answer."""
+        if not is_authorized(headers, self._tokens):
             return None
         try:
-            made = self._rows.at_once(plain.store, plain.snapshot, plain.root, plain.view, body)
-        except Exception:  # it will be met again, and answered, on the whole way
+            answer = self._rows.without_waiting(
+                request.store, request.snapshot, request.root, request.view, body
+            )
+        except Exception:  # the endpoint meets it again, and says it
             return None
-        if made is None:
+        if answer is None:
             return None
-        root, checksum, rows = made
-        lines = _lines(root, len(rows)).replace(_BLANK_CRC.encode(), checksum.encode(), 1)
-        return lines.replace(_BLANK_ID.encode(), os.urandom(8).hex().encode(), 1), rows
+        lines = _lines(answer.root, len(answer.body))
+        lines = lines.replace(_BLANK_CRC.encode(), answer.checksum.encode(), 1)
+        return lines.replace(_BLANK_ID.encode(), os.urandom(8).hex().encode(), 1), answer.body
 
 
 @lru_cache(maxsize=256)
 def _lines(root: str, length: int) -> bytes:
-    """The header lines of an answer, with blanks where each differs."""
-    headers = [*rows_headers(root, length, _BLANK_CRC), *frame_headers(_BLANK_ID)]
+    """Return the header lines of an answer, with blanks where each differs."""
+    headers = [*rows_headers(root, length, _BLANK_CRC), *common_headers(_BLANK_ID)]
     return b"".join([b"%b: %b\r\n" % field for field in headers])

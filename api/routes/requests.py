@@ -5,6 +5,8 @@ A part of a request that could change its answer is obeyed or refused, never ign
 
 from __future__ import annotations
 
+from typing import Any
+
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.wire import ROOT_HEADER
 from logitstore.reading.snapshot import Snapshot
@@ -24,3 +26,12 @@ def refuse_query(query: bytes) -> None:
     """Refuse any query on a path that has none."""
     if query:
         raise InputError(f"this path takes no query: drop ?{query[:64].decode('latin-1')}")
+
+
+ROOT_PARAMETER: dict[str, Any] = {
+    "name": ROOT_HEADER,
+    "in": "header",
+    "description": "The root that the request means; 412 if the snapshot has another.",
+    "schema": {"type": "string"},
+}
+"""OpenAPI of the header that ``check_root`` reads."""

@@ -1,9 +1,8 @@
 """``POST …/rows``: sample indices in, encoded rows out.  The training path, so plain ASGI.
 
-Rows are gathered from the snapshot's mapped copy straight into the body that is sent.  That takes
-microseconds, less than handing it to a thread, unless the copy is not in memory: after a gather
-that needed the disk, and for large answers, a thread does it.  Until there is a copy a request
-waits for a second and is then asked to come back.
+Rows are gathered from the snapshot's mapped copy straight into the body that is sent, in a thread;
+``fast_rows`` does the same on the event loop where that needs no disk.  Until there is a copy a
+request waits for a second and is then asked to come back.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -20,9 +19,9 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from logitstore.api.guard.headers import Headers, by_name
-from logitstore.api.guard.limits import Bodies, read_body
+from logitstore.api.guard.limits import BodyMemory, read_body
 from logitstore.api.guard.problems import Refusal
-from logitstore.api.routes.requests import check_root
+from logitstore.api.routes.requests import ROOT_PARAMETER, check_root
 from logitstore.api.served.decoding import Decoding
 from logitstore.api.served.registry import Registry
 from logitstore.errors import InputError
@@ -41,44 +40,43 @@ from logitstore.format.wire import (
 from logitstore.reading.snapshot import Snapshot
 
 WAIT_SECONDS = 1.0
-"""How long a request waits for the copy that it, or one before it, asked for."""
+"""Seconds that a request waits for the copy, before it is asked to come back."""
 
 
-AT_ONCE_BYTES = 1 << 20
-"""Larger answers are gathered in a thread: this much takes about 0.2 ms."""
+FAST_BYTES = 1 << 20
+"""Bytes of the largest answer that is gathered on the event loop: about 0.2 ms."""
 
 
 _VIEW = re.compile(rb"view=([0-9]{1,18})")
 
 
-Asked = tuple[dict[bytes, bytes], bytes, bytes]
-"""A request's headers, query and body."""
+class RowsAnswer(NamedTuple):
+    """What is sent: the root of the snapshot that was read, the body's CRC-32C, and the body."""
 
-
-Made = tuple[str, str, NDArray[np.uint8]]
-"""The root of the snapshot that was read, the body's CRC-32C, and the body."""
+    root: str
+    checksum: str
+    body: NDArray[np.uint8]
 
 
 class RowsEndpoint:
     """The ASGI endpoint; ``store`` and ``snapshot`` are path parameters."""
 
-    def __init__(self, registry: Registry, threads: Executor, bodies: Bodies) -> None:
-        self._registry, self._threads, self._bodies = registry, threads, bodies
+    def __init__(self, registry: Registry, threads: Executor, memory: BodyMemory) -> None:
+        self._registry, self._threads, self._memory = registry, threads, memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await read_body(receive)
-        asked = by_name(scope["headers"]), scope["query_string"], request
-        root, checksum, body = await self._rows(scope["path_params"], asked)
-        headers = rows_headers(root, len(body), checksum)
+        answer = await self._rows(scope, request)
+        headers = rows_headers(answer.root, len(answer.body), answer.checksum)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body.data})
+        await send({"type": "http.response.body", "body": answer.body.data})
 
-    def at_once(
+    def without_waiting(
         self, store: str, name: str, root: str | None, view: int, request: bytes
-    ) -> Made | None:
-        """Rows, if gathering them needs no disk and no wait; an error, or None, if that is not so.
+    ) -> RowsAnswer | None:
+        """Return rows if gathering them needs no disk and no wait; else None, or an error.
 
-        For the event loop.  What has no answer here has one, or the right error, from a call.
+        For the event loop.  The endpoint answers all requests that this does not.
         """
         opened = self._registry.recent(store, name)
         if opened is None or opened.decoding is None or not opened.decoding.calm:
@@ -86,48 +84,50 @@ class RowsEndpoint:
         snapshot, indices = opened.snapshot, unpack_indices(request)
         if root not in (None, snapshot.root) or not len(indices) or view >= snapshot.meta.views:
             return None
-        large = template(snapshot.encoding, len(indices)).length > AT_ONCE_BYTES
+        large = template(snapshot.encoding, len(indices)).length > FAST_BYTES
         if large or indices.max() >= snapshot.meta.samples:
             return None
-        return self._made(snapshot, opened.decoding, view, indices)
+        return self._gather(snapshot, opened.decoding, view, indices)
 
-    async def _rows(self, names: dict[str, str], asked: Asked) -> Made:
+    async def _rows(self, scope: Scope, request: bytes) -> RowsAnswer:
         loop = asyncio.get_running_loop()
         snapshot, decoding, view, indices = await loop.run_in_executor(
-            self._threads, self._understood, names["store"], names["snapshot"], asked
+            self._threads, self._parse, scope, request
         )
         if not decoding.ended.done():
             await asyncio.wait([asyncio.wrap_future(decoding.ended)], timeout=WAIT_SECONDS)
             if not decoding.ended.done():
                 raise Refusal(503, "materialising", decoding.told(), {"retry-after": "1"})
         return await loop.run_in_executor(
-            self._threads, self._made, snapshot, decoding, view, indices
+            self._threads, self._gather, snapshot, decoding, view, indices
         )
 
-    def _understood(
-        self, store: str, name: str, asked: Asked
+    def _parse(
+        self, scope: Scope, request: bytes
     ) -> tuple[Snapshot, Decoding, int, NDArray[np.int64]]:
-        opened = self._registry.open(store, name)
+        """Return what is read, and how; the copy is begun if there is none."""
+        store, headers = scope["path_params"]["store"], by_name(scope["headers"])
+        opened = self._registry.open(store, scope["path_params"]["snapshot"])
         snapshot = opened.snapshot
-        check_root(snapshot, store, asked[0])
-        view, indices = parse_request(*asked)
+        check_root(snapshot, store, headers)
+        view, indices = parse_request(headers, scope["query_string"], request)
         most = rows_per_request(snapshot.encoding)
         if len(indices) > most:
             raise InputError(f"{len(indices)} indices; one request has at most {most}")
         indices = snapshot.checked(indices, view)
         return snapshot, self._registry.decoding(opened), view, indices
 
-    def _made(
+    def _gather(
         self, snapshot: Snapshot, decoding: Decoding, view: int, indices: NDArray[np.int64]
-    ) -> Made:
+    ) -> RowsAnswer:
         form = template(snapshot.encoding, len(indices))
-        body = self._bodies.empty(form.length)
+        body = self._memory.allocate(form.length)
         decoding.gather(view, indices, form.arrays(body))
-        return snapshot.root, crc32c(body), body
+        return RowsAnswer(snapshot.root, crc32c(body), body)
 
 
 def rows_headers(root: str, length: int, checksum: str) -> Headers:
-    """What is said beside the rows of the snapshot with this root."""
+    """Return the headers beside rows of the snapshot with this root."""
     return [
         (b"content-type", ROWS_TYPE.encode()),
         (b"content-length", str(length).encode()),
@@ -140,7 +140,7 @@ def rows_headers(root: str, length: int, checksum: str) -> Headers:
 def parse_request(
     headers: dict[bytes, bytes], query: bytes, body: bytes
 ) -> tuple[int, NDArray[np.int64]]:
-    """View and indices (N,) of a request in either of its two forms; InputError or Refusal."""
+    """Return view and indices (N,) of a request in either of its forms; InputError or Refusal."""
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind == b"application/json":
         if query:
@@ -169,23 +169,22 @@ def _parse_json(body: bytes) -> tuple[int, NDArray[np.int64]]:
 
 
 def parse_view(query: bytes) -> int:
-    """The view that ``?view=`` names, 0 without; InputError if the query says anything else."""
+    """Return the view that ``?view=`` names, 0 without; InputError if the query says more."""
     if not query:
         return 0
-    if plain := _VIEW.fullmatch(query):
-        return int(plain[1])
-    values: dict[str, list[str]] = parse_qs(query.decode("latin-1"), keep_blank_values=True)
-    given = values.get("view", ["0"])
-    unknown = values.keys() - {"view"}
-    if len(given) != 1 or not given[0].isascii() or not given[0].isdigit() or unknown:
+    if match := _VIEW.fullmatch(query):
+        return int(match[1])
+    fields: dict[str, list[str]] = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    view, *more = fields.pop("view", ["0"])
+    if more or fields or not view.isascii() or not view.isdigit():
         raise InputError("the query is ?view= and one whole number, or nothing")
-    if len(given[0]) > 18:
+    if len(view) > 18:
         raise InputError("view: too large")
-    return int(given[0])
+    return int(view)
 
 
 _ROWS_ANSWER: dict[str, Any] = {
-    "description": "The encoding's arrays for these samples, in the order asked for.",
+    "description": "The encoding's arrays for these samples, in the request's order.",
     "headers": {
         CRC_HEADER: {"schema": {"type": "string"}, "description": "CRC-32C of the body, hex"},
         ROOT_HEADER: {"schema": {"type": "string"}, "description": "the snapshot's root, hex"},
@@ -202,6 +201,7 @@ OPENAPI: dict[str, Any] = {
             {"name": "store", "in": "path", "required": True, "schema": {"type": "string"}},
             {"name": "snapshot", "in": "path", "required": True, "schema": {"type": "string"}},
             {"name": "view", "in": "query", "schema": {"type": "integer", "default": 0}},
+            ROOT_PARAMETER,
         ],
         "requestBody": {
             "required": True,

@@ -1,4 +1,4 @@
-"""All routes, on the application itself, so that one list shows every path that is served."""
+"""Adds all routes to the application, in one list, and answers those about stores in JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from logitstore.api.guard.headers import by_name
-from logitstore.api.routes.requests import check_root, refuse_query
+from logitstore.api.routes.requests import ROOT_PARAMETER, check_root, refuse_query
 from logitstore.api.served.registry import Registry
 from logitstore.api.served.warm import Warming
 from logitstore.format.wire import (
@@ -32,7 +32,7 @@ ROWS_PATH = SNAPSHOT_PATH + "/rows"
 OBJECTS_PATH = SNAPSHOT_PATH + "/objects/{key}"
 
 
-STORES = TypeAdapter(list[StoreEntry])
+_STORE_ENTRIES = TypeAdapter(list[StoreEntry])
 
 
 async def _check_query(request: Request) -> None:
@@ -76,7 +76,7 @@ def add_routes(
         dependencies=NO_QUERY,
     )
     def stores() -> Response:
-        return json_answer(STORES.dump_json(registry.entries()))
+        return json_answer(_STORE_ENTRIES.dump_json(registry.entries()))
 
     @app.get(
         "/v1/stores/{store}",
@@ -92,6 +92,7 @@ def add_routes(
         summary="A snapshot's metadata",
         response_model=SnapshotReply,
         dependencies=NO_QUERY,
+        openapi_extra={"parameters": [ROOT_PARAMETER]},
     )
     def snapshot(store: str, snapshot: str, request: Request) -> Response:
         opened = registry.open(store, snapshot).snapshot

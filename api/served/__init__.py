@@ -1,4 +1,4 @@
-"""What is served: the stores under the root, their open snapshots and decoded copies.
+"""The stores under the served root, their open snapshots and decoded copies.
 
 Knows no HTTP.
 """

@@ -1,4 +1,7 @@
-"""What lies under the served root: stores by name, and one store as it is on disk now."""
+"""The stores under the served root by name, and one store as it is on disk now.
+
+A name comes from a folder on disk and never from a client.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,14 @@ log = logging.getLogger(__name__)
 
 
 Signature = tuple[int, int, int]
+"""Inode, time of modification and length: another one after a file was replaced."""
 
 
 def find_stores(root: Path) -> dict[str, Path]:
-    """Stores by name: ``root`` itself, or its direct child folders; ``.zarr`` is no part of a name.
+    """Return stores by name: ``root`` itself, or its direct child folders.
 
-    Links and folders whose name cannot be a store's are left out.  InputError if ``root`` is no
-    folder, or a store with such a name.
+    ``.zarr`` is no part of a name.  Links and folders whose name cannot be a store's are left out.
+    InputError if ``root`` is no folder, or a store with such a name.
     """
     try:
         if _holds_store(root):
@@ -38,16 +42,16 @@ def find_stores(root: Path) -> dict[str, Path]:
             folders = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise InputError(f"{root} is not a folder that can be read: {error.strerror}") from None
-    found: dict[str, Path] = {}
+    stores: dict[str, Path] = {}
     for folder in folders:
         name = folder.removesuffix(".zarr")
         if re.fullmatch(NAME_PATTERN, name) and _holds_store(root / folder):
-            found[name] = root / folder  # of "a" and "a.zarr" the latter
-    return found
+            stores[name] = root / folder  # of "a" and "a.zarr" the latter
+    return stores
 
 
 def _holds_store(folder: Path) -> bool:
-    """Whether a folder holds a logit store, be it damaged; not any other zarr group or array."""
+    """Say whether a folder holds a logit store, even a damaged one, and no other zarr data."""
     try:
         group = json.loads((folder / "zarr.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -59,12 +63,12 @@ def _holds_store(folder: Path) -> bool:
 
 
 def _signature(path: str) -> Signature | None:
-    """Changes when a file is replaced; None if there is none."""
+    """Return the signature of a file; None if there is none."""
     try:
-        found = os.stat(path, follow_symlinks=False)
+        status = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class StoreFolder:
@@ -77,11 +81,11 @@ class StoreFolder:
         self._entries: dict[str, tuple[Signature | None, SnapshotEntry]] = {}
 
     def open(self) -> LogitStore:
-        """The store as it is on disk now."""
+        """Open the store as it is on disk now."""
         return open_stored(self.storage)
 
     def signature(self, snapshot: str) -> Signature | None:
-        """That of the snapshot's commit; ``snapshot`` comes from ``names``, never from a client."""
+        """Return that of a snapshot's commit; the name comes from the store, never a client."""
         return _signature(f"{self.folder}/{commit_key(snapshot)}")
 
     def entry(self) -> StoreEntry:

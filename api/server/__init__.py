@@ -1,1 +1,1 @@
-"""The server's process: sockets, the HTTP protocol's limits, and its end in two steps."""
+"""The server's process: sockets, the HTTP protocol with its limits, and the end in two steps."""

@@ -1,27 +1,32 @@
+"""SIGTERM in two steps: /readyz says so at once, and a moment later uvicorn stops.
+
+A load balancer that asks /readyz so learns it before connections are refused.
+"""
+
 from __future__ import annotations
 
 import asyncio
 import signal
 import threading
-from typing import Any
+from types import FrameType
 
 NOTICE_SECONDS = 1.0
-"""How long /readyz says 503 before new connections are refused."""
+"""Seconds between the first 503 of /readyz and the first refused connection."""
 
 
 class Drain:
-    """SIGTERM in two steps: say so at /readyz, then, a moment later, let uvicorn stop."""
+    """Knows whether the server has been told to stop."""
 
     def __init__(self) -> None:
         self.begun = False
 
     def watch(self) -> None:
-        """Put this in front of the server's own handler of SIGTERM, if it can have one here."""
+        """Handle SIGTERM before the server's own handler does, if this is the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         loop, stop = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
 
-        def begin(number: int, frame: Any) -> None:
+        def begin(number: int, frame: FrameType | None) -> None:
             self.begun = True
             if callable(stop):
                 loop.call_soon_threadsafe(loop.call_later, NOTICE_SECONDS, stop, number, None)

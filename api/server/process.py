@@ -1,3 +1,5 @@
+"""``serve(settings)``: the listening socket, uvicorn or several workers of it, and a quiet end."""
+
 from __future__ import annotations
 
 import logging
@@ -12,17 +14,20 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
-from logitstore.api.app import create_app, log
-from logitstore.api.server.protocol import GuardedProtocol
+from logitstore.api.app import create_app
+from logitstore.api.server.protocol import LimitedProtocol
 from logitstore.api.settings import Settings
 from logitstore.errors import InputError
 
+log = logging.getLogger(__name__)
+
+
 DRAIN_SECONDS = 8
-"""How long answers in progress may take after that."""
+"""Seconds that answers in progress have left when the server stops listening."""
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what is in progress, for at most 10 s, and return.
+    """Serve until SIGTERM or Ctrl-C, then finish answers in progress, for at most 10 s.
 
     InputError if the address cannot be bound.
     """
@@ -34,7 +39,7 @@ def serve(settings: Settings) -> None:
         config = uvicorn.Config(
             partial(_worker_app, settings, level) if several else partial(create_app, settings),
             factory=True,
-            http=GuardedProtocol,
+            http=LimitedProtocol,
             ws="none",
             lifespan="on",
             workers=settings.workers,
@@ -52,7 +57,7 @@ def serve(settings: Settings) -> None:
 
 
 def _worker_app(settings: Settings, level: int) -> FastAPI:
-    """``create_app`` in a spawned worker, which has inherited no logging configuration."""
+    """Return the application in a spawned worker, which inherits no logging configuration."""
     logging.basicConfig(level=level)
     return create_app(settings)
 
@@ -75,7 +80,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 
 @contextmanager
 def _quiet_end() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it again; being told to stop is a normal end here."""
+    """Swallow the signal that stopped uvicorn, which raises it again: stopping is a normal end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

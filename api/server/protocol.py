@@ -1,8 +1,7 @@
-"""uvicorn's HTTP/1.1 protocol with deadlines: it alone would wait for ever for a slow client.
+"""uvicorn's HTTP/1.1 protocol with deadlines: without them it waits for ever for a slow client.
 
-A connection is always in one of three states: its next request's head is awaited, its body is, or
-nothing is.  One clock per connection looks at how long that has lasted, and at whether bytes that
-wait to be sent are getting fewer.
+A connection always awaits the head of its next request, its body, or nothing.  One timer per
+connection checks how long that has lasted, and whether the bytes that wait to be sent get fewer.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from uvicorn.server import ServerState
 
 from logitstore.api.guard.limits import Limits
 from logitstore.api.guard.problems import Refusal, problem_document
-from logitstore.api.routes.fast_rows import Lane, Plain
+from logitstore.api.routes.fast_rows import FastRequest, FastRows
 from logitstore.format.wire import PROBLEM_TYPE
 
 _MALFORMED = Refusal(400, "malformed", "this is not HTTP/1.1")
@@ -29,11 +28,11 @@ _MALFORMED = Refusal(400, "malformed", "this is not HTTP/1.1")
 _LATE = Refusal(408, "late", "the request did not arrive in time")
 
 
-_CROWDED = Refusal(503, "busy", "too many connections; try again", {"retry-after": "1"})
+_TOO_MANY = Refusal(503, "busy", "too many connections; try again", {"retry-after": "1"})
 
 
-class GuardedProtocol(HttpToolsProtocol):
-    """One connection, held to the Limits that the application's lifespan put into ``app_state``."""
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection under the limits that the application's lifespan put into ``app_state``."""
 
     def __init__(
         self,
@@ -44,24 +43,24 @@ class GuardedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.limits: Limits = app_state["limits"]
-        self.lane: Lane = app_state["lane"]
-        self._plain: Plain | None = None
-        self._request = b""
+        self.fast_rows: FastRows = app_state["fast_rows"]
+        self._fast_request: FastRequest | None = None
+        self._fast_body = b""
         self._awaits: Literal["head", "body", "nothing"] = "head"
         self._since = self._progress = self.loop.time()
         self._head_bytes = self._requests = self._unsent = 0
         self._refusal = _MALFORMED
-        self._clock: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # TCP only
         super().connection_made(transport)
         self._tick()
         if len(self.connections) > self.limits.connections:
-            self._refuse(_CROWDED)
+            self._refuse(_TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -70,7 +69,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_bytes = 0
         request = self._requests
         super().data_received(data)
-        # The parser keeps an unfinished header to itself, so what it was fed is counted instead.
+        # The parser does not show an unfinished header, so the bytes that it got are counted.
         if self._awaits == "head" and self._requests == request:
             self._head_bytes += len(data)
             if self._head_bytes > self.limits.header_bytes and not self.transport.is_closing():
@@ -80,55 +79,56 @@ class GuardedProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.limits.header_bytes:
             self._refusal = self._too_large()
-            raise ValueError("headers too large")  # the parser stops and send_400_response answers
+            raise ValueError("headers too large")  # the parser stops; send_400_response answers
         self._requests += 1
         self._await("body")
-        self._plain, self._request = self._for_lane(), b""
-        if self._plain is None:
+        self._fast_request, self._fast_body = self._parse_fast(), b""
+        if self._fast_request is None:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self._plain is None:
+        if self._fast_request is None:
             super().on_body(body)
         else:
-            self._request += body
+            self._fast_body += body
 
     def on_message_complete(self) -> None:
-        if self._plain is None or not self._answered(self._plain):
-            self._leave_lane()
+        if self._fast_request is None or not self._answer_fast(self._fast_request):
+            self._hand_over()
             super().on_message_complete()
-        self._plain = None
+        self._fast_request = None
         self._await("nothing")
 
     def shutdown(self) -> None:
-        self._leave_lane()  # only outside it is a request that has begun seen, and waited for
+        self._hand_over()  # uvicorn waits only for requests that it has seen begin
         super().shutdown()
 
-    def _for_lane(self) -> Plain | None:
-        """The request, if nothing is being answered or sent on this connection and it stays."""
+    def _parse_fast(self) -> FastRequest | None:
+        """Return the request if ``FastRows`` may answer it: the connection is idle and stays."""
         free = self.cycle is None or self.cycle.response_complete
         if not free or self.flow.write_paused or not self.parser.should_keep_alive():
             return None
         post = self.parser.get_method() == b"POST"
-        return self.lane.plain(self.url, self.headers) if post else None
+        return self.fast_rows.parse(self.url, self.headers) if post else None
 
-    def _answered(self, plain: Plain) -> bool:
-        answer = self.lane.answer(plain, self.headers, self._request)
+    def _answer_fast(self, request: FastRequest) -> bool:
+        """Send the answer of ``FastRows``; False if it has none."""
+        answer = self.fast_rows.answer(request, self.headers, self._fast_body)
         if answer is None:
             return False
         lines, body = answer
-        usual = [b"%b: %b\r\n" % field for field in self.server_state.default_headers]
-        head = b"".join([STATUS_LINE[200], *usual, lines, b"\r\n"])
+        default = [b"%b: %b\r\n" % field for field in self.server_state.default_headers]
+        head = b"".join([STATUS_LINE[200], *default, lines, b"\r\n"])
         self.transport.writelines((head, body.data))  # one system call wakes the client once
         self.server_state.total_requests += 1
         return True
 
-    def _leave_lane(self) -> None:
-        """Hand a request that has begun in the lane to the application."""
-        if self._plain is not None:
-            self._plain = None
+    def _hand_over(self) -> None:
+        """Hand a request that ``FastRows`` does not answer to the application."""
+        if self._fast_request is not None:
+            self._fast_request = None
             super().on_headers_complete()
-            super().on_body(self._request)
+            super().on_body(self._fast_body)
 
     def resume_writing(self) -> None:
         self._progress = self.loop.time()
@@ -166,19 +166,20 @@ class GuardedProtocol(HttpToolsProtocol):
         seconds = min(
             self.limits.header_seconds, self.limits.body_seconds, self.limits.stall_seconds
         )
-        self._clock = self.loop.call_later(min(1.0, seconds / 4), self._tick)
+        self._timer = self.loop.call_later(min(1.0, seconds / 4), self._tick)
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer in place of the application and close; never into the middle of an answer."""
-        cycle = None if self._plain is not None else self.cycle  # else it is an earlier request's
+        """Answer in place of the application and close; never in the middle of an answer."""
+        # During a fast request ``cycle`` is an earlier request's.
+        cycle = self.cycle if self._fast_request is None else None
         answered = False
         if cycle is not None and cycle.response_complete:
             answered = self._awaits == "body"
         elif cycle is not None and (cycle.response_started or self._awaits != "body"):
             self.transport.abort()
             return
-        unborn = self._awaits == "head" and not self._head_bytes and refusal is _LATE
-        if not answered and not unborn:
+        silent = self._awaits == "head" and not self._head_bytes and refusal is _LATE
+        if not answered and not silent:
             request_id = secrets.token_hex(8)
             document = problem_document(refusal, request_id)
             headers = {
@@ -194,10 +195,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def _queued_in_kernel(transport: asyncio.Transport) -> int:
-    """Bytes that the peer has not acknowledged, 0 where that cannot be known.
+    """Return the bytes that the peer has not acknowledged, 0 where the kernel does not say.
 
-    A socket counts as writable only when a third of its buffer is free, megabytes that a slow but
-    honest client may need longer for than a deadline.
+    A socket counts as writable only when a third of its buffer is free.  That may be megabytes,
+    for which a slow but honest client needs longer than a deadline.
     """
     try:
         queued = fcntl.ioctl(

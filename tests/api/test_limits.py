@@ -244,7 +244,7 @@ def test_too_many_requests_at_once_are_sent_away_but_probes_are_not(server: Any)
 
 
 def test_rows_that_are_answered_at_once_are_never_too_many(server: Any) -> None:
-    """They take their lane even where nothing else gets through, unless the copy was paged out."""
+    """They are answered even where nothing else is, unless the copy was paged out."""
     few = pack_indices(np.arange(4))
 
     def got_through() -> bool:

@@ -541,6 +541,11 @@ def test_the_description_names_every_route(server: Any, root: Path) -> None:
     served = {route.path.replace(":path", "") for route in create_app(Settings(root=root)).routes}
     assert described.keys() == served - {"/openapi.json"}
     assert server.get("/docs")[0] == server.get("/redoc")[0] == 404
+    for path, methods in described.items():
+        for method in methods.values():
+            named = [p["name"] for p in method.get("parameters", [])]
+            assert (ROOT_HEADER in named) == ("{snapshot}" in path), path
+            assert ("view" in named) == path.endswith("/rows")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "logits.example"])

@@ -24,9 +24,9 @@ import pytest
 
 from logitstore import open_store
 from logitstore.api.guard.auth import Tokens
-from logitstore.api.guard.limits import Bodies, Limits
+from logitstore.api.guard.limits import BodyMemory, Limits
 from logitstore.api.guard.problems import Refusal
-from logitstore.api.routes.fast_rows import Lane
+from logitstore.api.routes.fast_rows import FastRows
 from logitstore.api.routes.rows import RowsEndpoint
 from logitstore.api.served.decoding import CALM_GATHERS, Decoding
 from logitstore.api.served.registry import Registry
@@ -230,7 +230,7 @@ def test_random_batches_of_many_threads_are_the_local_bytes(serve: Any, root: Pa
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
         for turn in range(40):
             indices, view = rng.integers(0, 100, rng.integers(1, 60)), int(rng.integers(2))
-            if turn % 5 == 4:  # goes the whole way, not the lane
+            if turn % 5 == 4:  # by the endpoint, not by FastRows
                 text = json.dumps({"view": view, "indices": indices.tolist()})
                 connection.request("POST", ROWS, text, {"content-type": "application/json"})
             else:
@@ -287,13 +287,13 @@ def test_a_repaired_store_is_served_again(
 
 
 class Whole:
-    """Everything behind the lane, in this process."""
+    """FastRows and all behind it, in this process."""
 
     def __init__(self, root: Path, cache: Path, tokens: Tokens | None = None) -> None:
         self.registry = Registry(root, Cache(cache))
         self.threads = ThreadPoolExecutor(1)
-        rows = RowsEndpoint(self.registry, self.threads, Bodies(1 << 30))
-        self.lane = Lane(rows, tokens, Limits(), loopback_only=tokens is None)
+        rows = RowsEndpoint(self.registry, self.threads, BodyMemory(1 << 30))
+        self.fast_rows = FastRows(rows, tokens, Limits(), loopback_only=tokens is None)
         self.opened = self.registry.open("c10", "teacher")
         self.seconds_ago = 0.0  # that the disk was looked at
 
@@ -301,14 +301,14 @@ class Whole:
         given = {"host": "localhost", **BINARY, "content-length": str(len(body)), **headers}
         fields = [(name.replace("_", "-").encode(), v.encode()) for name, v in given.items()]
         self.opened.seen = time.monotonic() - self.seconds_ago
-        plain = self.lane.plain(target.encode(), fields)
-        return None if plain is None else self.lane.answer(plain, fields, body)
+        request = self.fast_rows.parse(target.encode(), fields)
+        return None if request is None else self.fast_rows.answer(request, fields, body)
 
 
-def test_the_lane_is_for_requests_that_need_no_disk_and_are_in_order(
+def test_fast_rows_answer_requests_that_need_no_disk_and_are_in_order(
     root: Path, tmp_path: Path
 ) -> None:
-    """Whatever else there is about a request, the whole way has to say it."""
+    """Whatever else there is about a request, the endpoint has to say it."""
     whole = Whole(root, tmp_path / "cache")
     assert whole.ask() is None, "there is no copy yet"
     decoding = whole.registry.decoding(whole.opened)
@@ -345,7 +345,7 @@ def test_the_lane_is_for_requests_that_need_no_disk_and_are_in_order(
     assert whole.ask() is None, "after a gather that needed the disk threads do it again"
 
 
-def test_the_lane_wants_the_token_too(root: Path, tmp_path: Path) -> None:
+def test_fast_rows_want_the_token_too(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.touch(0o600)
     file.write_text("correct-horse-battery-staple")
@@ -384,7 +384,7 @@ def test_both_ways_say_the_same_however_a_request_arrives(serve: Any, root: Path
     expected = pack(open_store(root / "c10.zarr").snapshots["teacher"].rows([1]))
     with socket.create_connection(("127.0.0.1", server.port), timeout=15) as connection:
         names = []
-        for expect in ({}, {"expect": "100-continue"}):  # the second goes the whole way
+        for expect in ({}, {"expect": "100-continue"}):  # the endpoint answers the second
             connection.sendall(head(ONE, **expect) + ONE)
             start, body = read_answer(connection)
             assert start.startswith(b"HTTP/1.1 200 OK")
@@ -407,17 +407,17 @@ def test_both_ways_say_the_same_however_a_request_arrives(serve: Any, root: Path
 
 
 def test_bodies_count_until_nothing_refers_to_them() -> None:
-    bodies = Bodies(100)
-    first, second = bodies.empty(60), bodies.empty(40)
+    bodies = BodyMemory(100)
+    first, second = bodies.allocate(60), bodies.allocate(40)
     with pytest.raises(Refusal, match="too many"):
-        bodies.empty(1)
+        bodies.allocate(1)
     part = first.data[59:]
     del first
     assert bodies.bytes == 100, "a part that is not sent yet keeps the whole"
     del part
-    assert (bodies.bytes, len(bodies.empty(60)), len(second)) == (40, 60, 40)
+    assert (bodies.bytes, len(bodies.allocate(60)), len(second)) == (40, 60, 40)
     del second
-    assert len(bodies.empty(1000)) == 1000, "one body is always possible"
+    assert len(bodies.allocate(1000)) == 1000, "one body is always possible"
 
 
 class Liar(Impostor):
