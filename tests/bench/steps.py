@@ -25,7 +25,7 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
 from logitstore.trainer.data.bind import bind
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.run.step import make_learner, take_step
 from tests.bench.harness import Sides, seconds
@@ -43,14 +43,14 @@ def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
     dataset = open_dataset(place.once(make_noise).data)
     with opened(place, by) as (location, snapshot):
         source, _ = bind(open_store(location), snapshot, dataset)
-        plan = Plan(
+        order = BatchOrder(
             samples=np.arange(len(dataset)), seed=0, batch_size=BATCH, view_count=1, epochs=10**6
         )
-        other = _in_memory(source, snapshot, plan)
-        ours = iter(batches(source, plan))
+        other = _in_memory(source, snapshot, order)
+        ours = iter(batches(source, order))
         _check_equal(next(ours), next(other))
         if side == "ce":
-            other = iter(batches(replace(source, teaching=None), plan))
+            other = iter(batches(replace(source, teaching=None), order))
         yield Sides(
             ours=seconds(_stepping("kd", ours), STEPS),
             theirs=seconds(_stepping("ce" if side == "ce" else "kd", other), STEPS),
@@ -76,9 +76,9 @@ def opened(place: Workplace, by: str) -> Iterator[tuple[str, Snapshot]]:
         yield url, snapshot
 
 
-def _in_memory(source: Source, snapshot: Snapshot, plan: Plan) -> Iterator[Batch]:
+def _in_memory(source: Source, snapshot: Snapshot, order: BatchOrder) -> Iterator[Batch]:
     whole = snapshot.rows(np.arange(snapshot.meta.samples))
-    for batch in batches(replace(source, teaching=None), plan):
+    for batch in batches(replace(source, teaching=None), order):
         chosen = {name: array[batch.request.indices] for name, array in whole.arrays.items()}
         yield batch._replace(teacher=Rows(whole.encoding, chosen))
 

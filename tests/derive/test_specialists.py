@@ -34,7 +34,7 @@ from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.views import Views
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, evaluate, train
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.data.specialist import own_and_others, specialised
 from logitstore.trainer.evaluation.evaluate import logits_of
@@ -264,21 +264,21 @@ def test_data_of_other_classes_are_refused(tmp_path: Path) -> None:
 
 def test_an_epoch_shows_all_special_samples_and_as_many_others() -> None:
     own, others = np.arange(0, 20), np.arange(100, 200)
-    plan = Plan(samples=own, others=others, seed=3, batch_size=7, view_count=1, epochs=3)
+    order = BatchOrder(samples=own, others=others, seed=3, batch_size=7, view_count=1, epochs=3)
     epochs = [
-        np.concatenate([request.indices for request in plan if request.epoch == epoch])
+        np.concatenate([request.indices for request in order if request.epoch == epoch])
         for epoch in range(3)
     ]
     for shown in epochs:
-        assert len(shown) == 40 == plan.shown
+        assert len(shown) == 40 == order.epoch_samples
         assert np.array_equal(np.sort(shown[shown < 100]), own)
         assert len(np.unique(shown[shown >= 100])) == 20
         assert set(shown[shown >= 100]) <= set(others)
         assert 5 < (shown[:20] < 100).sum() < 15  # in one shuffled order
     assert len({tuple(np.sort(shown[shown >= 100])) for shown in epochs}) == 3
-    later = replace(plan, first_epoch=2, first_step=1)
+    later = replace(order, first_epoch=2, first_step=1)
     assert np.array_equal(np.concatenate([r.indices for r in later]), epochs[2][7:])
-    few = replace(plan, others=np.arange(100, 108))
+    few = replace(order, others=np.arange(100, 108))
     shown = few.of_epoch(0)
     assert set(np.bincount(shown[shown >= 100])[100:]) == {2, 3}
 

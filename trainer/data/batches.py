@@ -18,7 +18,7 @@ from logitstore.precompute.views.items import image_batches
 from logitstore.precompute.views.mix import Mix
 from logitstore.reading.ensemble import Blend
 from logitstore.threads import read_ahead
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Indices, Request, Source
 from logitstore.trainer.methods.base import Mixed
 
@@ -37,26 +37,26 @@ class Batch(NamedTuple):
 
 
 def batches(
-    source: Source, plan: Plan, *, workers: int | None = None, pin: bool = False
+    source: Source, order: BatchOrder, *, workers: int | None = None, pin: bool = False
 ) -> Generator[Batch]:
     """Yield the batch of each request.
 
     Images come from ``workers`` processes (None: from none for a dataset in memory), the teacher's
     rows from one thread that reads ahead, also across the end of an epoch.
     """
-    # Images, rows and this loop each iterate the plan for themselves: at different speeds, in three
-    # threads, and nothing of a long run's plan is ever held in memory.
-    items = ([(source.shown_view(r), int(i)) for i in r.indices] for r in plan)
+    # Images, rows and this loop iterate the order independently, at different speeds, in three
+    # threads: a long run's order is never held in memory.
+    items = ([(source.shown_view(r), int(i)) for i in r.indices] for r in order)
     images = image_batches(source.dataset, source.views, items, workers=workers, pin=pin)
     teaching = source.teaching
     rows: Iterator[Rows | Blend | None] = (
-        (None for _ in plan)
+        (None for _ in order)
         if teaching is None
-        else read_ahead(plan, lambda r: teaching.at(r.epoch).rows(r.indices, r.view))
+        else read_ahead(order, lambda r: teaching.at(r.epoch).rows(r.indices, r.view))
     )
     views = source.views
     mix = None if views.mix is None else Mix(views.mix, views.seed, len(source.dataset))
-    for request, shown, row in zip(plan, images, rows, strict=True):
+    for request, shown, row in zip(order, images, rows, strict=True):
         mixed = None if mix is None else _mixed(source, mix, request)
         yield Batch(request, shown, _labels(source, request.indices), row, mixed)
 

@@ -1,3 +1,8 @@
+"""Decide which samples each step of a run takes, in which view, by (seed, epoch) alone.
+
+The order does not depend on the machine, the number of ranks or where a resumed run goes on.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,7 +16,7 @@ from logitstore.trainer.data.source import Indices, Request, Source
 
 
 def shuffled(count: int, *purpose: object) -> Indices:
-    """A permutation of 0..count-1 that depends on ``purpose`` alone, on every machine."""
+    """Return a permutation of 0..count-1 that depends on ``purpose`` alone, on every machine."""
     key = sha256(" ".join(map(str, purpose)).encode()).digest()[:16]
     # Philox's raw stream is fixed for good; NumPy may change how ``permutation`` draws from it.
     draws = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(count)
@@ -19,7 +24,7 @@ def shuffled(count: int, *purpose: object) -> Indices:
 
 
 def views_seen(source: Source, epochs: int) -> tuple[int, ...]:
-    """In how many of the epochs each of the snapshot's views teaches, (V,); () without one."""
+    """Return in how many epochs each of the snapshot's views teaches, (V,); () without one."""
     if source.snapshot is None:
         return ()
     rounds, rest = divmod(epochs, source.view_count)
@@ -27,7 +32,7 @@ def views_seen(source: Source, epochs: int) -> tuple[int, ...]:
 
 
 def unseen_views(source: Source, epochs: int) -> list[str]:
-    """A note if some of the snapshot's views are never shown."""
+    """Return a note if some of the snapshot's views are never shown."""
     seen = views_seen(source, epochs)
     if all(seen):
         return []
@@ -38,7 +43,7 @@ def unseen_views(source: Source, epochs: int) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BatchOrder:
     """Every request of a run from (first_epoch, first_step) on; iterate it as often as you like.
 
     The last batch of an epoch may be smaller.  With ``others`` an epoch shows as many of them as
@@ -57,27 +62,27 @@ class Plan:
     first_step: int = 0
 
     @property
-    def shown(self) -> int:
-        """How many samples one epoch shows."""
+    def epoch_samples(self) -> int:
+        """The number of samples that one epoch shows."""
         return len(self.samples) * (1 if self.others is None else 2)
 
     @property
     def steps(self) -> int:
-        """Steps of one epoch."""
-        return -(-self.shown // self.batch_size)
+        """The number of steps of one epoch."""
+        return -(-self.epoch_samples // self.batch_size)
 
-    def whole(self, step: int) -> int:
-        """How many samples all ranks take in a step of an epoch."""
-        return min(self.batch_size, self.shown - step * self.batch_size)
+    def batch_samples(self, step: int) -> int:
+        """Return how many samples all ranks together take in a step of an epoch."""
+        return min(self.batch_size, self.epoch_samples - step * self.batch_size)
 
-    def every_sample(self) -> Indices:
-        """All that may be shown, ascending."""
+    def all_samples(self) -> Indices:
+        """Return all samples that an epoch may show, ascending."""
         if self.others is None:
             return self.samples
         return np.union1d(self.samples, self.others)
 
     def of_epoch(self, epoch: int) -> Indices:
-        """The samples of an epoch, before they are shuffled."""
+        """Return the samples of an epoch, before they are shuffled."""
         if self.others is None:
             return self.samples
         drawn = self.others[shuffled(len(self.others), "others", self.seed, epoch)]
@@ -85,9 +90,9 @@ class Plan:
 
     def __iter__(self) -> Iterator[Request]:
         for epoch in range(self.first_epoch, self.epochs):
-            order = self.of_epoch(epoch)[shuffled(self.shown, "order", self.seed, epoch)]
+            samples = self.of_epoch(epoch)[shuffled(self.epoch_samples, "order", self.seed, epoch)]
             first = self.first_step if epoch == self.first_epoch else 0
             for step in range(first, self.steps):
-                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                batch = samples[step * self.batch_size : (step + 1) * self.batch_size]
                 part = batch[self.ranks.part(len(batch))]
                 yield Request(epoch, step, epoch % self.view_count, part)

@@ -14,7 +14,7 @@ from logitstore.errors import InputError
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.config.specs import split_share
 from logitstore.trainer.data.bind import open_source, open_validation
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.requirements import refuse_other_labels
 from logitstore.trainer.data.samples import (
     chosen_samples,
@@ -83,7 +83,7 @@ class RunData:
     """All data of a run, checked against each other; ``notes`` say what a user may not expect."""
 
     source: Source
-    plan: Plan
+    order: BatchOrder
     eval_data: EvalData
     notes: tuple[str, ...]
 
@@ -110,7 +110,7 @@ def open_run_data(config: TrainConfig, token: str | None) -> RunData:
             config.label_noise_seed,
             omitted_numbers(source, config.omit_classes),
         )
-    plan = Plan(
+    order = BatchOrder(
         samples=samples,
         others=others,
         seed=config.seed,
@@ -119,7 +119,7 @@ def open_run_data(config: TrainConfig, token: str | None) -> RunData:
         epochs=config.epochs,
     )
     notes += [*omitted, *config.method_object.remarks(config.epochs)]
-    return RunData(source=source, plan=plan, eval_data=eval_data, notes=tuple(notes))
+    return RunData(source=source, order=order, eval_data=eval_data, notes=tuple(notes))
 
 
 def _refuse_unlabelled(config: TrainConfig, source: Source, samples: Indices) -> None:

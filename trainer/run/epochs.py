@@ -22,7 +22,7 @@ from logitstore.progress import Progress
 from logitstore.trainer import metrics
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
-from logitstore.trainer.data.order import Plan, views_seen
+from logitstore.trainer.data.order import BatchOrder, views_seen
 from logitstore.trainer.data.run_data import RunData
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.measure.figures import test_figures
@@ -81,17 +81,17 @@ class Epochs:
                 f"{last}: going on at epoch {start.epoch + 1}, step {start.step + 1}"
             )
         self.ranks.agree({"the checkpoint's epoch and step": start})
-        plan = replace(self.data.plan, first_epoch=start.epoch, first_step=start.step)
+        order = replace(self.data.order, first_epoch=start.epoch, first_step=start.step)
         history = self.run.history(start.epoch)
-        ahead = (config.epochs - start.epoch) * plan.shown - start.step * config.batch_size
+        ahead = (config.epochs - start.epoch) * order.epoch_samples - start.step * config.batch_size
         self.progress.start(f"training {self.run.path}", ahead, "images")
         pin = learner.device.type == "cuda"
-        stream = batches(self.data.source, plan, workers=config.workers, pin=pin)
+        stream = batches(self.data.source, order, workers=config.workers, pin=pin)
         events = Events(self.run.path, history) if self.ranks.first else None
         try:
             for epoch in range(start.epoch, config.epochs):
                 first = start.step if epoch == start.epoch else 0
-                line = self._epoch(learner, plan, islice(stream, plan.steps - first), epoch, sums)
+                line = self._epoch(learner, order, islice(stream, order.steps - first), epoch, sums)
                 sums = None
                 history.append(line)
                 if events is not None:
@@ -114,7 +114,7 @@ class Epochs:
     def _epoch(
         self,
         learner: Learner,
-        plan: Plan,
+        order: BatchOrder,
         stream: Iterable[Batch],
         epoch: int,
         sums: Tensor | None,
@@ -126,7 +126,7 @@ class Epochs:
         rows, lr = 0, 0.0
         for batch in stream:
             step = batch.request.step
-            lr = _learning_rate(config, epoch, (step + 1) / plan.steps)
+            lr = _learning_rate(config, epoch, (step + 1) / order.steps)
             if self.ranks.count > 1:  # else the ranks' draws would be alike, or had to be saved
                 seed_generators(self.ranks.step_seed(config.seed, epoch, step), learner.device)
             values = take_step(
@@ -139,25 +139,25 @@ class Epochs:
                 micro_batch=self.micro_batch,
                 context=self.context,
                 ranks=self.ranks,
-                whole=plan.whole(step),
+                whole=order.batch_samples(step),
             )
             names, added = list(values), torch.stack(list(values.values()))
             sums = added if sums is None else sums + added
             watch.add(epoch, step, values["loss"])
-            rows += plan.whole(step)
-            self.progress.advance(plan.whole(step))
+            rows += order.batch_samples(step)
+            self.progress.advance(order.batch_samples(step))
             due = time.monotonic() - saved >= config.checkpoint_seconds
-            if self.ranks.first and due and step + 1 < plan.steps:
+            if self.ranks.first and due and step + 1 < order.steps:
                 watch.check()
                 check_weights(learner.model, epoch, step)
                 at = Position(epoch, step + 1)
                 self.run.put(LAST, pack(learner, at, sums, self.context.past))
                 saved = time.monotonic()
         watch.check()
-        check_weights(learner.model, epoch, plan.steps - 1)
+        check_weights(learner.model, epoch, order.steps - 1)
         assert sums is not None  # an epoch has at least one step left, or it would be finished
         line: Line = {"epoch": epoch + 1, "lr": lr}
-        line |= epoch_figures(names, sums, plan.shown)
+        line |= epoch_figures(names, sums, order.epoch_samples)
         self._remember(learner, epoch)
         seconds = time.monotonic() - begun
         line |= self._validate(learner)

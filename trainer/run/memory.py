@@ -23,7 +23,7 @@ from logitstore.precompute.processes.ranks import ALONE, Ranks
 from logitstore.progress import Progress
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.run.checkpoint import Learner
 from logitstore.trainer.run.device import Budget, own_randomness
@@ -39,7 +39,7 @@ def micro_batch(
     recorded: Inputs | None,
     learner: Learner,
     source: Source,
-    plan: Plan,
+    order: BatchOrder,
     normalize: Normalize | None,
     context: StepContext,
     budget: Budget | None,
@@ -53,7 +53,7 @@ def micro_batch(
     """
     size = config.micro_batch if recorded is None else recorded.micro_batch
     if budget is not None:
-        step, batch = _step(config, normalize, context), _first_batch(source, plan)
+        step, batch = _step(config, normalize, context), _first_batch(source, order)
         known = size if recorded is None else size or config.batch_size
         sizes = halvings(len(batch.labels)) if known is None else [known]
         found = find_micro_batch(learner, batch, sizes, step, budget.tighten)
@@ -74,8 +74,8 @@ def _step(config: TrainConfig, normalize: Normalize | None, context: StepContext
     return lambda learner, batch, size: step(learner, method, batch, micro_batch=size)
 
 
-def _first_batch(source: Source, plan: Plan) -> Batch:
-    stream = batches(source, replace(plan, epochs=1), workers=0)
+def _first_batch(source: Source, order: BatchOrder) -> Batch:
+    stream = batches(source, replace(order, epochs=1), workers=0)
     try:
         return next(stream)
     finally:

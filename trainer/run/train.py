@@ -1,7 +1,7 @@
 """Train a student, or go on in a run's folder where the same command stopped.
 
-A resumed run is bit-identical to an undisturbed one on the same machine and package versions: all
-that a step depends on is the checkpoint and the plan of batches.  The loop knows no method by name.
+A resumed run is bit-identical to an undisturbed one on the same machine and package versions: a
+step depends on the checkpoint and the order of the samples alone.  No method is known by name.
 Several ranks take the same steps, each with its part of the batch; only the first one writes.
 """
 
@@ -23,7 +23,7 @@ from logitstore.precompute.processes.ranks import Ranks
 from logitstore.progress import Progress, Silent
 from logitstore.specs import file_sha256
 from logitstore.trainer.config.settings import TrainConfig
-from logitstore.trainer.data.order import Plan, unseen_views
+from logitstore.trainer.data.order import BatchOrder, unseen_views
 from logitstore.trainer.data.run_data import RunData, open_run_data
 from logitstore.trainer.data.samples import taught_half
 from logitstore.trainer.measure.gather import check_forward, first_shape
@@ -68,8 +68,8 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
     wanted = own_device(config.device, ranks)
     device, budget = budgeted_device(wanted, config.precision, config.memory_limit)
     data = open_run_data(config, token)
-    refuse_ranks(config, data.plan, ranks)
-    data = replace(data, plan=replace(data.plan, ranks=ranks))
+    refuse_ranks(config, data.order, ranks)
+    data = replace(data, order=replace(data.order, ranks=ranks))
     source = data.source
     shape = first_shape(source)
     normalize = parse_normalize(config.normalize, shape[0])
@@ -104,7 +104,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 run.inputs(),
                 learner,
                 source,
-                data.plan,
+                data.order,
                 normalize,
                 context,
                 tried,
@@ -122,7 +122,9 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 cache = Cache.default(config.cache)
                 reading = prepare_reading(source.teaching.teachers, config.read, cache, progress)
                 progress.message(reading.note)
-                taught = taught_half(source, data.plan.samples, source.teaching.first, config.teach)
+                taught = taught_half(
+                    source, data.order.samples, source.teaching.first, config.teach
+                )
                 context = context._replace(taught=taught)
             epochs = Epochs(
                 config=config,
@@ -139,7 +141,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 return epochs.run_to_end(learner)
 
 
-def refuse_ranks(config: TrainConfig, plan: Plan, ranks: Ranks) -> None:
+def refuse_ranks(config: TrainConfig, order: BatchOrder, ranks: Ranks) -> None:
     """InputError if a batch cannot be shared by so many ranks."""
     if ranks.count == 1:
         return
@@ -149,10 +151,10 @@ def refuse_ranks(config: TrainConfig, plan: Plan, ranks: Ranks) -> None:
             f"parts of {ranks.count} ranks would teach something else: use one process, or another "
             "method"
         )
-    fewest = plan.whole(plan.steps - 1)
+    fewest = order.batch_samples(order.steps - 1)
     if fewest < ranks.count:
         raise InputError(
-            f"the last batch of an epoch has {fewest} of {plan.shown} images, too few for "
+            f"the last batch of an epoch has {fewest} of {order.epoch_samples} images, too few for "
             f"{ranks.count} ranks: use another --batch-size, or fewer ranks (torchrun "
             f"--nproc-per-node {fewest})"
         )
@@ -170,7 +172,7 @@ def _context(config: TrainConfig, data: RunData) -> StepContext:
     needed = config.method_object.predictions_needed
     if needed is None:
         return StepContext(epochs=config.epochs)
-    samples = data.plan.every_sample()
+    samples = data.order.all_samples()
     labels = data.source.dataset.labels[samples]
     epochs = min(needed.epochs, config.epochs)
     past = PastPredictions.begin(samples, labels, data.source.classes, epochs)

@@ -20,7 +20,7 @@ from logitstore.precompute.views.items import ViewItems
 from logitstore.precompute.views.mix import Mix, MixPlan, blend, check_mix, parse_mix
 from logitstore.trainer import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.methods.base import Mixed, Outputs
 from logitstore.trainer.methods.table import make_method
@@ -283,8 +283,8 @@ def test_images_of_two_shapes_are_refused_by_name() -> None:
 def test_a_student_gets_the_mixed_images_with_both_labels() -> None:
     dataset, views = digits(), Views((), seed=6, mix=BOTH)
     source = Source(dataset=dataset, views=views, classes=10, view_count=2, first_view=3)
-    plan = Plan(samples=np.arange(0, 60, 2), seed=0, batch_size=16, view_count=2, epochs=2)
-    got = list(batches(source, plan, workers=0))
+    order = BatchOrder(samples=np.arange(0, 60, 2), seed=0, batch_size=16, view_count=2, epochs=2)
+    got = list(batches(source, order, workers=0))
     assert len(got) == 4
     for batch in got:
         assert batch.mixed is not None
@@ -296,7 +296,7 @@ def test_a_student_gets_the_mixed_images_with_both_labels() -> None:
             assert batch.mixed.labels[row] == dataset.labels[why.partner]
             assert batch.mixed.weight[row] == torch.tensor(why.weight, dtype=torch.float32)
     plain = Source(dataset=dataset, views=Views(()), classes=10, view_count=2)
-    assert all(batch.mixed is None for batch in batches(plain, plan, workers=0))
+    assert all(batch.mixed is None for batch in batches(plain, order, workers=0))
 
 
 # Logits 0 and log 3 are probabilities 1/4 and 3/4: losses log 4 and log 4/3.
@@ -327,9 +327,9 @@ class Constant(nn.Module):
 
 
 def test_a_step_learns_from_and_counts_both_labels() -> None:
-    plan = Plan(samples=np.arange(4), seed=0, batch_size=4, view_count=1, epochs=1)
+    order = BatchOrder(samples=np.arange(4), seed=0, batch_size=4, view_count=1, epochs=1)
     images = torch.zeros((4, 1, 2, 2), dtype=torch.uint8)
-    batch = Batch(next(iter(plan)), images, LABELS, None, MIXED)
+    batch = Batch(next(iter(order)), images, LABELS, None, MIXED)
     config = TrainConfig(data="digits", student="mlp", out="run", momentum=0, weight_decay=0)
     model = Constant()
     learner = make_learner(config, model, torch.device("cpu"))

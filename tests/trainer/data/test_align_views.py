@@ -26,7 +26,7 @@ from logitstore.reading.verify import Report
 from logitstore.trainer import TrainConfig, evaluate, train
 from logitstore.trainer.data.batches import batches
 from logitstore.trainer.data.bind import open_source
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 
 ARCH, SAMPLES = "mlp?hidden=16", 120
 DATA = f"digits?samples=0:{SAMPLES}"
@@ -100,11 +100,11 @@ def test_stored_logits_are_the_teacher_s_on_the_view_that_the_student_replays(
     source, notes = open_source(student(place, "replay", snapshot=name, epochs=4), None)
     assert notes == []
     assert source.snapshot is not None
-    plan = Plan(
+    order = BatchOrder(
         samples=source.samples(), seed=1, batch_size=33, view_count=source.view_count, epochs=4
     )
     views = []
-    for batch in batches(source, plan, workers=0):
+    for batch in batches(source, order, workers=0):
         assert batch.teacher is not None
         found, expected = batch.teacher.logits(), live(place, batch.images)
         bound = source.snapshot.encoding.bound(expected) + 1e-5
@@ -199,10 +199,10 @@ def test_a_student_may_augment_freely_over_fixed_targets_but_not_over_random_one
 ) -> None:
     free = student(place, "free", snapshot="plain", augment=str(place / "shake.json"), epochs=3)
     source, _ = open_source(free, None)
-    plan = Plan(samples=source.samples(), seed=0, batch_size=SAMPLES, view_count=1, epochs=3)
-    shown = list(batches(source, plan, workers=0))
+    order = BatchOrder(samples=source.samples(), seed=0, batch_size=SAMPLES, view_count=1, epochs=3)
+    shown = list(batches(source, order, workers=0))
     own = replace(free, store=None, snapshot=None, method="ce")
-    alone = list(batches(open_source(own, None)[0], plan, workers=0))
+    alone = list(batches(open_source(own, None)[0], order, workers=0))
     for batch, plain in zip(shown, alone, strict=True):
         assert torch.equal(batch.images, plain.images)
         assert batch.request.view == 0

@@ -26,7 +26,7 @@ from logitstore.trainer import TrainConfig, evaluate, train
 from logitstore.trainer.config.teacher_spec import Member, Stage, parse_teachers
 from logitstore.trainer.data.batches import batches
 from logitstore.trainer.data.bind import open_source
-from logitstore.trainer.data.order import Plan, views_seen
+from logitstore.trainer.data.order import BatchOrder, views_seen
 from logitstore.trainer.data.teaching import open_schedule
 from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.schedules import teacher_at
@@ -188,10 +188,10 @@ def test_an_absent_snapshot_is_answered_with_those_that_there_are(
 
 def test_each_epoch_is_taught_by_its_turn(config: TrainConfig) -> None:
     source, _ = open_source(replace(config, snapshot="a,logits(b,c*3)@2,c@4"), None)
-    plan = Plan(samples=source.samples(), seed=0, batch_size=90, view_count=2, epochs=5)
+    order = BatchOrder(samples=source.samples(), seed=0, batch_size=90, view_count=2, epochs=5)
     expected = [rows_of(0), *[(rows_of(1) + 3 * rows_of(2)) / 4] * 2, *[rows_of(2)] * 2]
     epochs = []
-    for batch in batches(source, plan):
+    for batch in batches(source, order):
         asked = batch.request
         assert batch.teacher is not None
         rows = expected[asked.epoch][asked.view, asked.indices]

@@ -21,7 +21,7 @@ from logitstore.text import parse_size
 from logitstore.trainer import TrainConfig, train
 from logitstore.trainer.data.batches import Batch
 from logitstore.trainer.data.bind import open_source
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Request
 from logitstore.trainer.methods.base import Mixed
 from logitstore.trainer.methods.table import make_method
@@ -393,9 +393,9 @@ def test_a_limit_makes_a_run_look_for_its_parts(config: TrainConfig) -> None:
         model = build_model(student, classes=10, shape=(1, 8, 8))
         told, budget = Told(), NoCap(CPU, "2GiB", 0)
         source = open_source(limited, None)[0]
-        plan = Plan(samples=np.arange(190), seed=0, batch_size=50, view_count=1, epochs=1)
+        order = BatchOrder(samples=np.arange(190), seed=0, batch_size=50, view_count=1, epochs=1)
         learner = make_learner(limited, model, CPU)
-        found = micro_batch(limited, None, learner, source, plan, None, NO_CONTEXT, budget, told)
+        found = micro_batch(limited, None, learner, source, order, None, NO_CONTEXT, budget, told)
         return found, told.messages
 
     assert searched("student", micro_batch=None)[0] == 50

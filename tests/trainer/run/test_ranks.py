@@ -22,7 +22,7 @@ from logitstore.errors import InputError
 from logitstore.precompute.processes.ranks import ALONE, Ranks
 from logitstore.progress import Silent
 from logitstore.trainer import TrainConfig, train
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.samples import chosen_samples
 from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.run.predictions import encoded
@@ -226,22 +226,22 @@ def test_a_process_alone_changes_nothing_and_waits_for_nobody() -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_ranks_parts_are_the_batches_of_one_process(count: int) -> None:
-    plan = Plan(samples=np.arange(5, 295), seed=4, batch_size=100, view_count=2, epochs=2)
-    whole = list(plan)
-    parts = [list(replace(plan, ranks=Ranks(rank, count))) for rank in range(count)]
+    order = BatchOrder(samples=np.arange(5, 295), seed=4, batch_size=100, view_count=2, epochs=2)
+    whole = list(order)
+    parts = [list(replace(order, ranks=Ranks(rank, count))) for rank in range(count)]
     for request, *mine in zip(whole, *parts, strict=True):
         np.testing.assert_array_equal(np.concatenate([m.indices for m in mine]), request.indices)
         assert {m[:3] for m in mine} == {request[:3]}
-        assert plan.whole(request.step) == len(request.indices)
+        assert order.batch_samples(request.step) == len(request.indices)
 
 
 def test_what_ranks_cannot_share_is_refused(base: dict[str, TrainConfig]) -> None:
     two, config = Ranks(1, 2), base["kd"]
-    plan = Plan(samples=np.arange(201), seed=0, batch_size=100, view_count=1, epochs=1)
+    order = BatchOrder(samples=np.arange(201), seed=0, batch_size=100, view_count=1, epochs=1)
     with pytest.raises(InputError, match=r"last batch of an epoch has 1 of 201 images, too few"):
-        refuse_ranks(config, plan, two)
-    refuse_ranks(config, plan, ALONE)
-    whole = replace(plan, samples=np.arange(200))
+        refuse_ranks(config, order, two)
+    refuse_ranks(config, order, ALONE)
+    whole = replace(order, samples=np.arange(200))
     refuse_ranks(config, whole, two)
     with pytest.raises(InputError, match="'dist' couples the samples of a batch"):
         refuse_ranks(replace(config, method="dist"), whole, two)

@@ -24,7 +24,7 @@ from logitstore.threads import read_ahead
 from logitstore.trainer import TrainConfig, evaluate, train
 from logitstore.trainer.data.batches import batches
 from logitstore.trainer.data.bind import bind
-from logitstore.trainer.data.order import Plan
+from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.samples import chosen_samples
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.measure.gather import gather_logits
@@ -189,9 +189,9 @@ def test_batches_do_not_depend_on_workers_or_on_where_they_begin(store: Path) ->
     source, warnings = bind(opened, opened.snapshots["teacher"], open_dataset(TRAIN))
     assert warnings == []
     samples = chosen_samples(np.arange(1200), 300, 0)
-    plan = Plan(samples=samples, seed=1, batch_size=128, view_count=1, epochs=2)
-    alone, helped = (list(batches(source, plan, workers=workers)) for workers in (0, 2))
-    later = list(batches(source, replace(plan, first_epoch=1, first_step=1)))
+    order = BatchOrder(samples=samples, seed=1, batch_size=128, view_count=1, epochs=2)
+    alone, helped = (list(batches(source, order, workers=workers)) for workers in (0, 2))
+    later = list(batches(source, replace(order, first_epoch=1, first_step=1)))
     assert [len(batch.labels) for batch in alone] == [128, 128, 44] * 2
     assert len(later) == 2
     for one, other in [*zip(alone, helped, strict=True), *zip(alone[4:], later, strict=True)]:
@@ -216,8 +216,8 @@ def test_each_epoch_uses_the_next_view_of_the_store(
     logits = np.random.default_rng(0).standard_normal((3, 1200, 10)).astype(np.float32)
     opened = open_store(bound_store(tmp_path / "views.zarr", TRAIN, logits))
     source, _ = bind(opened, opened.snapshots["teacher"], open_dataset(TRAIN))
-    plan = Plan(samples=np.arange(1200), seed=0, batch_size=600, view_count=3, epochs=5)
-    for batch in batches(source, plan):
+    order = BatchOrder(samples=np.arange(1200), seed=0, batch_size=600, view_count=3, epochs=5)
+    for batch in batches(source, order):
         epoch, _, view, indices = batch.request
         assert view == epoch % 3
         assert batch.teacher is not None
