@@ -36,7 +36,7 @@ LAYERS = (
     ("trainer.data",),
     ("trainer.measure", "trainer.own_loop"),
     ("trainer.run",),
-    ("trainer.evaluation", "trainer.studies.seeds"),
+    ("trainer.evaluation", "trainer.studies.seeds", "trainer.studies.recipe"),
     ("trainer.studies.recipes",),
     ("trainer.studies",),
     ("trainer.reporting",),

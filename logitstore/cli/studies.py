@@ -209,7 +209,7 @@ def report(
 @commands.command()
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FILE.toml]", help="Which; default: list them.")
+        str | None, typer.Argument(metavar="[NAME|FILE.py]", help="Which; default: list them.")
     ] = None,
     root: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder of the data that the recipe names.")
@@ -233,22 +233,22 @@ def reproduce(
     logitstore reproduce zhao-dkd --root data --out reproduced --seeds 5
     """
     from logitstore.cli.app import app
-    from logitstore.trainer.studies.recipes.run import list_recipes, set_up
-    from logitstore.trainer.studies.recipes.run import reproduce as run
-    from logitstore.trainer.studies.recipes.table import recipe_lines, table_lines
+    from logitstore.trainer.studies.recipe_table import recipe_lines
+    from logitstore.trainer.studies.reproduce import list_recipes, set_up
+    from logitstore.trainer.studies.reproduce import reproduce as run
 
     if name is None:
-        listed = list_recipes()
-        emit(as_json, listed, recipe_lines(listed))
+        recipes = list_recipes()
+        emit(as_json, recipes, recipe_lines(recipes))
         return
-    setting = set_up(name, root=root, out=out, scale=scale, seeds=seeds)
+    scaled = set_up(name, root=root, out=out, scale=scale, seeds=seeds)
     if dry_run:
-        spelled = [str(command) for command in setting.commands()]
+        spelled = [str(command) for command in scaled.commands()]
         emit(as_json, {"commands": spelled}, spelled)
         return
     with shown_progress() as progress:
-        found = run(setting, lambda arguments: app(arguments, standalone_mode=False), progress)
-    emit(as_json, found, table_lines(found))
+        made = run(scaled, lambda arguments: app(arguments, standalone_mode=False), progress)
+    emit(as_json, made.document(), made.lines())
 
 
 @commands.command(context_settings=HYPER_PARAMETERS_TOO)
