@@ -10,17 +10,18 @@ import logging
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.cache.cache import Cache
 from logitstore.cache.copy import Copy
+from logitstore.cache.copy_reader import CopyReader
 from logitstore.errors import LogitstoreError, NoCache
+from logitstore.format.encodings.base import Arrays
 from logitstore.reading.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -35,16 +36,18 @@ CALM_GATHERS = 32
 
 
 class Decoding:
-    """One snapshot's way to a copy.  After ``ended``: ``copy``, or None to read directly, or
-    ``error``."""
+    """One snapshot's way to a copy.
+
+    After ``ended``, ``reader`` reads from the copy, or from the snapshot itself if the cache cannot
+    hold one; ``error`` is what kept the copy from being made otherwise.
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.ended: Future[None] = Future()
-        self.copy: Copy | None = None
+        self.reader: Snapshot | CopyReader = snapshot
         self.error: Exception | None = None
         self.until = float("inf")
-        self.used = time.monotonic()
         self.gathers = 0
         self._rows, self._elsewhere = 0, False
 
@@ -64,26 +67,25 @@ class Decoding:
         return time.monotonic() > self.until
 
     @property
+    def copied(self) -> bool:
+        """Whether rows are read from a copy."""
+        return isinstance(self.reader, CopyReader)
+
+    @property
     def calm(self) -> bool:
         """Whether there is a copy and gathers from it have lately needed no disk."""
         return self.gathers >= CALM_GATHERS
 
-    def gather(
-        self, view: int, indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]
-    ) -> None:
-        """Put rows of checked samples into ``out``, from the copy if there is one.
+    def gather(self, view: int, indices: NDArray[np.int64], out: Arrays) -> None:
+        """Write the rows of checked samples into ``out``, from the copy if there is one.
 
         Raises what kept the copy from being made, but for a cache that cannot hold it.
         """
         if self.error is not None:
             raise self.error.with_traceback(None)
-        if self.copy is None:
-            for name, rows in self.snapshot.rows(indices, view).arrays.items():
-                out[name][...] = rows
-            return
         before = _pages_read()
-        self.copy.take(view, indices, out=out)
-        self.gathers = self.gathers + 1 if _pages_read() == before else 0
+        self.reader.gather(indices, view, out)
+        self.gathers = self.gathers + 1 if self.copied and _pages_read() == before else 0
 
     def told(self) -> str:
         """How far it is, for people."""
@@ -133,7 +135,8 @@ class Decoder:
     def _decode(self, decoding: Decoding) -> None:
         snapshot = decoding.snapshot
         try:
-            decoding.copy = copy = self._materialised(decoding)
+            copy = self._materialised(decoding)
+            decoding.reader = CopyReader(snapshot, copy)
             what = "decoded" if copy.made else "found decoded"
             log.info("%s of %s: %s in %.1f s", snapshot.name, snapshot.url, what, copy.seconds)
             decoding._end()

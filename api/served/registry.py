@@ -53,7 +53,7 @@ class Opened:
     def direct(self) -> bool:
         """Whether its rows are read from the store, so that decoded shards stay in memory."""
         decoding = self.decoding
-        return decoding is not None and decoding.ended.done() and decoding.copy is None
+        return decoding is not None and decoding.ended.done() and not decoding.copied
 
 
 class Registry:
@@ -165,7 +165,7 @@ class Registry:
 
     def _make_room(self) -> bool:
         """Let go of the copy that was not used for longest; False if all were used lately."""
-        held = [i for i in [*self._open.items()] if i[1].decoding and i[1].decoding.copy]
+        held = [i for i in [*self._open.items()] if i[1].decoding and i[1].decoding.copied]
         idle = [item for item in held if time.monotonic() - item[1].used > IDLE_SECONDS]
         self._forget(idle, len(idle) - 1)
         return bool(idle)

@@ -48,5 +48,5 @@ class Warming:
             return True
         decoding = self._registry.decoding(opened)
         decoding.ended.result()
-        self.decoded += decoding.copy is not None
-        return decoding.copy is not None or decoding.error is not None
+        self.decoded += decoding.copied
+        return decoding.copied or decoding.error is not None

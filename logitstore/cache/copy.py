@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from logitstore.format.documents import Document, Name, Sha256
 from logitstore.format.grid import Grid, Span
 from logitstore.progress import Progress
+from logitstore.storage import is_url
 from logitstore.threads import parallel, usable_cpus
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def decode_all(
         keep(block, snapshot.read_shard(block.shard))
         return block.rows
 
-    threads = max(CONNECTIONS, usable_cpus()) if snapshot.served else usable_cpus()
+    threads = max(CONNECTIONS, usable_cpus()) if is_url(snapshot.url) else usable_cpus()
     progress.start(f"decoding {snapshot.name}", snapshot.meta.views * snapshot.meta.samples, "rows")
     for rows in parallel(decode, index.blocks(), min(threads, MOST_THREADS)):
         progress.advance(rows)

@@ -56,7 +56,8 @@ def inspect(
 
     opened = open_store(store, read_token(token_file))
     if expect_root:
-        check_root(chosen_snapshot(opened, snapshot[0] if snapshot else None), expect_root)
+        chosen = chosen_snapshot(opened, snapshot[0] if snapshot else None)
+        check_root(chosen.name, chosen.root, expect_root)
     found = describe_store(opened, snapshot)
     emit(as_json, found, store_lines(found))
 

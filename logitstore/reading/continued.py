@@ -41,16 +41,27 @@ class Continued:
         return f"<Continued {self.name}: {self.meta.views} views>"
 
     def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
-        """As ``Snapshot.rows``; ``view`` counts through all parts."""
+        """Return encoded rows, as ``Snapshot.rows``; ``view`` counts through all parts."""
+        part, view = self.part(view)
+        return part.rows(indices, view)
+
+    def part(self, view: int) -> tuple[Snapshot, int]:
+        """Return the part that holds a view, and the view's number in it."""
+        within = view
         for part in self.parts:
-            if view < part.meta.views:
-                return part.rows(indices, view)
-            view -= part.meta.views
-        raise InputError(f"{self.name}: there are {self.meta.views} views, from 0 on")
+            if within < part.meta.views:
+                return part, within
+            within -= part.meta.views
+        raise InputError(f"{self.name}: view {view} is outside 0..{self.meta.views - 1}")
 
     def logits(self, indices: ArrayLike, view: int = 0) -> Logits:
-        """As ``Snapshot.logits``: float32 (len(indices), C)."""
+        """Return the decoded logits, as ``Snapshot.logits``: float32 (len(indices), C)."""
         return self.rows(indices, view).logits()
+
+    def close(self) -> None:
+        """Let go of the parts' decoded shards."""
+        for part in self.parts:
+            part.close()
 
 
 def _refuse_break(before: Snapshot, after: Snapshot) -> None:

@@ -6,7 +6,7 @@ the same images of the same samples, or their mean would be an answer to no ques
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from hashlib import sha256
@@ -134,13 +134,21 @@ class Ensemble:
         return f"<Ensemble: {self.name}>"
 
     def rows(self, indices: ArrayLike, view: int = 0) -> Blend:
-        """As ``Snapshot.rows``, of every member."""
-        members = tuple(part.rows(indices, view) for part in self.parts)
-        return Blend(members=members, weights=self.weights, temperature=self.temperature)
+        """Return the encoded rows of every member, to be averaged."""
+        return self.blend(part.rows(indices, view) for part in self.parts)
+
+    def blend(self, members: Iterable[Rows]) -> Blend:
+        """Return what averages these rows, one of each member, as this ensemble does."""
+        return Blend(members=tuple(members), weights=self.weights, temperature=self.temperature)
 
     def logits(self, indices: ArrayLike, view: int = 0) -> Logits:
-        """The mean as float32 (len(indices), C)."""
+        """Return the mean as float32 (len(indices), C)."""
         return self.rows(indices, view).logits()
+
+    def close(self) -> None:
+        """Let go of the members' decoded shards."""
+        for part in self.parts:
+            part.close()
 
 
 Teacher = Snapshot | Continued | Ensemble

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from logitstore.errors import InputError, MismatchError
 from logitstore.reading.continued import Continued
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored
-from logitstore.storage import open_storage
-
-
-class Rooted(Protocol):
-    """Anything that teaches: its name, and the root that identifies it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def root(self) -> str: ...
+from logitstore.storage import is_url, open_storage
 
 
 def open_store(
@@ -31,18 +21,18 @@ def open_store(
     ``patience`` is how many seconds a server that answered once may stay away.  Raises NotFound,
     Damaged, Unreachable or Denied.
     """
-    if str(location).startswith(("http://", "https://")):
+    if is_url(location):
         from logitstore.reading.remote import open_remote  # HTTP only where it is wanted
 
         return open_remote(str(location), token=token, patience=patience)
     return open_stored(open_storage(location))
 
 
-def expect_root(snapshot: Rooted, root: str) -> None:
-    """Refuse a snapshot that is not the one meant: ``root`` in hex, with or without "sha256:"."""
-    if root.removeprefix("sha256:").lower() != snapshot.root:
+def expect_root(name: str, root: str, expected: str) -> None:
+    """Refuse a snapshot with another root than ``expected``: hex, with or without "sha256:"."""
+    if expected.removeprefix("sha256:").lower() != root:
         raise MismatchError(
-            f"snapshot {snapshot.name!r} has root {snapshot.root}, expected {root}: this is "
+            f"snapshot {name!r} has root {root}, expected {expected}: this is "
             "another build; check the store's location or the expected root"
         )
 

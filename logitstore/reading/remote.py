@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -21,6 +20,7 @@ from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
 from logitstore.format.cards import StoreMeta
 from logitstore.format.commits import commit_key, root_of
 from logitstore.format.documents import NAME_PATTERN
+from logitstore.format.encodings.base import Arrays
 from logitstore.format.encodings.rows import Rows
 from logitstore.format.wire import (
     INDICES_TYPE,
@@ -39,7 +39,7 @@ from logitstore.reading.connection import (
     Connection,
     same_checksum,
 )
-from logitstore.reading.snapshot import Snapshot
+from logitstore.reading.snapshot import ShardReader, Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.storage.local import MAX_OBJECT_BYTES
 
@@ -144,8 +144,6 @@ class RemoteObjects:
 class RemoteSnapshot(Snapshot):
     """A snapshot whose rows the server gathers; all else is the reader's."""
 
-    served = True
-
     def __init__(self, objects: RemoteObjects, name: str, commit: bytes) -> None:
         self._objects = objects
         objects.root = root_of(commit)
@@ -157,20 +155,16 @@ class RemoteSnapshot(Snapshot):
             self._objects.lengths[key] = entry.length
         return super().object(key)
 
-    def _gather(self, view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """More than 4,096 rows, or 16 MiB of them, are asked for in several requests."""
-        if self.whole_shards:
-            return super()._gather(view, wanted)
+    def gather(self, samples: NDArray[np.int64], view: int, out: Arrays) -> None:
+        """Ask the server for the rows, in several requests if one cannot carry them."""
         most = rows_per_request(self.encoding)
-        parts = [
-            self._fetch(wanted[start : start + most], view).arrays
-            for start in range(0, len(wanted), most)
-        ]
-        if len(parts) == 1:
-            return dict(parts[0])
-        layout = self.encoding.layout.items()
-        empty = {name: np.empty((0, width), dtype) for name, (dtype, width) in layout}
-        return {name: np.concatenate([empty[name], *(p[name] for p in parts)]) for name in empty}
+        for start in range(0, len(samples), most):
+            rows = self._fetch(samples[start : start + most], view)
+            for name, array in rows.arrays.items():
+                out[name][start : start + most] = array
+
+    def by_shards(self) -> ShardReader:
+        return ShardReader(self)
 
     def _fetch(self, indices: NDArray[np.int64], view: int) -> Rows:
         objects = self._objects

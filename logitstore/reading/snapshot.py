@@ -1,17 +1,18 @@
-"""Open a store, verify each object on first touch, and give rows of logits by sample index.
+"""Open a snapshot, verify each of its objects, and read rows of logits by sample index.
 
 An object's length and sha256 are checked against the commit before a byte of it is decoded, and the
-decoder gets those same bytes.  A missing object is an error, never zeros.  The reader opens nothing
-for writing.  ``remote`` has the same nouns over HTTP.
+decoder gets those same bytes.  A missing object is an error, never zeros.  Nothing is opened for
+writing.  ``remote`` does the same over HTTP.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from operator import attrgetter
 from threading import Lock
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from cachetools import LRUCache, cachedmethod
 from numpy.typing import ArrayLike, NDArray
 
 from logitstore.errors import Damaged, InputError, NotFound, UnknownName
@@ -26,13 +27,14 @@ from logitstore.format.commits import (
     root_of,
     snapshot_folder,
 )
-from logitstore.format.encodings.base import Encoding, Logits
+from logitstore.format.encodings.base import Arrays, Encoding, Logits
 from logitstore.format.encodings.rows import Rows
 from logitstore.format.encodings.table import encoding_of
 from logitstore.format.grid import FLAT_SHARD_ROWS, Grid, Span
 from logitstore.version import __version__
 
 DECODED_CACHE_BYTES = 512 << 20
+"""Bytes of decoded shards that a snapshot keeps in memory, those read last."""
 
 
 class ObjectSource(Protocol):
@@ -41,26 +43,16 @@ class ObjectSource(Protocol):
     url: str
 
     def get(self, key: str) -> bytes:
-        """The object's bytes; NotFound if there is none."""
-
-
-class DecodedCopy(Protocol):
-    """All of a snapshot's rows, decoded (``cache``)."""
-
-    def take(self, view: int, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Rows of these samples: each array (len(indices), width)."""
+        """Return the object's bytes; NotFound if there is none."""
 
 
 class Snapshot:
     """One teacher state's logits for all samples and views, (V, N, C).
 
     ``commit`` is the bytes of ``commit.json``; everything else is checked against it.  ``layouts``
-    are those of the arrays; ``copy`` is the decoded copy that rows are gathered from (None: from
-    the store); ``served`` says whether a server gathers them then, unless ``whole_shards``.
+    are those of the arrays.  ``rows`` decodes whole shards; a served snapshot (``remote``) asks the
+    server for the rows instead.  ``logitstore.prepare_reading`` gives readers of other kinds.
     """
-
-    served: ClassVar[bool] = False
-    whole_shards = False
 
     def __init__(self, source: ObjectSource, name: str, commit: bytes) -> None:
         self.name, self.root = name, root_of(commit)
@@ -85,21 +77,19 @@ class Snapshot:
         self.encoding = self._known_encoding(where)
         self.layouts = {array: self._layout(array) for array in self.encoding.layout}
         self._check_listing()
-        self.copy: DecodedCopy | None = None
-        self._decoded: OrderedDict[Span, dict[str, NDArray[Any]]] = OrderedDict()
-        self._lock = Lock()
+        self._shards, self._lock = _no_shards(), Lock()
 
     def __repr__(self) -> str:
         shape = f"{self.meta.views} x {self.meta.samples} x {self.meta.classes}"
         return f"<Snapshot {self.name} of {self._source.url}: {shape}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a spawned DataLoader worker gets: neither the lock nor the decoded shards."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_decoded")}
+        """Return what a spawned DataLoader worker gets: neither lock nor decoded shards."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_shards")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._decoded, self._lock = OrderedDict(), Lock()
+        self._shards, self._lock = _no_shards(), Lock()
 
     @property
     def url(self) -> str:
@@ -107,7 +97,7 @@ class Snapshot:
         return self._source.url
 
     def object(self, key: str) -> bytes:
-        """An object's bytes, checked against the commit; Damaged says what is wrong and where."""
+        """Return an object's bytes, checked; Damaged says what is wrong and where."""
         entry = self.commit.objects.get(key)
         if entry is None:
             raise Damaged(f"{self._source.url}: {key} is not in the commit of {self.name!r}")
@@ -127,34 +117,34 @@ class Snapshot:
             )
         return data
 
-    def attach(self, copy: DecodedCopy | None) -> None:
-        """Gather rows from a decoded copy of this snapshot; None: from the store again."""
-        self.copy = copy
-
     def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
-        """Encoded rows of these samples, (N,) integers; order kept, duplicates allowed."""
-        wanted = self.checked(indices, view)
-        if self.copy is not None:
-            return Rows(self.encoding, self.copy.take(view, wanted))
-        return Rows(self.encoding, self._gather(view, wanted))
+        """Return encoded rows of these samples, (N,); order kept, duplicates allowed."""
+        samples = self.checked(indices, view)
+        arrays = self.encoding.empty(len(samples))
+        self.gather(samples, view, arrays)
+        return Rows(self.encoding, arrays)
 
-    def _gather(self, view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        width = {name: layout.width for name, layout in self.layouts.items()}
-        arrays = {
-            name: np.empty((len(wanted), width[name]), layout.dtype)
-            for name, layout in self.layouts.items()
-        }
-        for span, positions, inside in self.grid.split(view, wanted):
+    def gather(self, samples: NDArray[np.int64], view: int, out: Arrays) -> None:
+        """Write the rows of checked samples into the arrays of ``out``, (len(samples), width)."""
+        for span, positions, inside in self.grid.split(view, samples):
             for name, decoded in self._shard(span).items():
-                arrays[name][positions] = decoded[inside]
-        return arrays
+                out[name][positions] = decoded[inside]
+
+    def by_shards(self) -> Snapshot | ShardReader:
+        """Return a reader that decodes whole shards, even where a server could gather the rows."""
+        return self
+
+    def close(self) -> None:
+        """Let go of the decoded shards; the snapshot stays usable."""
+        with self._lock:
+            self._shards.clear()
 
     def logits(self, indices: ArrayLike, view: int = 0) -> Logits:
-        """Decoded logits of these samples: float32 (len(indices), C)."""
+        """Return the decoded logits of these samples: float32 (len(indices), C)."""
         return self.rows(indices, view).logits()
 
     def read_shard(self, shard: Span) -> dict[str, NDArray[Any]]:
-        """A shard's rows, verified and decoded: (rows, width) of each array."""
+        """Verify and decode a shard's rows: (rows, width) of each array."""
         decoded = {}
         for name, layout in self.layouts.items():
             key = f"{snapshot_folder(self.name)}/{name}/{self.grid.key(shard)}"
@@ -163,32 +153,32 @@ class Snapshot:
         return decoded
 
     def stored_bytes(self) -> int:
-        """Bytes of this snapshot's own objects."""
+        """Return the bytes of this snapshot's own objects together."""
         prefix = f"{snapshot_folder(self.name)}/"
         return sum(e.length for key, e in self.commit.objects.items() if key.startswith(prefix))
 
     def checked(self, indices: ArrayLike, view: int = 0) -> NDArray[np.int64]:
-        """These samples as int64 (N,); InputError if there is no such sample or view."""
-        given = np.asarray(indices)
-        if given.size == 0:
-            given = given.astype(np.int64)
-        if given.ndim != 1 or given.dtype.kind not in "iu":
+        """Return these samples as int64 (N,); InputError if there is no such sample or view."""
+        numbers = np.asarray(indices)
+        if numbers.size == 0:
+            numbers = numbers.astype(np.int64)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise InputError(
-                f"indices must be a list of integers, not {given.dtype} of shape {given.shape}"
+                f"indices must be a list of integers, not {numbers.dtype} of shape {numbers.shape}"
             )
-        wanted = given.astype(np.int64, copy=False)
+        samples = numbers.astype(np.int64, copy=False)
         # As unsigned numbers the negative ones are the largest: one pass instead of two.
-        if len(wanted) and wanted.view(np.uint64).max() >= self.meta.samples:
-            outside = given[(wanted < 0) | (wanted >= self.meta.samples)]
+        if len(samples) and samples.view(np.uint64).max() >= self.meta.samples:
+            outside = numbers[(samples < 0) | (samples >= self.meta.samples)]
             raise InputError(
                 f"{self.name}: sample {outside[0]} is outside 0..{self.meta.samples - 1}"
             )
         if not 0 <= view < self.meta.views:
             raise InputError(f"{self.name}: view {view} is outside 0..{self.meta.views - 1}")
-        return wanted
+        return samples
 
     def _known_encoding(self, where: str) -> Encoding:
-        """The encoding that the metadata names; UnknownName if this version does not have it."""
+        """Make the encoding that the metadata names; UnknownName if this version has none such."""
         card = self.meta.encoding
         try:
             return encoding_of(card, self.meta.classes)
@@ -229,24 +219,40 @@ class Snapshot:
             )
         return layout
 
+    @cachedmethod(attrgetter("_shards"), lock=attrgetter("_lock"))
     def _shard(self, shard: Span) -> dict[str, NDArray[Any]]:
-        with self._lock:
-            if shard in self._decoded:
-                self._decoded.move_to_end(shard)
-                return self._decoded[shard]
-        decoded = self.read_shard(shard)
-        with self._lock:
-            self._decoded[shard] = decoded
-            while len(self._decoded) > 1 and self._cached_bytes() > DECODED_CACHE_BYTES:
-                self._decoded.popitem(last=False)
-        return decoded
-
-    def _cached_bytes(self) -> int:
-        return sum(a.nbytes for shard in self._decoded.values() for a in shard.values())
+        return self.read_shard(shard)
 
     def _rows_of(self, key: str) -> str:
-        """ " (view v, samples a..b)" if ``key`` is a shard of codes, else nothing."""
+        """Return " (view v, samples a..b)" if ``key`` is a shard of codes, else nothing."""
         _, _, inside = key.removeprefix(f"{snapshot_folder(self.name)}/").partition("/")
         # Before the metadata is read there is no grid, but no shard is read then either.
         shard = self.grid.span_of(inside) if inside.startswith("c/") else None
         return f" (view {shard.view}, samples {shard.start}..{shard.stop - 1})" if shard else ""
+
+
+class ShardReader:
+    """Reads a snapshot's rows by whole verified shards, also where a server could gather them."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
+        """Return encoded rows of these samples, as ``Snapshot.rows`` does."""
+        samples = self._snapshot.checked(indices, view)
+        arrays = self._snapshot.encoding.empty(len(samples))
+        Snapshot.gather(self._snapshot, samples, view, arrays)
+        return Rows(self._snapshot.encoding, arrays)
+
+    def close(self) -> None:
+        """Let go of the decoded shards."""
+        self._snapshot.close()
+
+
+def _no_shards() -> LRUCache[Any, dict[str, NDArray[Any]]]:
+    """Return an empty cache of decoded shards; the last one read is kept however large it is."""
+
+    def size(shard: dict[str, NDArray[Any]]) -> int:
+        return min(DECODED_CACHE_BYTES, sum(array.nbytes for array in shard.values()))
+
+    return LRUCache(DECODED_CACHE_BYTES, getsizeof=size)

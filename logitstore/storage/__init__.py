@@ -48,3 +48,8 @@ def open_storage(location: str | Path) -> Storage:
             f"{text}: stores are written to and read from local paths here, not {scheme[1]}://"
         )
     return LocalStorage(Path(text))
+
+
+def is_url(location: str | Path) -> bool:
+    """Tell whether a store's location is the address of a server."""
+    return str(location).startswith(("http://", "https://"))

@@ -214,7 +214,7 @@ def test_a_copy_that_nobody_uses_makes_room_for_another(
         decoding = registry.decoding(registry.open("c10", name))
         decoding.ended.result(20)
         assert decoding.error is None
-        held.append(decoding.copy is not None)
+        held.append(decoding.copied)
         del decoding
     assert held == [True, idle]
     left = [entry.snapshot for entry in Cache(tmp_path / "cache").entries()]
@@ -283,7 +283,7 @@ def test_a_repaired_store_is_served_again(
     decoding.until = 0.0  # ten seconds later
     again = registry.decoding(opened)
     again.ended.result(20)
-    assert again.copy is not None
+    assert again.copied
 
 
 class Whole:
@@ -313,7 +313,7 @@ def test_fast_rows_answer_requests_that_need_no_disk_and_are_in_order(
     assert whole.ask() is None, "there is no copy yet"
     decoding = whole.registry.decoding(whole.opened)
     decoding.ended.result(20)
-    out = {n: np.empty((1, a.shape[2]), a.dtype) for n, a in decoding.copy.arrays.items()}  # type: ignore[union-attr]
+    out = whole.opened.snapshot.encoding.empty(1)
     assert whole.ask() is None, "it may not be in memory"
     for _ in range(CALM_GATHERS):
         decoding.gather(0, np.array([1]), out)

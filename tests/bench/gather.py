@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from logitstore.cache.copy import Copy
 from logitstore.reading.snapshot import Snapshot
 from tests.bench.harness import Side, Sides, per_second
-from tests.bench.materialise import copy_of, materialised
+from tests.bench.materialise import copy_of, reader_of
 from tests.bench.peers import PEERS, Records
 from tests.bench.workplace import Workplace, disk_bytes, open_synthetic, shuffled_batches
 
@@ -41,11 +41,11 @@ def codes(place: Workplace) -> Iterator[Sides]:
 
 @contextmanager
 def against(place: Workplace, peer: str) -> Iterator[Sides]:
-    """``Snapshot.rows`` against a peer that gives the codes and the scalars of the same samples."""
-    snapshot = place.once(materialised)
+    """A copy's ``rows`` against a peer that gives the codes and scalars of the same samples."""
+    snapshot, reader = place.once(open_synthetic), place.once(reader_of)
 
     def ours(indices: NDArray[np.int64]) -> Any:
-        return snapshot.rows(indices).arrays
+        return reader.rows(indices).arrays
 
     with _opened(place, peer) as (read, share, peer_bytes):
         _check_equal(place, ours, read)
@@ -71,13 +71,13 @@ def as_records(rows: Any) -> Records:
 
 def make_records(place: Workplace) -> Records:
     """Every row of the synthetic store."""
-    return as_records(place.once(materialised).rows(np.arange(place.sizes.rows)).arrays)
+    return as_records(place.once(reader_of).rows(np.arange(place.sizes.rows)).arrays)
 
 
 def open_memmaps(place: Workplace) -> dict[str, NDArray[Any]]:
     """The store's arrays as uncompressed .npy files, mapped."""
     folder = place.new_folder("memmap")
-    rows = place.once(materialised).rows(np.arange(place.sizes.rows))
+    rows = place.once(reader_of).rows(np.arange(place.sizes.rows))
     for name, array in rows.arrays.items():
         np.save(folder / f"{name}.npy", array)
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in rows.arrays}

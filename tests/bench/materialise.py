@@ -16,7 +16,7 @@ import numpy as np
 
 from logitstore.cache.cache import Cache
 from logitstore.cache.copy import Copy
-from logitstore.reading.snapshot import Snapshot
+from logitstore.cache.copy_reader import CopyReader
 from tests.bench.harness import Sides
 from tests.bench.workplace import Workplace, open_synthetic
 
@@ -30,11 +30,9 @@ def copy_of(place: Workplace) -> Copy:
     return cache.materialise(place.once(open_synthetic), in_memory=False)
 
 
-def materialised(place: Workplace) -> Snapshot:
-    """The synthetic snapshot whose rows come from that copy."""
-    snapshot = place.once(open_synthetic)
-    snapshot.attach(place.once(copy_of))
-    return snapshot
+def reader_of(place: Workplace) -> CopyReader:
+    """Return a reader of the synthetic snapshot whose rows come from that copy."""
+    return CopyReader(place.once(open_synthetic), place.once(copy_of))
 
 
 @contextmanager

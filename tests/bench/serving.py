@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from logitstore.format import wire
 from tests.bench.harness import Side, Sides
-from tests.bench.materialise import materialised
+from tests.bench.materialise import reader_of
 from tests.bench.processes import Running, Watch, cpu_seconds, memory, nginx, pinned, serve
 from tests.bench.workplace import BATCH, Workplace, make_store, shuffled_batches
 
@@ -54,7 +54,7 @@ def rows(place: Workplace) -> Iterator[Sides]:
     with serve(place, store, pin=True) as server:
         url = f"{server.url}{_SNAPSHOT}/rows?view=0"
         answer = _post_until_there(url, batches[0].astype("<u4").tobytes())
-        assert answer == wire.pack(place.once(materialised).rows(batches[0]))
+        assert answer == wire.pack(place.once(reader_of).rows(batches[0]))
         (files / "answer").write_bytes(answer)
         with nginx(place, files) as other:
             theirs = f"{other.url}/answer"

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.modes import prepare_reading
-from logitstore.cache.ways import Read
+from logitstore.cache.copy_reader import CopyReader
+from logitstore.cache.modes import TeacherReader, prepare_reading
 from logitstore.format.encodings.rows import Rows
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
 from logitstore.reading.opening import open_store
-from logitstore.reading.snapshot import Snapshot
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
 from logitstore.trainer.data.bind import bind
 from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Source
+from logitstore.trainer.data.teaching import TeachingSchedule
 from logitstore.trainer.run.step import make_learner, take_step
 from tests.bench.harness import Sides, seconds
 from tests.bench.images import SIDE, STUDENT, make_built, make_noise
@@ -34,19 +34,20 @@ from tests.bench.processes import serve
 from tests.bench.workplace import CLASSES, Workplace
 
 BATCH, STEPS = 128, 2
-READS: dict[str, Read] = {"path": "materialise", "url": "stream"}
 
 
 @contextmanager
 def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
     """``by`` is path or url; ``side`` is memory or ce."""
     dataset = open_dataset(place.once(make_noise).data)
-    with opened(place, by) as (location, snapshot):
-        source, _ = bind(open_store(location), snapshot, dataset)
+    with opened(place, by) as (location, reader):
+        source, _ = bind(open_store(location), reader.teacher, dataset)
+        schedule = TeachingSchedule(((0, reader.teacher),), (reader,))
+        source = replace(source, teaching=schedule)
         order = BatchOrder(
             samples=np.arange(len(dataset)), seed=0, batch_size=BATCH, view_count=1, epochs=10**6
         )
-        other = _in_memory(source, snapshot, order)
+        other = _in_memory(source, reader, order)
         ours = iter(batches(source, order))
         _check_equal(next(ours), next(other))
         if side == "ce":
@@ -60,24 +61,26 @@ def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
 
 
 @contextmanager
-def opened(place: Workplace, by: str) -> Iterator[tuple[str, Snapshot]]:
-    """The store of noise by path, mapped, or by URL, streamed: where it is and its snapshot."""
+def opened(place: Workplace, by: str) -> Iterator[tuple[str, TeacherReader]]:
+    """The store of noise by path, decoded, or by URL, streamed: where it is, and a reader of it."""
     store = place.once(make_built)
     if by == "path":
         snapshot = open_store(store).snapshots["teacher"]
-        cache = Cache(place.new_folder("cache"), 1 << 30)
-        snapshot.attach(cache.materialise(snapshot, in_memory=False))
-        yield str(store), snapshot
+        copy = Cache(place.new_folder("cache"), 1 << 30).materialise(snapshot, in_memory=False)
+        yield (
+            str(store),
+            TeacherReader(snapshot, {snapshot: CopyReader(snapshot, copy)}, "materialise", ""),
+        )
         return
     with serve(place, store) as server:
         url = f"{server.url}/noise"
         snapshot = open_store(url).snapshots["teacher"]
-        prepare_reading(snapshot, READS[by])
-        yield url, snapshot
+        yield url, prepare_reading(snapshot, "stream")
 
 
-def _in_memory(source: Source, snapshot: Snapshot, order: BatchOrder) -> Iterator[Batch]:
-    whole = snapshot.rows(np.arange(snapshot.meta.samples))
+def _in_memory(source: Source, reader: TeacherReader, order: BatchOrder) -> Iterator[Batch]:
+    whole = reader.rows(np.arange(len(source.dataset)))
+    assert isinstance(whole, Rows)
     for batch in batches(replace(source, teaching=None), order):
         chosen = {name: array[batch.request.indices] for name, array in whole.arrays.items()}
         yield batch._replace(teacher=Rows(whole.encoding, chosen))

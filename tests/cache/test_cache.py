@@ -21,8 +21,10 @@ import pytest
 from logitstore.cache import cache as cache_module
 from logitstore.cache.cache import Cache
 from logitstore.cache.copy import Copy
+from logitstore.cache.copy_reader import CopyReader
 from logitstore.cache.folder import CacheFolder, digest_of
 from logitstore.cache.mapped import MappedCopy
+from logitstore.cache.modes import prepare_reading
 from logitstore.errors import CacheFull, Damaged, InputError, NoCache, Unfinished
 from logitstore.progress import Silent
 from logitstore.reading.opening import open_store
@@ -352,27 +354,27 @@ def test_a_worker_process_maps_the_same_files_or_reads_the_store(
 ) -> None:
     cache = Cache(tmp_path)
     copy = mapped(cache, teacher)
-    teacher.attach(copy)
-    sent = pickle.dumps(teacher)
+    reader = CopyReader(teacher, copy)
+    sent = pickle.dumps(reader)
     assert len(sent) < 200_000
     twin = pickle.loads(sent)
     assert isinstance(twin.copy, MappedCopy)
     assert twin.copy.path == copy.path
     expected = teacher.logits([5, 3], view=1)
-    assert (twin.logits([5, 3], view=1) == expected).all()
+    assert (twin.rows([5, 3], view=1).logits() == expected).all()
     del twin, copy
-    teacher.attach(None)
+    reader.close()
     cache.clear()
     without = pickle.loads(sent)
     assert without.copy is None
-    assert (without.logits([5, 3], view=1) == expected).all()
+    assert (without.rows([5, 3], view=1).logits() == expected).all()
 
 
 def test_a_copy_in_memory_travels_to_a_worker(teacher: Snapshot, tmp_path: Path) -> None:
     expected = teacher.logits([5, 3], view=1)
-    teacher.attach(Cache(tmp_path).materialise(teacher))
-    twin = pickle.loads(pickle.dumps(teacher))
-    assert isinstance(twin.copy, Copy)
+    reader = prepare_reading(teacher, "materialise", Cache(tmp_path))
+    twin = pickle.loads(pickle.dumps(reader))
+    assert [type(copy) for copy in twin.copies] == [Copy]
     assert (twin.logits([5, 3], view=1) == expected).all()
 
 

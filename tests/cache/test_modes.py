@@ -88,7 +88,8 @@ def test_a_batch_is_the_same_bytes_in_every_mode_local_and_served(
         assert [copy.path is not None for copy in found.copies] == (
             [on_disk] if found.read == "materialise" else []
         )
-        assert batch(snapshot) == expected, (location, read)
+        assert batch(found) == expected, (location, read)
+        assert batch(snapshot) == expected, "the snapshot itself reads as it did"
 
 
 _servers: dict[Path, Any] = {}
@@ -106,9 +107,9 @@ def test_a_served_snapshot_is_decoded_here_without_asking_for_rows(
 ) -> None:
     server = serve(path)
     snapshot = open_store(f"{server.url}/float16").snapshots["teacher"]
-    prepare_reading(snapshot, "materialise", Cache(tmp_path))
+    reader = prepare_reading(snapshot, "materialise", Cache(tmp_path))
     server.kill()
-    assert batch(snapshot) == batch(open_store(path).snapshots["teacher"])
+    assert batch(reader) == batch(open_store(path).snapshots["teacher"])
     # The same root is the same copy, wherever its bytes came from.
     local = open_store(path).snapshots["teacher"]
     assert prepare_reading(local, "auto", Cache(tmp_path)).note.startswith(
@@ -133,11 +134,12 @@ def test_the_cost_is_told_while_it_is_paid_and_in_one_line_afterwards(
     monkeypatch.setenv("HOME", str(tmp_path))
     found = prepare_reading(snapshot, "auto", Cache(tmp_path / "copies"), heard)
     assert heard.total == heard.done == 200
-    seconds = f"{found.seconds:.1f} s"
+    seconds = f"{found.copies[0].seconds:.1f} s"
     assert found.note == f"rows: 2 x 100 x 40 decoded once into ~/copies (17.2 KiB) in {seconds}"
-    assert found.bytes == 2 * SAMPLES * (2 * CLASSES + 8) == 17_600
-    again = prepare_reading(snapshot, "materialise", Cache(tmp_path / "elsewhere"))
-    assert again.copies == found.copies  # it is attached already
+    assert found.copies[0].bytes == 2 * SAMPLES * (2 * CLASSES + 8) == 17_600
+    again = prepare_reading(snapshot, "materialise", Cache(tmp_path / "copies"))
+    assert again.copies[0].path == found.copies[0].path
+    assert again.note.startswith("rows: 2 x 100 x 40 found decoded in ~/copies (17.2 KiB), ")
 
 
 def test_small_snapshots_are_decoded_into_memory(path: Path, tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_auto_falls_back_with_the_reason_and_materialise_refuses(
         found = prepare_reading(snapshot, "auto", Cache(tmp_path, 1000))
         assert found.read == read
         assert "takes 17.2 KiB, the cache may hold 1000 B" in found.note
-        assert batch(snapshot) == batch(open_store(path).snapshots["teacher"])
+        assert batch(found) == batch(open_store(path).snapshots["teacher"])
         with pytest.raises(NoCache, match="LOGITSTORE_CACHE_BYTES"):
             prepare_reading(snapshot, "materialise", Cache(tmp_path, 1000))
     huge = open_store(path).snapshots["teacher"]
@@ -174,18 +176,17 @@ def test_what_cannot_be_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("read", ["auto", "direct"])
 def test_indices_are_checked_in_every_mode(path: Path, read: str) -> None:
-    snapshot = open_store(path).snapshots["teacher"]
-    prepare_reading(snapshot, read)
+    reader = prepare_reading(open_store(path).snapshots["teacher"], read)
     for wrong, said in (([0, 100], "sample 100"), ([-1, 5], "sample -1"), ([0.5], "integers")):
         with pytest.raises(InputError, match=said):
-            snapshot.rows(wrong)
+            reader.rows(wrong)
     with pytest.raises(InputError, match="sample 9223372036854775808 is outside"):
-        snapshot.rows(np.array([2**63], np.uint64))
+        reader.rows(np.array([2**63], np.uint64))
     with pytest.raises(InputError, match="view 2 is outside"):
-        snapshot.rows([0], view=2)
-    assert len(snapshot.rows([])) == 0
+        reader.rows([0], view=2)
+    assert len(reader.rows([])) == 0
     small = np.array([3, 1], np.uint8)
-    assert (snapshot.logits(small) == snapshot.logits([3, 1])).all()
+    assert (reader.logits(small) == reader.logits([3, 1])).all()
     assert (small == [3, 1]).all()
 
 
@@ -213,16 +214,16 @@ def test_continued_snapshots_are_all_materialised_or_none(
     snapshots = open_store(tmp_path / "s.zarr").snapshots
     both = Continued([snapshots["a"], snapshots["b"]])
 
-    def views() -> list[bytes]:
-        return [both.rows([59, 0, 59], view).arrays["codes"].tobytes() for view in range(3)]
+    def views(reader: Any) -> list[bytes]:
+        return [reader.rows([59, 0, 59], view).arrays["codes"].tobytes() for view in range(3)]
 
-    direct = views()
+    direct = views(both)
     row = snapshots["a"].encoding.bytes_per_row
     for most, read in ((2.5 * 60 * row, "direct"), (6 * 60 * row, "materialise")):
         found = prepare_reading(both, "auto", Cache(tmp_path / "c", int(most)))
         assert found.read == read
-        assert {isinstance(part.copy, MappedCopy) for part in both.parts} == {bool(found.copies)}
-        assert views() == direct
+        assert [type(copy) for copy in found.copies] == [MappedCopy] * 2 * (read == "materialise")
+        assert views(found) == direct
     assert found.note.startswith("rows: 3 x 60 x 10 decoded once into ")
 
 
@@ -322,6 +323,10 @@ def test_own_loops_get_the_same_batches_in_every_mode(
         return [batch.teacher.numpy().tobytes() for batch in loader]
 
     assert epoch("direct") == epoch("auto") == epoch("materialise")
+    reader = prepare_reading(snapshot, "direct")
+    prepared = with_logits(DataLoader(LogitDataset(TRAIN, reader), 64), reader)
+    prepared.set_epoch(1)
+    assert [batch.teacher.numpy().tobytes() for batch in prepared] == epoch("direct")
     assert f"decoded once into {tmp_path}" in caplog.text
     with pytest.raises(InputError, match="is a path"):
         epoch("stream")
@@ -337,7 +342,7 @@ def test_the_command_line_lists_and_clears_copies(
     where = ("--cache", tmp_path / "c")
     assert run("cache", "ls", *where).output == f"{tmp_path}/c: 0 copies, 0 B of at most 64.0 GiB\n"
     snapshot = open_store(path).snapshots["teacher"]
-    prepare_reading(snapshot, "materialise", Cache(tmp_path / "c"))
+    reader = prepare_reading(snapshot, "materialise", Cache(tmp_path / "c"))
     listed = run("cache", "ls", *where)
     assert listed.exit_code == 0
     assert "teacher" in listed.output
@@ -348,7 +353,7 @@ def test_the_command_line_lists_and_clears_copies(
     kept = run("cache", "clear", *where)
     assert kept.exit_code == 0
     assert f"in use and kept: teacher of {path}, " in kept.output
-    snapshot.attach(None)
+    reader.close()
     cleared = json.loads(run("cache", "clear", *where, "--json").output)
     assert [copy["snapshot"] for copy in cleared["removed"]] == ["teacher"]
     assert cleared["kept"] == []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.modes import prepare_reading
+from logitstore.cache.modes import prepare_readings
 from logitstore.errors import InputError, MismatchError, UnknownName
 from logitstore.format.encodings.dense import Float32
 from logitstore.format.encodings.rows import Rows
@@ -30,7 +30,7 @@ from logitstore.reading.store import LogitStore
 from logitstore.trainer import LogitDataset, TrainConfig, train, with_logits
 from logitstore.trainer.data.batches import Batch
 from logitstore.trainer.data.source import Request
-from logitstore.trainer.run.parts import cut
+from logitstore.trainer.run.parts import split_batch
 from tests.conftest import logits_of
 
 SAMPLES, ARCH = 100, "mlp?hidden=8"
@@ -211,13 +211,14 @@ def test_each_stored_snapshot_is_decoded_once_however_often_it_teaches(
     ensemble = Ensemble([opened["a"], opened["a"]])
     before = ensemble.logits(WANTED)
     seen = Decodings()
-    reading = prepare_reading(
+    readers = prepare_readings(
         [ensemble, opened["b"], opened["a"]], "materialise", Cache(tmp_path), seen
     )
     assert seen.tasks == ["decoding a", "decoding b"]
-    assert len(reading.copies) == 2
-    assert all(part.copy is not None for part in opened.values())
-    assert np.array_equal(ensemble.logits(WANTED), before)
+    of_both, of_b, of_a = (reader.copies for reader in readers)
+    assert len({*of_both, *of_b, *of_a}) == 2
+    assert of_both == of_a
+    assert np.array_equal(readers[0].logits(WANTED), before)
 
 
 @pytest.mark.parametrize(("kind", "rounding"), [("geometric", 0.0), ("arithmetic", 1e-5)])
@@ -228,7 +229,7 @@ def test_a_batch_of_an_ensemble_is_cut_like_any_other(
     members = [store.snapshots[name] for name in "abc"]
     rows = Ensemble(members, None, kind, 4.0).rows(np.arange(10))
     batch = Batch(Request(0, 0, 0, np.arange(10)), torch.zeros(10, 1, 2, 2), torch.arange(10), rows)
-    parts = [part.teacher for part in cut(batch, 4)]
+    parts = [part.teacher for part in split_batch(batch, 4)]
     assert [len(part) for part in parts if part is not None] == [4, 3, 3]
     means = [(part.logits(), part.tensor()) for part in parts if part is not None]
     assert np.array_equal(np.concatenate([mean for mean, _ in means]), rows.logits())

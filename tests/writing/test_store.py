@@ -328,9 +328,9 @@ def test_names_that_are_not_there_are_answered_with_near_ones(
 
 def test_the_expected_root_is_compared(tiny_store: Build, tmp_path: Path) -> None:
     snapshot = logitstore.open_store(tiny_store(tmp_path / "s")).snapshots["teacher"]
-    expect_root(snapshot, f"sha256:{snapshot.root}")
+    expect_root("teacher", snapshot.root, f"sha256:{snapshot.root}")
     with pytest.raises(MismatchError, match=snapshot.root):
-        expect_root(snapshot, "0" * 64)
+        expect_root("teacher", snapshot.root, "0" * 64)
 
 
 def test_figures_in_a_snapshot_are_those_of_its_rows(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def batches(
     rows: Iterator[Rows | Blend | None] = (
         (None for _ in order)
         if teaching is None
-        else read_ahead(order, lambda r: teaching.at(r.epoch).rows(r.indices, r.view))
+        else read_ahead(order, lambda r: teaching.reader(r.epoch).rows(r.indices, r.view))
     )
     views = source.views
     mix = None if views.mix is None else Mix(views.mix, views.seed, len(source.dataset))

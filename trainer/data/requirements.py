@@ -32,7 +32,7 @@ def open_suitable_teachers(
         patience=config.patience,
     )
     if config.expect_root is not None:
-        expect_root(teaching, config.expect_root)
+        expect_root(teaching.name, teaching.root, config.expect_root)
     if method.needs_teacher:
         for leaf in leaves(*teaching.teachers):
             _refuse_missing_tail(leaf, config.method, method)

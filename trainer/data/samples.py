@@ -13,7 +13,7 @@ from torch import Tensor
 from logitstore.errors import InputError
 from logitstore.format.fidelity import log_softmax
 from logitstore.precompute.data.classes import class_numbers
-from logitstore.reading.ensemble import Teacher
+from logitstore.reading.reader import RowReader
 from logitstore.trainer.config.specs import SPLIT, Teach
 from logitstore.trainer.data.order import shuffled
 from logitstore.trainer.data.source import Indices, Source
@@ -52,7 +52,9 @@ def with_noise(
     return replace(source, dataset=replace(source.dataset, labels=labels))
 
 
-def taught_half(source: Source, samples: Indices, teacher: Teacher, teach: Teach) -> Tensor | None:
+def taught_half(
+    source: Source, samples: Indices, teacher: RowReader, teach: Teach
+) -> Tensor | None:
     """Where the teacher's terms count: bool (samples of the dataset,), None for everywhere.
 
     The ``confident`` half are the samples to whose label the teacher gives the most probability (at
@@ -71,13 +73,13 @@ def taught_half(source: Source, samples: Indices, teacher: Teacher, teach: Teach
 
 
 def _probability_of_label(
-    teacher: Teacher, samples: Indices, labels: NDArray[np.int32]
+    teacher: RowReader, samples: Indices, labels: NDArray[np.int32]
 ) -> NDArray[np.float64]:
     """Log-probability of each sample's label, (n,)."""
     parts = []
     for start in range(0, len(samples), _ROWS_AT_ONCE):
         span = slice(start, start + _ROWS_AT_ONCE)
-        rows = log_softmax(teacher.logits(samples[span]).astype(np.float64))
+        rows = log_softmax(teacher.rows(samples[span]).logits().astype(np.float64))
         parts.append(rows[np.arange(len(rows)), labels[span]])
     return np.concatenate(parts)
 

@@ -5,14 +5,19 @@ One teacher for the whole run is a schedule of one stage: nothing else distingui
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from urllib.parse import urlsplit
 
+from logitstore.cache.cache import Cache
+from logitstore.cache.modes import TeacherReader, prepare_readings
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.documents import canonical, first_difference
+from logitstore.progress import Progress
 from logitstore.reading.ensemble import Ensemble, Teacher, leaves, refuse_other_images
 from logitstore.reading.opening import chosen_views, open_store
+from logitstore.reading.reader import RowReader
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.teacher_spec import Stage, parse_teachers
@@ -23,10 +28,12 @@ from logitstore.trainer.schedules import teacher_at
 class TeachingSchedule:
     """Which teacher teaches in which epoch: ``stages`` are (first epoch, teacher), from epoch 0 on.
 
+    ``readers`` read the rows of each stage's teacher; empty: the teachers themselves do.
     MismatchError unless all teachers saw the same images: these do not depend on the stage.
     """
 
     stages: tuple[tuple[int, Teacher], ...]
+    readers: tuple[TeacherReader, ...] = ()
 
     def __post_init__(self) -> None:
         for _, later in self.stages[1:]:
@@ -50,6 +57,21 @@ class TeachingSchedule:
     def at(self, epoch: int) -> Teacher:
         """Return the teacher of this epoch, from 0."""
         return teacher_at(epoch, stages=self.stages)
+
+    def reader(self, epoch: int) -> RowReader:
+        """Return what reads the rows of this epoch's teacher."""
+        readers: Sequence[RowReader] = self.readers or self.teachers
+        first_epochs = [first for first, _ in self.stages]
+        return teacher_at(epoch, stages=tuple(zip(first_epochs, readers, strict=True)))
+
+    def prepared(self, read: str, cache: Cache, progress: Progress) -> TeachingSchedule:
+        """Return this schedule with a prepared reader of each teacher, all in one mode."""
+        return replace(self, readers=prepare_readings(self.teachers, read, cache, progress))
+
+    def close(self) -> None:
+        """Let go of what the readers hold."""
+        for reader in self.readers or self.teachers:
+            reader.close()
 
     @property
     def name(self) -> str:

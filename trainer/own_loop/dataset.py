@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from logitstore.cache.modes import TeacherReader
 from logitstore.precompute.data.classes import ClassMap
 from logitstore.precompute.data.images import ImageDataset, from_map_style
 from logitstore.precompute.data.sources import open_dataset
@@ -60,16 +61,17 @@ class LogitDataset(Dataset[LogitItem]):
     def __init__(
         self,
         dataset: Any,
-        snapshot: Teacher,
+        snapshot: Teacher | TeacherReader,
         *,
         match_by: str = "index",
         class_map: ClassMap | None = None,
         allow_mismatch: bool = False,
         allow_unbound: bool = False,
     ) -> None:
+        teacher = snapshot.teacher if isinstance(snapshot, TeacherReader) else snapshot
         source, notes = bind(
-            LogitStore.of(leaves(snapshot)[0]),
-            snapshot,
+            LogitStore.of(leaves(teacher)[0]),
+            teacher,
             _as_images(dataset),
             unbound=Views(()) if allow_unbound else None,
             allow_mismatch=allow_mismatch,
@@ -78,7 +80,7 @@ class LogitDataset(Dataset[LogitItem]):
         )
         for note in notes:
             warnings.warn(note, BindingWarning, stacklevel=2)
-        self.root, self.classes, self.views = snapshot.root, source.classes, source.view_count
+        self.root, self.classes, self.views = teacher.root, source.classes, source.view_count
         self._source = replace(source, teaching=None)  # else every worker would get a copy of it
         self._samples = source.samples()
         self._items = ViewItems(source.dataset, source.views)

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.modes import prepare_reading
+from logitstore.cache.modes import TeacherReader, prepare_reading
 from logitstore.cache.ways import Read
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.encodings.rows import Rows
 from logitstore.reading.ensemble import Blend, Teacher
+from logitstore.reading.reader import RowReader
 from logitstore.threads import read_ahead
 from logitstore.trainer.own_loop.dataset import LogitDataset, LogitItem
 
@@ -45,7 +46,7 @@ class LogitBatch(NamedTuple):
 
 def with_logits(
     loader: Any,
-    snapshot: Teacher,
+    snapshot: Teacher | TeacherReader,
     *,
     read: Read = "auto",
     cache: Cache | None = None,
@@ -61,7 +62,8 @@ def with_logits(
 
     ``read`` and ``cache`` say where the snapshot's rows come from (``logitstore.prepare_reading``,
     called here): unless told otherwise they are decoded once, into memory or a cache on the disk,
-    which takes a while for a large snapshot and is logged.
+    which takes a while for a large snapshot and is logged.  A reader that ``prepare_reading``
+    returned may be given instead of the snapshot: then nothing is prepared here.
 
     The snapshot may be an ``Ensemble``, if the dataset was made with it.
 
@@ -77,15 +79,18 @@ def with_logits(
     """
     if ahead < 0:
         raise InputError(f"ahead must not be negative, not {ahead}")
+    teacher = snapshot.teacher if isinstance(snapshot, TeacherReader) else snapshot
     datasets = _logit_datasets(loader.dataset)
     for dataset in datasets:
-        if dataset.root != snapshot.root:
+        if dataset.root != teacher.root:
             raise MismatchError(
                 f"the loader's LogitDataset belongs to the snapshot with root {dataset.root}, "
-                f"{snapshot.name!r} has root {snapshot.root}: give both the same snapshot"
+                f"{teacher.name!r} has root {teacher.root}: give both the same snapshot"
             )
     clocks = [*datasets, *_samplers(loader)]
-    log.info("%s", prepare_reading(snapshot, read, cache).note)
+    if not isinstance(snapshot, TeacherReader):
+        snapshot = prepare_reading(snapshot, read, cache)
+        log.info("%s", snapshot.note)
     return LogitLoader(loader, snapshot, clocks, device, ahead)
 
 
@@ -99,12 +104,12 @@ class LogitLoader:
     def __init__(
         self,
         loader: Any,
-        snapshot: Teacher,
+        reader: RowReader,
         clocks: list[Any],
         device: Any,
         ahead: int,
     ) -> None:
-        self._loader, self._snapshot, self._clocks = loader, snapshot, clocks
+        self._loader, self._reader, self._clocks = loader, reader, clocks
         self._device, self._ahead = device, ahead
         self._epoch, self._begun = 0, False
 
@@ -151,7 +156,7 @@ class LogitLoader:
     def _fetch(self, asked: tuple[Any, Any]) -> Rows | Blend:
         # In the reading thread: a copy from a GPU waits for the step that is under way there.
         indices, views = (np.asarray(torch.as_tensor(part).cpu()) for part in asked)
-        return _gather(self._snapshot, indices, views)
+        return _gather(self._reader, indices, views)
 
     def _joined(self, batch: Any, rows: Rows | Blend) -> Any:
         tensors = (part for part in _fields(batch).values() if isinstance(part, Tensor))
@@ -194,11 +199,11 @@ def _fields(batch: Any) -> Mapping[str, Any]:
 
 
 def _gather(
-    snapshot: Teacher, indices: NDArray[np.int64], views: NDArray[np.int64]
+    reader: RowReader, indices: NDArray[np.int64], views: NDArray[np.int64]
 ) -> Rows | Blend:
     """The rows of each sample's own view, in this order: one gather per view, usually one."""
     present = np.unique(views)
-    parts: list[Any] = [snapshot.rows(indices[views == view], int(view)) for view in present]
+    parts: list[Any] = [reader.rows(indices[views == view], int(view)) for view in present]
     if len(parts) == 1:
         only: Rows | Blend = parts[0]
         return only

@@ -7,14 +7,13 @@ Several ranks take the same steps, each with its part of the batch; only the fir
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.modes import prepare_reading
 from logitstore.errors import InputError
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.pixels import parse_normalize
@@ -118,13 +117,12 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
             ranks.wait()
             if done is not None:
                 return done
-            if source.teaching is not None:
-                cache = Cache.default(config.cache)
-                reading = prepare_reading(source.teaching.teachers, config.read, cache, progress)
-                progress.message(reading.note)
-                taught = taught_half(
-                    source, data.order.samples, source.teaching.first, config.teach
-                )
+            teaching = source.teaching
+            if teaching is not None:
+                teaching = teaching.prepared(config.read, Cache.default(config.cache), progress)
+                progress.message(teaching.readers[0].note)
+                data = replace(data, source=replace(source, teaching=teaching))
+                taught = taught_half(source, data.order.samples, teaching.reader(0), config.teach)
                 context = context._replace(taught=taught)
             epochs = Epochs(
                 config=config,
@@ -137,7 +135,8 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 context=context,
                 ranks=ranks,
             )
-            with memory_explained(config, micro):
+            opened = nullcontext() if teaching is None else closing(teaching)
+            with memory_explained(config, micro), opened:
                 return epochs.run_to_end(learner)
 
 
