@@ -156,11 +156,17 @@ class _SnapshotCheck:
             return None
 
     def _check_samples(self) -> None:
-        """Compare labels and keys with the digest in the store's metadata."""
+        """Check labels against the classes, and both against the digest in the metadata."""
         card = self.snapshot.store_meta.dataset
         labels, keys = self._flat("labels"), self._flat("keys")
         if labels is None or keys is None:
             return
+        outside = np.flatnonzero((labels < -1) | (labels >= self.snapshot.meta.classes))
+        if len(outside):
+            self.report.add(
+                f"{self.snapshot.url}: sample {outside[0]} has label {labels[outside[0]]}, "
+                f"expected -1 or one of {self.snapshot.meta.classes} classes"
+            )
         texts = [str(key) for key in keys] if len(keys) else None
         if Samples(card.name, labels, texts).card() != card:
             self.report.add(f"{self.snapshot.url}: labels and keys are not the dataset card's")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -48,7 +49,7 @@ def read_by_zarr(path: Path) -> dict[str, Any]:
     group = zarr.open_group(path, mode="r")
     assert isinstance(group["snapshots"], zarr.Group)
     names = ["labels", "keys", "snapshots/one/codes", "snapshots/one/scalars"]
-    return {name: np.asarray(group[name][...]) for name in names}  # type: ignore[index]
+    return {name: np.asarray(group[name][...]) for name in names}
 
 
 def change_byte(path: Path, place: int) -> None:
@@ -183,6 +184,27 @@ def test_a_commit_with_a_key_that_is_no_path_in_the_store_is_refused(store: Path
     path.write_bytes(canonical(document))
     with pytest.raises(Damaged, match="should match pattern"):
         logitstore.open_store(store).snapshots["one"]
+
+
+def test_a_label_that_is_no_class_is_noticed(store: Path) -> None:
+    from numcodecs import zstd
+
+    from logitstore.format.arrays import ArrayLayout, decode_shard
+
+    path = store / "labels/c/0"
+    layout = ArrayLayout.parse("x", (store / "labels/zarr.json").read_bytes())
+    labels = np.zeros(layout.rows_per_chunk, "<i4")
+    labels[:100] = decode_shard("x", layout, path.read_bytes(), 100)
+    labels[7] = 10
+    frame = zstd.compress(labels.tobytes(), 3, True)
+    chunk = frame + google_crc32c.value(frame).to_bytes(4, "little")
+    index = np.full((layout.rows_per_shard // layout.rows_per_chunk, 2), 2**64 - 1, "<u8")
+    index[0] = 0, len(chunk)
+    end = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
+    path.write_bytes(chunk + index.tobytes() + end)
+    commit_again(store)
+    breaches = verify_store(str(store)).breaches
+    assert any("sample 7 has label 10, expected -1 or one of 10" in each for each in breaches)
 
 
 def test_attributes_of_others_are_ignored_and_unknown_fields_of_ours_refused(store: Path) -> None:
