@@ -27,7 +27,7 @@ from logitstore.format.encodings.table import parse_encoding
 from logitstore.format.grid import shard_rows
 from logitstore.format.samples import Samples
 from logitstore.storage import open_storage
-from logitstore.writing.target import open_writer
+from logitstore.writing.target import Target, open_writer
 
 SERVER = """
 import logging, sys
@@ -98,7 +98,7 @@ def tiny_store() -> Callable[..., Path]:
                 packages={},
             )
             logits = logits_of(seed + number, samples, classes, views)
-            writer = open_writer(open_storage(path), meta, described, plan)
+            writer = open_writer(Target.read(open_storage(path), meta, described), plan)
             for shard in writer.missing():
                 part = slice(shard.start, shard.stop)
                 writer.write(shard, logits[shard.view, part], labels[part])
@@ -252,7 +252,7 @@ def bound_store() -> Callable[..., Path]:
         meta = StoreMeta(
             classes=classes, class_names=dataset.class_names, dataset=dataset.samples().card()
         )
-        writer = open_writer(open_storage(path), meta, dataset.samples(), plan)
+        writer = open_writer(Target.read(open_storage(path), meta, dataset.samples()), plan)
         for shard in writer.missing():
             part = slice(shard.start, shard.stop)
             writer.write(shard, logits[shard.view, part], dataset.labels[part])

@@ -60,9 +60,9 @@ def discard(
     \b
     logitstore discard c10.zarr --snapshot resnet56
     """
-    from logitstore.writing.target import abandon
+    from logitstore.writing.discard import discard_unfinished
 
-    abandon(store, snapshot)
+    discard_unfinished(store, snapshot)
     typer.echo(f"{store}: the unfinished build of {snapshot} is gone")
 
 

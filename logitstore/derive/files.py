@@ -27,7 +27,7 @@ from logitstore.reading.store import LogitStore, open_stored
 from logitstore.specs import Spec, file_sha256
 from logitstore.storage import Storage, open_storage
 from logitstore.storage.durable import explained
-from logitstore.writing.target import check_target, open_writer
+from logitstore.writing.target import Target, open_writer
 
 FORMATS = (".npy", ".npz", ".safetensors")
 
@@ -97,9 +97,10 @@ def import_logits(
         temperatures=wish.temperatures,
         packages={name: version(name) for name in ("logitstore", "numcodecs", "numpy", "zarr")},
     )
-    check_target(storage, meta, plan, fresh=fresh)
+    target = Target.read(storage, meta, samples)
+    target.refuse(plan, fresh=fresh)
     _check_finite(values, path)
-    writer = open_writer(storage, meta, samples, plan, fresh=fresh)
+    writer = open_writer(target, plan, fresh=fresh)
     missing = writer.missing()
     progress.start("import", sum(shard.rows for shard in missing), "rows")
     for shard in missing:

@@ -25,7 +25,7 @@ from logitstore.progress import Progress, Silent
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.storage import open_storage
-from logitstore.writing.target import check_target, open_writer
+from logitstore.writing.target import Target, open_writer
 
 Answers = Callable[[NDArray[np.int64], int], Logits]
 """(samples (n,), view) -> logits float32 (n, C), as ``Snapshot.logits``."""
@@ -125,8 +125,7 @@ def write_from(
     storage = open_storage(out)
     keys = None if store.keys is None else [str(key) for key in store.keys]
     samples = Samples(store.meta.dataset.name, store.labels, keys)
-    check_target(storage, store.meta, plan, fresh=fresh)
-    writer = open_writer(storage, store.meta, samples, plan, fresh=fresh)
+    writer = open_writer(Target.read(storage, store.meta, samples), plan, fresh=fresh)
     missing = writer.missing()
     progress.start(doing, sum(shard.rows for shard in missing), "rows")
     for shard in missing:

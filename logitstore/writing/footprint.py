@@ -26,7 +26,7 @@ from logitstore.format.grid import chunk_rows
 from logitstore.format.samples import Samples
 from logitstore.format.sizes import shard_bytes
 from logitstore.storage import open_storage
-from logitstore.writing.target import open_writer
+from logitstore.writing.target import Target
 from logitstore.writing.zarr_writer import WriterStore, create_array
 
 Objects = dict[str, ObjectEntry]
@@ -48,7 +48,7 @@ def store_objects(meta: StoreMeta, samples: Samples, plan: SnapshotPlan) -> Obje
     """What a store has beside its snapshots: labels, keys, the root's metadata."""
     with TemporaryDirectory() as folder:
         storage = open_storage(folder)
-        open_writer(storage, meta, samples, plan.model_copy(update={"views": 1}))
+        Target.read(storage, meta, samples).begin(plan)
         own = (f"{build_folder(plan.name)}/", f"{snapshot_folder(plan.name)}/")
         keys = [key for key in storage.keys("") if not key.startswith(own)]
         return {key: ObjectEntry.of(storage.get(key)) for key in keys}

@@ -52,10 +52,19 @@ class SnapshotWriter:
         self._arrays: dict[str, Any] = {}
         self._marks: dict[Span, ShardMark] = {}
 
-    def start(self) -> None:
-        """Write the plan and the arrays' metadata, and find out which shards are finished."""
+    def start(self) -> bool:
+        """Write the plan and the arrays' metadata, and find out which shards are finished.
+
+        False if another build has committed the snapshot meanwhile; nothing of it is touched.
+        """
         if not self.storage.create(self._plan_key, self.plan.to_bytes()):
             self._check_plan()
+            if self.root is not None:
+                return False
+        elif self.storage.size(commit_key(self.plan.name)) is not None:
+            # Who commits removes the plan afterwards, so that ours could be created.
+            self._remove_plan()
+            return False
         in_shard = self.grid.shard_rows
         rows = (in_shard, chunk_rows(in_shard, self._encoding.widest))
         for name, (dtype, width) in self._encoding.layout.items():
@@ -67,6 +76,7 @@ class SnapshotWriter:
             mark = self._read_mark(shard)
             if mark is not None:
                 self._marks[shard] = mark
+        return True
 
     def missing(self) -> list[Span]:
         """The shards that are still to be written, in order."""
@@ -120,10 +130,14 @@ class SnapshotWriter:
             if missing:
                 raise InputError(f"{self.plan.name}: {len(missing)} shards are not written yet")
             self.root = self._commit()
+        self._remove_plan()
+        return self.root
+
+    def _remove_plan(self) -> None:
+        """Delete the plan and the marks; the snapshot is committed."""
         for key in list(self.storage.keys(f"{build_folder(self.plan.name)}/")):
             self.storage.delete(key)
         self.storage.sweep(emptied=".build/")
-        return self.root
 
     def _commit(self) -> str:
         marks = [self._marks[shard] for shard in self.grid.shards()]

@@ -29,6 +29,7 @@ from logitstore.derive.transcode import transcode
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import SnapshotMeta
 from logitstore.format.choice import EncodingWish
+from logitstore.format.samples import Samples
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.run import build
 from logitstore.reading.continued import Continued
@@ -36,7 +37,7 @@ from logitstore.reading.opening import open_store
 from logitstore.reading.verify import verify_store
 from logitstore.storage import open_storage
 from logitstore.trainer import TrainConfig, train
-from logitstore.writing.target import continued_by
+from logitstore.writing.target import Target
 
 Build = Callable[..., Path]
 Floats = NDArray[np.float64]
@@ -460,7 +461,10 @@ def test_views_of_a_combined_teacher_are_not_continued_by_a_plain_one(
     joined = Continued([found["both"], found["both-view1"]])
     assert joined.meta.views == 2
     # What goes on with the teacher's own views is the teacher alone.
-    before = continued_by(open_storage(plain), found["general-view1"].meta)
+    store = open_store(plain)
+    samples = Samples(store.meta.dataset.name, store.labels)
+    target = Target.read(open_storage(plain), store.meta, samples)
+    before = target.continued_by(found["general-view1"].meta)
     assert before is not None
     assert before.name == "general"
     with pytest.raises(MismatchError, match="combined with other specialists, or one"):

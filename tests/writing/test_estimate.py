@@ -25,7 +25,7 @@ from logitstore.storage import open_storage
 from logitstore.text import duration
 from logitstore.writing.estimate import Trial, build_seconds, predict
 from logitstore.writing.footprint import footprint, store_objects
-from logitstore.writing.target import open_writer
+from logitstore.writing.target import Target, open_writer
 
 ARCH = "mlp?hidden=16"
 FLIP = [{"name": "RandomHorizontalFlip"}]
@@ -139,7 +139,7 @@ def test_labels_and_keys_are_counted_as_they_are_written(tmp_path: Path) -> None
         encoding=EncodingCard(name="float32"),
         packages={},
     )
-    writer = open_writer(open_storage(tmp_path / "s.zarr"), meta, samples, plan)
+    writer = open_writer(Target.read(open_storage(tmp_path / "s.zarr"), meta, samples), plan)
     for shard in writer.missing():
         part = slice(shard.start, shard.stop)
         writer.write(shard, logits[part], labels[part])

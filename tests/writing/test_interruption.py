@@ -21,7 +21,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from logitstore import storage
-from logitstore.writing.target import open_writer
+from logitstore.writing.target import Target, open_writer
 from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
 from logitstore.format.samples import Samples
 
@@ -60,7 +60,8 @@ def build(place, left=10**9, torn=False):
         packages={})
     mortal = Mortal(Path(place))
     mortal.left, mortal.torn = left, torn
-    writer = open_writer(mortal, StoreMeta(classes=7, dataset=samples.card()), samples, plan)
+    meta = StoreMeta(classes=7, dataset=samples.card())
+    writer = open_writer(Target.read(mortal, meta, samples), plan)
     for shard in writer.missing():
         writer.write(shard, logits[shard.samples], labels[shard.samples])
     writer.commit()

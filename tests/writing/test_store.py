@@ -19,7 +19,8 @@ from logitstore.format.samples import Samples
 from logitstore.reading.opening import expect_root
 from logitstore.reading.verify import verify_store
 from logitstore.storage import open_storage
-from logitstore.writing.target import abandon, discard, open_writer
+from logitstore.writing.discard import discard, discard_unfinished
+from logitstore.writing.target import Target, open_writer
 from logitstore.writing.writer import SnapshotWriter
 
 Build = Callable[..., Path]
@@ -43,7 +44,7 @@ def writer_for(path: Path, name: str = "a", **changes: object) -> SnapshotWriter
         }
     )
     meta = StoreMeta(classes=10, dataset=samples.card())
-    return open_writer(open_storage(path), meta, samples, plan)
+    return open_writer(Target.read(open_storage(path), meta, samples), plan)
 
 
 def drawn(seed: int = 0) -> np.ndarray:
@@ -171,7 +172,9 @@ def test_a_build_notices_that_a_fresh_one_took_its_place(tmp_path: Path) -> None
     first.write(shards[0], drawn()[0, :32], LABELS[:32])
     other = first.plan.model_copy(update={"packages": {"numpy": "9"}})
     meta = StoreMeta(classes=10, dataset=samples.card())
-    second = open_writer(open_storage(tmp_path / "s"), meta, samples, other, fresh=True)
+    second = open_writer(
+        Target.read(open_storage(tmp_path / "s"), meta, samples), other, fresh=True
+    )
     assert len(second.missing()) == len(shards)
     with pytest.raises(MismatchError, match="has taken this one's place"):
         first.write(shards[1], drawn()[0, 32:64], LABELS[32:64])
@@ -279,23 +282,24 @@ def test_discarding_spares_the_other_snapshots(tiny_store: Build, tmp_path: Path
         .meta.model_dump(exclude={"fidelity", "top1", "name"})
     )
     storage = open_storage(path)
-    fill(open_writer(storage, meta, samples, SnapshotPlan(name="b", **plan)), drawn())
+    target = Target.read(storage, meta, samples)
+    fill(open_writer(target, SnapshotPlan(name="b", **plan)), drawn())
     discard(storage, "b")
     assert tree(path) == before
     with pytest.raises(InputError, match="is committed"):
         discard(storage, "teacher")
 
 
-def test_only_an_unfinished_build_is_abandoned(tiny_store: Build, tmp_path: Path) -> None:
+def test_only_an_unfinished_build_is_discarded(tiny_store: Build, tmp_path: Path) -> None:
     fill(writer_for(tmp_path / "s"), drawn())
     with pytest.raises(UnknownName, match=r"unknown unfinished build .*'b'.* known: a"):
-        abandon(str(tmp_path / "s"), "b")
-    abandon(str(tmp_path / "s"), "a")
+        discard_unfinished(str(tmp_path / "s"), "b")
+    discard_unfinished(str(tmp_path / "s"), "a")
     assert not (tmp_path / "s").exists()
     with pytest.raises(UnknownName, match="known: none"):
-        abandon(str(tmp_path / "s"), "a")
+        discard_unfinished(str(tmp_path / "s"), "a")
     with pytest.raises(InputError, match="is committed"):
-        abandon(str(tiny_store(tmp_path / "t")), "teacher")
+        discard_unfinished(str(tiny_store(tmp_path / "t")), "teacher")
 
 
 def test_nan_logits_are_refused_with_their_samples(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ from logitstore.precompute.views.items import joined
 from logitstore.precompute.views.mix import parse_mix
 from logitstore.progress import Progress, Silent
 from logitstore.specs import file_sha256
-from logitstore.storage import Storage, open_storage
-from logitstore.writing.target import check_target, continued_by
+from logitstore.storage import open_storage
+from logitstore.writing.target import Target
 
 NUMERIC_PACKAGES = ("logitstore", "numcodecs", "numpy", "pillow", "torch", "torchvision", "zarr")
 
@@ -51,11 +51,9 @@ class Prepared:
     config: BuildConfig
     dataset: ImageDataset
     views: Views
-    storage: Storage
-    meta: StoreMeta
+    target: Target
     teachers: tuple[Teacher, ...]
     device: torch.device
-    input_shape: tuple[int, int, int]
 
 
 def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
@@ -70,7 +68,6 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
     device = pick_device(config.device)
     dataset = _numbered(open_dataset(config.data), sources)
     views = _views(config)
-    storage = open_storage(config.out)
     probes = canary_samples(len(dataset))
     first = [Span(config.first_view, i, i + 1) for i in probes[:1]]
     images = next(feed(dataset, views, first, workers=0))
@@ -87,13 +84,13 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
         teachers.append(teacher)
     classes = teachers[0].plan.classes
     check_labels(dataset, classes)
-    meta = StoreMeta(
-        classes=classes, class_names=dataset.class_names, dataset=dataset.samples().card()
-    )
-    teachers = _encoded(config, storage, dataset, views, teachers, device, progress or Silent())
+    samples = dataset.samples()
+    meta = StoreMeta(classes=classes, class_names=dataset.class_names, dataset=samples.card())
+    target = Target.read(open_storage(config.out), meta, samples)
+    teachers = _encoded(config, target, dataset, views, teachers, device, progress or Silent())
     for teacher in teachers:
-        check_target(storage, meta, teacher.plan, fresh=config.fresh)
-    return Prepared(config, dataset, views, storage, meta, tuple(teachers), device, shape)
+        target.refuse(teacher.plan, fresh=config.fresh)
+    return Prepared(config, dataset, views, target, tuple(teachers), device)
 
 
 def _numbered(dataset: ImageDataset, sources: Sequence[TeacherSource]) -> ImageDataset:
@@ -180,7 +177,7 @@ def _load(
 
 def _encoded(
     config: BuildConfig,
-    storage: Storage,
+    target: Target,
     dataset: ImageDataset,
     views: Views,
     teachers: list[Teacher],
@@ -188,7 +185,7 @@ def _encoded(
     progress: Progress,
 ) -> list[Teacher]:
     """The teachers with the encoding that their rows call for; nothing is run if none is to be."""
-    wish = _continuing(config.wish, storage, teachers)
+    wish = _continuing(config.wish, target, teachers)
     if wish.bound is None:
         return teachers
     pairs = sample_pairs(len(dataset), config.views, SAMPLE_ROWS)
@@ -221,11 +218,11 @@ def _encoded(
     return [replace(each, plan=each.plan.model_copy(update=chosen)) for each in teachers]
 
 
-def _continuing(wish: EncodingWish, storage: Storage, teachers: Sequence[Teacher]) -> EncodingWish:
+def _continuing(wish: EncodingWish, target: Target, teachers: Sequence[Teacher]) -> EncodingWish:
     """``auto`` for views that go on becomes the encoding of those before: only equal ones join."""
     if wish.text != AUTO:
         return wish
-    before = [continued_by(storage, teacher.plan) for teacher in teachers]
+    before = [target.continued_by(teacher.plan) for teacher in teachers]
     named = {
         spelled(encoding_of(meta.encoding, meta.classes)) for meta in before if meta is not None
     }

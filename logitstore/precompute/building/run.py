@@ -23,7 +23,8 @@ from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.prepare import Prepared, prepare
 from logitstore.precompute.networks.forward import forward
 from logitstore.progress import Progress, Silent
-from logitstore.writing.target import discard, open_writer
+from logitstore.writing.discard import discard
+from logitstore.writing.target import open_writer
 from logitstore.writing.writer import SnapshotWriter
 
 _QUEUED_SHARDS = 2
@@ -50,10 +51,9 @@ def build(config: BuildConfig, progress: Progress | None = None) -> list[Built]:
 def write(prepared: Prepared, progress: Progress | None = None) -> list[Built]:
     """Run a prepared build to its end."""
     progress = progress or Silent()
-    samples = prepared.dataset.samples()
     writers = [
-        open_writer(prepared.storage, prepared.meta, samples, t.plan, fresh=prepared.config.fresh)
-        for t in prepared.teachers
+        open_writer(prepared.target, teacher.plan, fresh=prepared.config.fresh)
+        for teacher in prepared.teachers
     ]
     missing = [set(writer.missing()) for writer in writers]
     begun_here = [
@@ -66,7 +66,7 @@ def write(prepared: Prepared, progress: Progress | None = None) -> list[Built]:
     except (NonFinite, InputError):  # running it again cannot help: leave nothing behind
         for writer, begun in zip(writers, begun_here, strict=True):
             if begun and writer.root is None:
-                discard(prepared.storage, writer.plan.name)
+                discard(prepared.target.storage, writer.plan.name)
         raise
     return [
         Built(writer.plan.name, writer.commit(), sum(shard.rows for shard in todo))
@@ -124,7 +124,7 @@ def _forward_shard(
 ) -> list[NDArray[np.float32]]:
     """Logits float32 (rows, C) of one shard for the teachers ``turn``."""
     rows = shard.rows
-    classes = prepared.meta.classes
+    classes = prepared.target.meta.classes
     logits = [np.empty((rows, classes), np.float32) for _ in turn]
     done = 0
     while done < rows:

@@ -18,7 +18,7 @@ from torch import Tensor
 from logitstore.errors import Damaged, InputError, NotFound
 from logitstore.format.cards import SnapshotPlan
 from logitstore.format.choice import Pair, sample_pairs
-from logitstore.format.commits import ShardMark, build_folder, commit_key
+from logitstore.format.commits import ShardMark, build_folder
 from logitstore.format.encodings.base import Logits
 from logitstore.format.encodings.table import encoding_of
 from logitstore.format.fidelity import encoded
@@ -31,7 +31,7 @@ from logitstore.precompute.views.items import default_workers, image_batches, jo
 from logitstore.progress import Progress, Silent
 from logitstore.storage import open_storage
 from logitstore.writing.estimate import Estimate, Trial, predict
-from logitstore.writing.target import open_writer
+from logitstore.writing.target import Target, open_writer
 
 SAMPLE_ROWS = 512
 
@@ -52,8 +52,8 @@ def estimate(
     prepared = prepare(config, progress)
     plans = [teacher.plan for teacher in prepared.teachers]
     return predict(
-        prepared.meta,
-        prepared.dataset.samples(),
+        prepared.target.meta,
+        prepared.target.samples,
         plans,
         run_trial(prepared, progress),
         epochs=epochs,
@@ -169,10 +169,10 @@ def _put_seconds(prepared: Prepared, row: Logits) -> float:
     """Seconds that the writer takes for a shard of one row, in a temporary folder."""
     labels = prepared.dataset.labels[:1]
     samples = Samples(prepared.dataset.name, labels)
-    meta = prepared.meta.model_copy(update={"dataset": samples.card()})
+    meta = prepared.target.meta.model_copy(update={"dataset": samples.card()})
     plan = prepared.teachers[0].plan.model_copy(update={"views": _PUTS + 1, "samples": 1})
     with TemporaryDirectory() as folder:
-        writer = open_writer(open_storage(folder), meta, samples, plan)
+        writer = open_writer(Target.read(open_storage(folder), meta, samples), plan)
         first, *others = writer.missing()
         writer.write(first, row, labels)
         begun = perf_counter()
@@ -183,8 +183,8 @@ def _put_seconds(prepared: Prepared, row: Logits) -> float:
 
 def _rows_done(prepared: Prepared, plan: SnapshotPlan) -> int:
     """Rows that the build would find: a committed snapshot, or shards of an unfinished one."""
-    storage = prepared.storage
-    if storage.size(commit_key(plan.name)) is not None:
+    storage = prepared.target.storage
+    if plan.name in prepared.target.commits:
         return plan.views * plan.samples
     done = 0
     for key in storage.keys(f"{build_folder(plan.name)}/") if not prepared.config.fresh else ():
