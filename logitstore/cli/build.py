@@ -116,7 +116,7 @@ def build(
 
     with shown_progress() as progress:
         built = run(config, progress)
-    print_built(out, [entry.name for entry in built], as_json, config.wish)
+    print_built(out, [entry.name for entry in built], as_json, config.request)
 
 
 @commands.command()

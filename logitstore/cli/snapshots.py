@@ -42,12 +42,12 @@ def import_(
     """
     from logitstore.cli.show.builds import print_built
     from logitstore.derive.files import import_logits
-    from logitstore.format.choice import EncodingWish
+    from logitstore.format.choice import EncodingRequest
 
-    wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
     with shown_progress() as progress:
-        import_logits(file, labels, out, snapshot, wish=wish, fresh=fresh, progress=progress)
-    print_built(out, [snapshot], as_json, wish)
+        import_logits(file, labels, out, snapshot, request=request, fresh=fresh, progress=progress)
+    print_built(out, [snapshot], as_json, request)
 
 
 @commands.command()
@@ -91,10 +91,10 @@ def transcode(
     """
     from logitstore.cli.show.builds import print_built
     from logitstore.derive.transcode import transcode as run
-    from logitstore.format.choice import EncodingWish
+    from logitstore.format.choice import EncodingRequest
     from logitstore.reading.opening import chosen_snapshot, open_store
 
-    wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
     opened = open_store(store, read_token(token_file))
     if snapshot is None and name is not None:
         # Repeated into the same store, the command finds its own snapshot beside the other one.
@@ -102,8 +102,8 @@ def transcode(
         snapshot = others[0] if len(others) == 1 else None
     source = chosen_snapshot(opened, snapshot)
     with shown_progress() as progress:
-        run(opened, source, out, wish, name=name, fresh=fresh, progress=progress)
-    print_built(out, [name or source.name], as_json, wish)
+        run(opened, source, out, request, name=name, fresh=fresh, progress=progress)
+    print_built(out, [name or source.name], as_json, request)
 
 
 @commands.command()

@@ -120,9 +120,9 @@ def combine(
     from logitstore.derive.combine import Specialist
     from logitstore.derive.combine import combine as run
     from logitstore.derive.specialists import read_plan
-    from logitstore.format.choice import EncodingWish
+    from logitstore.format.choice import EncodingRequest
 
-    wish = EncodingWish(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
     token, found = read_token(token_file), read_plan(specialists)
     opened, chosen = _opened(generalist, token, besides=snapshot)
     others = [Specialist(*_opened(store, token)) for store in stores]
@@ -138,12 +138,12 @@ def combine(
             others,
             out,
             snapshot,
-            wish,
+            request,
             dustbin=dustbin,
             fresh=fresh,
             progress=progress,
         )
-    print_built(out, [snapshot], as_json, wish)
+    print_built(out, [snapshot], as_json, request)
 
 
 def _opened(text: str, token: str | None, besides: str | None = None) -> Any:

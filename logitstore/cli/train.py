@@ -200,10 +200,10 @@ def train(
     logitstore train --config runs/kd/config.toml --method dkd --beta 2 --out runs/dkd
     """
     values = dict(locals())
-    from logitstore.precompute.processes.launch import one_voice, this_rank
+    from logitstore.precompute.processes.launch import first_error_only, this_rank
     from logitstore.trainer import train as run
 
-    with one_voice(), shown_progress() as progress:
+    with first_error_only(), shown_progress() as progress:
         result = run(train_config(values), token=read_token(token_file), progress=progress)
     if this_rank().first:
         found = result.summary()

@@ -22,7 +22,7 @@ from logitstore.derive.specialists import Cluster, SpecialistPlan
 from logitstore.derive.transcode import chosen_for, plan_from, write_from
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import CombinedCard, SpecialistCard, ViewCard
-from logitstore.format.choice import EncodingWish
+from logitstore.format.choice import EncodingRequest
 from logitstore.format.documents import check_name, first_difference
 from logitstore.format.encodings.base import Logits
 from logitstore.format.encodings.topk import TopK
@@ -120,7 +120,7 @@ def combine(
     specialists: Sequence[Specialist],
     out: str,
     name: str,
-    wish: EncodingWish,
+    request: EncodingRequest,
     *,
     dustbin: Dustbin = "share",
     fresh: bool = False,
@@ -156,8 +156,8 @@ def combine(
             for cluster, specialist in asked
         ),
     )
-    entry = chosen_for(store, generalist, wish, answers)
-    made = plan_from(generalist, name, wish, entry, combined=card)
+    entry = chosen_for(store, generalist, request, answers)
+    made = plan_from(generalist, name, request, entry, combined=card)
     return write_from(store, made, out, answers, "combine", fresh=fresh, progress=progress)
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from logitstore.errors import InputError, MismatchError, NotFound
 from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
-from logitstore.format.choice import SAMPLE_ROWS, EncodingWish, choose_encoding, sample_pairs
+from logitstore.format.choice import SAMPLE_ROWS, EncodingRequest, choose_encoding, sample_pairs
 from logitstore.format.documents import check_name
 from logitstore.format.encodings.base import LIMITS, Logits, unusable
 from logitstore.format.grid import shard_rows
@@ -26,7 +26,7 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored
 from logitstore.specs import Spec, file_sha256
 from logitstore.storage import Storage, open_storage
-from logitstore.storage.durable import explained
+from logitstore.storage.durable import os_errors_as_ours
 from logitstore.writing.target import Target, open_writer
 
 FORMATS = (".npy", ".npz", ".safetensors")
@@ -38,7 +38,7 @@ def import_logits(
     out: str,
     snapshot: str,
     *,
-    wish: EncodingWish | None = None,
+    request: EncodingRequest | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> str:
@@ -46,9 +46,8 @@ def import_logits(
 
     ``file`` holds (N, C) or (V, N, C) numbers, ``labels`` N integers (-1 where unknown); both are
     .npy, .npz or .safetensors, with ``?key=NAME`` to choose an array.  Nothing binds such a
-    snapshot to images, so training on it wants ``--allow-unbound``.  ``wish`` None is the default
-    encoding.  Raises InputError, NotFound,
-    NonFinite.
+    snapshot to images, so training on it needs ``--allow-unbound``.  ``request`` None is the
+    default encoding.  Raises InputError, NotFound, NonFinite.
     """
     progress = progress or Silent()
     check_name("snapshot", snapshot)
@@ -76,14 +75,14 @@ def import_logits(
             f"{path}: these rows are probabilities (not negative, each sums to 1); give the "
             "logits, or their logarithm: log-probabilities are logits"
         )
-    wish = wish or EncodingWish()
-    if wish.bound is None:
-        entry = wish.unmeasured(classes)
+    request = request or EncodingRequest()
+    if request.bound is None:
+        entry = request.unmeasured(classes)
     else:
         _check_finite(values, path)
         view, chosen = np.array(sample_pairs(count, views, SAMPLE_ROWS)).T
         sample = np.asarray(values[view, chosen], np.float32)
-        entry = choose_encoding(wish, [sample], known[chosen].astype(np.int32), path.name)
+        entry = choose_encoding(request, [sample], known[chosen].astype(np.int32), path.name)
     storage = open_storage(out)
     samples, meta = _described(storage, known.astype(np.int32), classes)
     plan = SnapshotPlan(
@@ -94,7 +93,7 @@ def import_logits(
         rows_per_shard=shard_rows(entry.widest),
         imported=ImportCard(file=path.name, sha256=file_sha256(path)),
         encoding=EncodingCard.of(entry),
-        temperatures=wish.temperatures,
+        temperatures=request.temperatures,
         packages={name: version(name) for name in ("logitstore", "numcodecs", "numpy", "zarr")},
     )
     target = Target.read(storage, meta, samples)
@@ -144,7 +143,7 @@ def export_logits(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     progress.start("export", meta.views * meta.samples, "rows")
     try:
-        with explained(str(path.parent), path.name), temporary.open("wb") as file:
+        with os_errors_as_ours(str(path.parent), path.name), temporary.open("wb") as file:
             if path.suffix == ".npy":
                 _write_npy(file, snapshot, shape, progress)
             else:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from logitstore.errors import InputError
 from logitstore.format.cards import CombinedCard, EncodingCard, SnapshotPlan, TranscodeCard
-from logitstore.format.choice import SAMPLE_ROWS, EncodingWish, choose_encoding, sample_pairs
+from logitstore.format.choice import SAMPLE_ROWS, EncodingRequest, choose_encoding, sample_pairs
 from logitstore.format.documents import check_name
 from logitstore.format.encodings.base import Encoding, Logits
 from logitstore.format.encodings.table import spelled
@@ -35,7 +35,7 @@ def transcode(
     store: LogitStore,
     snapshot: Snapshot,
     out: str,
-    wish: EncodingWish,
+    request: EncodingRequest,
     *,
     name: str | None = None,
     fresh: bool = False,
@@ -53,40 +53,40 @@ def transcode(
             f"{snapshot.url}: snapshot {snapshot.name!r} was itself transcoded, and losses would "
             f"add up: transcode the one that it was made from, root {meta.transcoded.root}"
         )
-    entry = chosen_for(store, snapshot, wish, snapshot.logits)
+    entry = chosen_for(store, snapshot, request, snapshot.logits)
     if EncodingCard.of(entry) == meta.encoding:
         raise InputError(
             f"{snapshot.url}: snapshot {snapshot.name!r} is kept as {spelled(entry)} already: "
             "choose another --encoding, or copy the store"
         )
     made_from = TranscodeCard(root=snapshot.root, encoding=meta.encoding, fidelity=meta.fidelity)
-    plan = plan_from(snapshot, name, wish, entry, transcoded=made_from, combined=meta.combined)
+    plan = plan_from(snapshot, name, request, entry, transcoded=made_from, combined=meta.combined)
     return write_from(
         store, plan, out, snapshot.logits, "transcode", fresh=fresh, progress=progress
     )
 
 
 def chosen_for(
-    store: LogitStore, snapshot: Snapshot, wish: EncodingWish, answers: Answers
+    store: LogitStore, snapshot: Snapshot, request: EncodingRequest, answers: Answers
 ) -> Encoding:
     """The encoding for new rows of a snapshot's samples and views; measured if there is a bound.
 
     Raises InputError if the wished one is not within it.
     """
-    if wish.bound is None:
-        return wish.unmeasured(snapshot.meta.classes)
+    if request.bound is None:
+        return request.unmeasured(snapshot.meta.classes)
     pairs = np.array(sample_pairs(snapshot.meta.samples, snapshot.meta.views, SAMPLE_ROWS))
     logits = np.empty((len(pairs), snapshot.meta.classes), np.float32)
     for view in range(snapshot.meta.views):
         of_view = pairs[:, 0] == view
         logits[of_view] = answers(pairs[of_view, 1], view)
-    return choose_encoding(wish, [logits], store.labels[pairs[:, 1]], snapshot.name)
+    return choose_encoding(request, [logits], store.labels[pairs[:, 1]], snapshot.name)
 
 
 def plan_from(
     snapshot: Snapshot,
     name: str,
-    wish: EncodingWish,
+    request: EncodingRequest,
     entry: Encoding,
     *,
     transcoded: TranscodeCard | None = None,
@@ -98,7 +98,7 @@ def plan_from(
         "name": name,
         "encoding": EncodingCard.of(entry),
         "rows_per_shard": shard_rows(entry.widest),
-        "temperatures": wish.temperatures,
+        "temperatures": request.temperatures,
         "packages": {**snapshot.meta.packages, **here},
         "transcoded": transcoded,
         "combined": combined,

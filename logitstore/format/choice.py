@@ -46,7 +46,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodingWish:
+class EncodingRequest:
     """What a user asks of an encoding.
 
     ``text`` is ``auto``, what ``parse_encoding`` reads, or None: float16 up to 32 and beyond 4,096
@@ -123,7 +123,7 @@ def candidates(classes: int) -> list[Encoding]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class EncodingFigures:
     """An encoding on some rows: compressed bytes of one, and mean KL in nats by temperature."""
 
     encoding: Encoding
@@ -137,7 +137,7 @@ class Measured:
 
 def measure(
     entry: Encoding, logits: Sequence[Logits], labels: Labels, temperatures: Sequence[float]
-) -> Measured:
+) -> EncodingFigures:
     """An encoding on the same rows of one or more teachers: their mean bytes, and the worst KL."""
     sizes, losses = [], []
     for each in logits:
@@ -145,7 +145,7 @@ def measure(
         sizes.append(row_bytes(entry, arrays))
         losses.append([divergence.mean for divergence in fidelity.divergence])
     worst = np.max(losses, axis=0).tolist()
-    return Measured(
+    return EncodingFigures(
         encoding=entry,
         bytes_per_row=float(np.mean(sizes)),
         kl=dict(zip(temperatures, worst, strict=True)),
@@ -153,48 +153,48 @@ def measure(
 
 
 def _fitted_levels(
-    found: Sequence[Measured],
-    wish: EncodingWish,
+    found: Sequence[EncodingFigures],
+    request: EncodingRequest,
     bound: float,
     logits: Sequence[Logits],
     labels: Labels,
-) -> list[Measured]:
+) -> list[EncodingFigures]:
     """uint8 with as few levels as the bound allows: the KL goes with (levels - 1) ** -2."""
     full = next(each for each in found if each.encoding == Uint8(classes=each.encoding.classes))
-    lost = full.kl[wish.temperature]
+    lost = full.kl[request.temperature]
     if lost > bound or lost == 0:
         return []
     fewest = 1 + int(np.ceil(255 * np.sqrt(lost / bound)))
     for levels in range(max(2, fewest), 256):
         entry = Uint8(classes=full.encoding.classes, levels=levels)
-        fitted = measure(entry, logits, labels, wish.temperatures)
-        if fitted.kl[wish.temperature] <= bound:
+        fitted = measure(entry, logits, labels, request.temperatures)
+        if fitted.kl[request.temperature] <= bound:
             return [fitted]
     return []
 
 
 def choose_encoding(
-    wish: EncodingWish, logits: Sequence[Logits], labels: Labels, source: str
+    request: EncodingRequest, logits: Sequence[Logits], labels: Labels, source: str
 ) -> Encoding:
     """The encoding for rows like these: float32 (n, C) of each teacher, and labels (n,).
 
     ``auto`` takes the smallest candidate within 97 % of the bound.  InputError if the one
     that was named is not within it; the message has the figures and the smallest that would do.
     """
-    bound, temperature, classes = wish.bound, wish.temperature, logits[0].shape[1]
+    bound, temperature, classes = request.bound, request.temperature, logits[0].shape[1]
     if bound is None:
-        return wish.unmeasured(classes)
-    if wish.text != AUTO:
-        named = measure(wish.unmeasured(classes), logits, labels, wish.temperatures)
+        return request.unmeasured(classes)
+    if request.text != AUTO:
+        named = measure(request.unmeasured(classes), logits, labels, request.temperatures)
         if named.kl[temperature] <= bound:
             return named.encoding
-    found = [measure(entry, logits, labels, wish.temperatures) for entry in candidates(classes)]
+    found = [measure(entry, logits, labels, request.temperatures) for entry in candidates(classes)]
     usable = _SAMPLED * bound
-    found += _fitted_levels(found, wish, usable, logits, labels)
+    found += _fitted_levels(found, request, usable, logits, labels)
     found.sort(key=lambda each: each.bytes_per_row)
     # float32 loses nothing, so there is always one.
     smallest = next(each for each in found if each.kl[temperature] <= usable)
-    if wish.text == AUTO:
+    if request.text == AUTO:
         return smallest.encoding
     raise InputError(
         f"{named} loses more than the {bound:.2g} nats at T={temperature:g} that are allowed, "

@@ -25,7 +25,7 @@ _OUT_OF_LUCK = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 
 
 @contextmanager
-def explained(url: str, key: str) -> Iterator[None]:
+def os_errors_as_ours(url: str, key: str) -> Iterator[None]:
     """Turn what the operating system refuses into errors that say what to do."""
     try:
         yield

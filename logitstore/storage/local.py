@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from logitstore.errors import Damaged, NotFound
-from logitstore.storage.durable import explained, make_folder, sync_folder
+from logitstore.storage.durable import make_folder, os_errors_as_ours, sync_folder
 
 _TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
 
@@ -44,7 +44,7 @@ class LocalStorage:
 
     def get(self, key: str) -> bytes:
         try:
-            with explained(self.url, key), open(self.path(key), "rb") as file:
+            with os_errors_as_ours(self.url, key), open(self.path(key), "rb") as file:
                 if os.fstat(file.fileno()).st_size > MAX_OBJECT_BYTES:
                     raise Damaged(f"{self.url}: {key} is larger than any object of a store")
                 return file.read()
@@ -53,7 +53,7 @@ class LocalStorage:
 
     def size(self, key: str) -> int | None:
         try:
-            with explained(self.url, key):
+            with os_errors_as_ours(self.url, key):
                 return os.stat(self.path(key)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -85,7 +85,7 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         path = self.path(key)
-        with suppress(FileNotFoundError), explained(self.url, key):
+        with suppress(FileNotFoundError), os_errors_as_ours(self.url, key):
             path.unlink()
             sync_folder(path.parent)
 
@@ -126,7 +126,7 @@ class LocalStorage:
         """A synced sibling file holding ``data``; gone afterwards, its folder synced."""
         path = self.path(key)
         temporary = path.with_name(f".{path.name}.{_TOKEN}.{os.getpid()}.tmp")
-        with explained(self.url, key):
+        with os_errors_as_ours(self.url, key):
             try:
                 make_folder(path.parent)
                 with open(temporary, "wb") as file:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.format.choice import EncodingWish, candidates
+from logitstore.format.choice import EncodingRequest, candidates
 from logitstore.format.encodings.table import spelled
 from logitstore.reading.opening import open_store
 from logitstore.reading.snapshot import Snapshot
@@ -42,9 +42,9 @@ def real_curve(place: Workplace, file: Path | None) -> Iterator[Sides]:
 
 
 def _sides(place: Workplace, logits: NDArray[Any], labels: NDArray[np.int32]) -> Sides:
-    wishes = [EncodingWish(text=spelled(entry)) for entry in candidates(logits.shape[1])]
-    wishes.append(EncodingWish(text="auto", max_kl=MOST_KL, at_temperature=AT_TEMPERATURE))
-    curve = [_point(place, wish, logits, labels) for wish in wishes]
+    requests = [EncodingRequest(text=spelled(entry)) for entry in candidates(logits.shape[1])]
+    requests.append(EncodingRequest(text="auto", max_kl=MOST_KL, at_temperature=AT_TEMPERATURE))
+    curve = [_point(place, request, logits, labels) for request in requests]
     within = [point for point in curve if point["KL T=4"] <= MOST_KL]
     best = min(within, key=lambda point: point["B/row"])
     return Sides(
@@ -57,10 +57,10 @@ def _sides(place: Workplace, logits: NDArray[Any], labels: NDArray[np.int32]) ->
 
 
 def _point(
-    place: Workplace, wish: EncodingWish, logits: NDArray[Any], labels: NDArray[np.int32]
+    place: Workplace, request: EncodingRequest, logits: NDArray[Any], labels: NDArray[np.int32]
 ) -> dict[str, Any]:
     """An encoding's bytes and loss."""
-    store = open_store(import_store(place, "curve", logits, labels, wish))
+    store = open_store(import_store(place, "curve", logits, labels, request))
     snapshot = store.snapshots["teacher"]
     found = {entry.temperature: entry for entry in snapshot.meta.fidelity.divergence}
     return {

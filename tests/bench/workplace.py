@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.derive.files import import_logits
-from logitstore.format.choice import EncodingWish
+from logitstore.format.choice import EncodingRequest
 from logitstore.reading.opening import open_store
 from logitstore.reading.snapshot import Snapshot
 
@@ -110,21 +110,25 @@ def synthetic(rows: int, classes: int = CLASSES, seed: int = 0) -> tuple[NDArray
     return logits, labels
 
 
-def import_store(place: Workplace, name: str, logits: Any, labels: Any, wish: EncodingWish) -> Path:
+def import_store(
+    place: Workplace, name: str, logits: Any, labels: Any, request: EncodingRequest
+) -> Path:
     """A store ``name``.zarr with one snapshot ``teacher``, by way of ``logitstore import``."""
     folder = place.new_folder("import")
     np.save(folder / "logits.npy", logits)
     np.save(folder / "labels.npy", labels)
     out = folder / f"{name}.zarr"
     files = (str(folder / "logits.npy"), str(folder / "labels.npy"))
-    import_logits(*files, str(out), "teacher", wish=wish)
+    import_logits(*files, str(out), "teacher", request=request)
     (folder / "logits.npy").unlink()
     return out
 
 
 def make_store(place: Workplace) -> Path:
     """The synthetic store that reading and serving are measured on."""
-    return import_store(place, "synthetic", *synthetic(place.sizes.rows), EncodingWish(text=FORM))
+    return import_store(
+        place, "synthetic", *synthetic(place.sizes.rows), EncodingRequest(text=FORM)
+    )
 
 
 def open_synthetic(place: Workplace) -> Snapshot:

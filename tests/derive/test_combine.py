@@ -28,7 +28,7 @@ from logitstore.derive.specialists import Cluster, SpecialistPlan, write_plan
 from logitstore.derive.transcode import transcode
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import SnapshotMeta
-from logitstore.format.choice import EncodingWish
+from logitstore.format.choice import EncodingRequest
 from logitstore.format.samples import Samples
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.run import build
@@ -324,14 +324,14 @@ def test_an_interrupted_combination_ends_in_the_same_bytes(
     general, plan = open_store(place / "g.zarr"), rule_plan(place)
     theirs = [opened(place / f"{name}.zarr", name) for name in GROUPS]
     given = (general, general.snapshots["general"], plan, theirs)
-    combine(*given, str(tmp_path / "whole.zarr"), "both", EncodingWish())
+    combine(*given, str(tmp_path / "whole.zarr"), "both", EncodingRequest())
     out = tmp_path / "c.zarr"
     with pytest.raises(Stop):
-        combine(*given, str(out), "both", EncodingWish(), progress=Stopping())
+        combine(*given, str(out), "both", EncodingRequest(), progress=Stopping())
     assert not (out / "snapshots/both/commit.json").exists()
     with pytest.raises(MismatchError, match=r"begun differently: combined\.dustbin"):
-        combine(*given, str(out), "both", EncodingWish(), dustbin="odds")
-    combine(*given, str(out), "both", EncodingWish())
+        combine(*given, str(out), "both", EncodingRequest(), dustbin="odds")
+    combine(*given, str(out), "both", EncodingRequest())
     assert tree(out) == tree(tmp_path / "whole.zarr")
 
 
@@ -404,7 +404,7 @@ def test_stores_that_do_not_belong_together_are_refused(place: Path, tmp_path: P
     assert not (tmp_path / "c.zarr").exists()
     general, plan = open_store(place / "g.zarr"), rule_plan(place)
     with pytest.raises(InputError, match="no specialist's store"):
-        combine(general, general.snapshots["general"], plan, [], "x", "both", EncodingWish())
+        combine(general, general.snapshots["general"], plan, [], "x", "both", EncodingRequest())
 
 
 def test_imported_rows_cannot_be_told_to_be_of_the_same_images(place: Path, tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_imported_rows_cannot_be_told_to_be_of_the_same_images(place: Path, tmp_
     nameless = store.snapshots["general"]
     theirs = opened(place / "s1.zarr", "s1")
     with pytest.raises(MismatchError, match="one was imported"):
-        combine(store, nameless, plan, [theirs], str(tmp_path / "c"), "b", EncodingWish())
+        combine(store, nameless, plan, [theirs], str(tmp_path / "c"), "b", EncodingRequest())
 
 
 def test_a_combined_snapshot_can_be_transcoded_and_keeps_its_card(
@@ -430,7 +430,7 @@ def test_a_combined_snapshot_can_be_transcoded_and_keeps_its_card(
     assert run(*command(place, out)).exit_code == 0
     store = open_store(out)
     both = store.snapshots["both"]
-    transcode(store, both, str(tmp_path / "t.zarr"), EncodingWish(text="uint8"))
+    transcode(store, both, str(tmp_path / "t.zarr"), EncodingRequest(text="uint8"))
     again = open_store(tmp_path / "t.zarr").snapshots["both"].meta
     assert again.combined == both.meta.combined
     assert again.transcoded is not None

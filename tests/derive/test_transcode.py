@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from logitstore.cli import app
 from logitstore.derive.transcode import transcode
-from logitstore.format.choice import EncodingWish
+from logitstore.format.choice import EncodingRequest
 from logitstore.format.encodings.table import encoding
 from logitstore.format.fidelity import kl_divergence
 from logitstore.precompute.networks.factory import build_model
@@ -41,7 +41,9 @@ def test_a_transcoded_row_is_the_encoding_of_the_decoded_row(
 ) -> None:
     source = open_store(tiny_store(tmp_path / "a.zarr", classes=40, views=2))
     old = source.snapshots["teacher"]
-    transcode(source, old, str(tmp_path / "b.zarr"), EncodingWish(text="uint8:128"), name="small")
+    transcode(
+        source, old, str(tmp_path / "b.zarr"), EncodingRequest(text="uint8:128"), name="small"
+    )
     made = open_store(tmp_path / "b.zarr")
     new = made.snapshots["small"]
     entry = encoding("uint8", 40, {"levels": 128})
@@ -95,7 +97,7 @@ def test_an_interrupted_transcoding_ends_in_the_same_bytes(
     old = source.snapshots["teacher"]
     # Shards of 2 MiB of codes hold all rows: smaller ones make it stop in the middle.
     monkeypatch.setattr("logitstore.derive.transcode.shard_rows", lambda bytes_per_row: 32)
-    transcode(source, old, str(tmp_path / "whole.zarr"), EncodingWish(text="uint8"))
+    transcode(source, old, str(tmp_path / "whole.zarr"), EncodingRequest(text="uint8"))
     calls = iter(range(100))
 
     class Stop(Exception):
@@ -110,10 +112,14 @@ def test_an_interrupted_transcoding_ends_in_the_same_bytes(
 
     with pytest.raises(Stop):
         transcode(
-            source, old, str(tmp_path / "b.zarr"), EncodingWish(text="uint8"), progress=Stopping()
+            source,
+            old,
+            str(tmp_path / "b.zarr"),
+            EncodingRequest(text="uint8"),
+            progress=Stopping(),
         )
     assert open_storage(tmp_path / "b.zarr").size("snapshots/teacher/commit.json") is None
-    transcode(source, old, str(tmp_path / "b.zarr"), EncodingWish(text="uint8"))
+    transcode(source, old, str(tmp_path / "b.zarr"), EncodingRequest(text="uint8"))
     assert tree(tmp_path / "b.zarr") == tree(tmp_path / "whole.zarr")
 
 
@@ -154,7 +160,7 @@ def test_an_encoding_of_a_later_version_is_named_with_that_version(
     monkeypatch.setitem(encodings.ENCODINGS, "uint4", later)
     monkeypatch.setattr("logitstore.derive.transcode.version", lambda name: "9.9.9")
     out = tmp_path / "b.zarr"
-    transcode(source, source.snapshots["teacher"], str(out), EncodingWish(text="uint4"))
+    transcode(source, source.snapshots["teacher"], str(out), EncodingRequest(text="uint4"))
     monkeypatch.delitem(encodings.ENCODINGS, "uint4")
     text = refused("inspect", out)
     assert "unknown encoding 'uint4'" in text

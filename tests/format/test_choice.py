@@ -13,7 +13,7 @@ from logitstore.cli import app
 from logitstore.derive.files import import_logits
 from logitstore.errors import InputError, MismatchError, UnknownName
 from logitstore.format.choice import (
-    EncodingWish,
+    EncodingRequest,
     candidates,
     choose_encoding,
     default_encoding,
@@ -48,8 +48,8 @@ def test_what_nobody_names_follows_from_the_number_of_classes() -> None:
 def test_auto_takes_the_smallest_candidate_within_the_bound() -> None:
     logits, labels = some()
     for bound in (0.0, 1e-8, 1e-5, 1e-4, 1e-3, 1e-2):
-        wish = EncodingWish(text="auto", max_kl=bound, at_temperature=4)
-        chosen = choose_encoding(wish, [logits], labels, "x")
+        request = EncodingRequest(text="auto", max_kl=bound, at_temperature=4)
+        chosen = choose_encoding(request, [logits], labels, "x")
         taken = measure(chosen, [logits], labels, (4.0,))
         assert taken.kl[4.0] <= 0.97 * bound
         for other in candidates(100):
@@ -74,31 +74,31 @@ def test_measured_loss_is_the_textbook_s_mean_and_the_worst_of_several_teachers(
 
 def test_a_named_encoding_beyond_its_bound_is_refused_with_figures_and_the_way_out() -> None:
     logits, labels = some()
-    wish = EncodingWish(text="uint8:16", max_kl=1e-5)
+    request = EncodingRequest(text="uint8:16", max_kl=1e-5)
     with pytest.raises(
         InputError, match=r"uint8:16 \(.* bytes per row, .* nats at T=4\)"
     ) as caught:
-        choose_encoding(wish, [logits], labels, "resnet56")
+        choose_encoding(request, [logits], labels, "resnet56")
     text = str(caught.value)
     assert "600 rows of resnet56" in text
     suggested = text.rpartition("use --encoding ")[2].partition(",")[0]
-    again = EncodingWish(text=suggested, max_kl=1e-5)
+    again = EncodingRequest(text=suggested, max_kl=1e-5)
     assert spelled(choose_encoding(again, [logits], labels, "x")) == suggested
 
 
 def test_topk_is_taken_at_t_1_and_refused_above_unless_the_bound_holds() -> None:
     logits, labels = some()
-    plain = choose_encoding(EncodingWish(text="topk:12"), [logits], labels, "x")
+    plain = choose_encoding(EncodingRequest(text="topk:12"), [logits], labels, "x")
     assert spelled(plain) == "topk:12"
-    wish = EncodingWish(text="topk:12", at_temperature=4)
+    request = EncodingRequest(text="topk:12", at_temperature=4)
     with pytest.raises(InputError, match=r"topk:12 .* loses more than the 0.0001 nats at T=4"):
-        choose_encoding(wish, [logits], labels, "x")
-    held = EncodingWish(text="topk:90", max_kl=0.5, at_temperature=4)
+        choose_encoding(request, [logits], labels, "x")
+    held = EncodingRequest(text="topk:90", max_kl=0.5, at_temperature=4)
     assert spelled(choose_encoding(held, [logits], labels, "x")) == "topk:90"
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("fields", "said"),
     [
         ({"text": "uint9"}, "did you mean 'uint8'"),
         ({"text": "uint8:0"}, "2 to 256 levels"),
@@ -110,18 +110,22 @@ def test_topk_is_taken_at_t_1_and_refused_above_unless_the_bound_holds() -> None
         ({"text": "auto", "at_temperature": 0.0}, "at-temperature must be"),
     ],
 )
-def test_a_wish_that_makes_no_sense_is_refused_at_once(wish: dict[str, object], said: str) -> None:
+def test_a_request_that_makes_no_sense_is_refused_at_once(
+    fields: dict[str, object], said: str
+) -> None:
     with pytest.raises((InputError, UnknownName), match=said):
-        EncodingWish(**wish)
+        EncodingRequest(**fields)
 
 
 def test_an_asked_for_temperature_is_measured_on_every_row(tmp_path: Path) -> None:
     logits, labels = some()
     np.save(tmp_path / "l.npy", logits)
     np.save(tmp_path / "y.npy", labels)
-    wish = EncodingWish(text="auto", max_kl=1e-3, at_temperature=2)
+    request = EncodingRequest(text="auto", max_kl=1e-3, at_temperature=2)
     out = tmp_path / "s.zarr"
-    import_logits(str(tmp_path / "l.npy"), str(tmp_path / "y.npy"), str(out), "one", wish=wish)
+    import_logits(
+        str(tmp_path / "l.npy"), str(tmp_path / "y.npy"), str(out), "one", request=request
+    )
     snapshot = open_store(out).snapshots["one"]
     decoded = snapshot.logits(np.arange(600))
     found = snapshot.meta.fidelity.divergence
@@ -143,8 +147,8 @@ def test_all_rows_beyond_the_bound_that_the_sample_met_are_a_failed_check(
     np.save(tmp_path / "y.npy", labels)
     files = [str(tmp_path / "l.npy"), "--labels", str(tmp_path / "y.npy")]
     out = str(tmp_path / "s.zarr")
-    wish = ["--encoding", "uint8:32", "--max-kl", "1e-4", "--json"]
-    done = CliRunner().invoke(app, ["import", *files, "--out", out, "--snapshot", "one", *wish])
+    request = ["--encoding", "uint8:32", "--max-kl", "1e-4", "--json"]
+    done = CliRunner().invoke(app, ["import", *files, "--out", out, "--snapshot", "one", *request])
     assert done.exit_code == 1
     assert "all rows lose" in done.stderr
     assert json.loads(done.stdout)["snapshots"][0]["name"] == "one"
@@ -157,11 +161,11 @@ def test_imported_and_transcoded_views_are_all_sampled(tmp_path: Path) -> None:
     np.save(tmp_path / "l.npy", np.stack([logits * 0.3, logits * 3]))
     np.save(tmp_path / "y.npy", labels)
     files = ["import", str(tmp_path / "l.npy"), "--labels", str(tmp_path / "y.npy")]
-    whole, wish = str(tmp_path / "whole.zarr"), ["--encoding", "auto", "--max-kl", "1e-4"]
+    whole, request = str(tmp_path / "whole.zarr"), ["--encoding", "auto", "--max-kl", "1e-4"]
     for command in (
-        [*files, "--snapshot", "one", "--out", str(tmp_path / "s.zarr"), *wish],
+        [*files, "--snapshot", "one", "--out", str(tmp_path / "s.zarr"), *request],
         [*files, "--snapshot", "one", "--out", whole, "--encoding", "float32"],
-        ["transcode", whole, "--out", str(tmp_path / "t.zarr"), *wish],
+        ["transcode", whole, "--out", str(tmp_path / "t.zarr"), *request],
     ):
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, done.output

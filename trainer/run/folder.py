@@ -20,7 +20,7 @@ from typing import Any
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound
 from logitstore.format.documents import first_difference
 from logitstore.storage import open_storage
-from logitstore.storage.durable import explained
+from logitstore.storage.durable import os_errors_as_ours
 from logitstore.storage.local import is_temporary
 from logitstore.trainer.config.settings import EXECUTION, TrainConfig, settings
 from logitstore.trainer.run.result import (
@@ -51,7 +51,7 @@ class RunFolder:
 
         MismatchError if another run is here, InputError if something else is.
         """
-        with explained(str(self.path), CONFIG):
+        with os_errors_as_ours(str(self.path), CONFIG):
             begun = (self.path / CONFIG).is_file()
         if not begun:
             found = self._storage.keys()
@@ -100,7 +100,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes out of this run; the lock ends with its process, however it ends."""
-        with explained(str(self.path), LOCK):
+        with os_errors_as_ours(str(self.path), LOCK):
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except FileNotFoundError as error:  # in /proc, where nothing can be made

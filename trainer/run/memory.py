@@ -175,7 +175,7 @@ def _release(device: torch.device) -> None:
 
 
 @contextmanager
-def memory_explained(config: TrainConfig, size: int | None) -> Iterator[None]:
+def oom_as_input_error(config: TrainConfig, size: int | None) -> Iterator[None]:
     """InputError with the ways out where training with parts of ``size`` runs out of memory."""
     try:
         yield

@@ -32,7 +32,7 @@ from logitstore.trainer.run.checkpoint import begin_with, initial_weights
 from logitstore.trainer.run.device import budgeted_device, own_randomness, reproducible
 from logitstore.trainer.run.epochs import Epochs
 from logitstore.trainer.run.folder import RunFolder
-from logitstore.trainer.run.memory import memory_explained, micro_batch
+from logitstore.trainer.run.memory import micro_batch, oom_as_input_error
 from logitstore.trainer.run.parts import has_batchnorm
 from logitstore.trainer.run.predictions import PastPredictions
 from logitstore.trainer.run.recompute import recomputed
@@ -73,7 +73,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
     shape = first_shape(source)
     normalize = parse_normalize(config.normalize, shape[0])
     kept = nullcontext() if budget is None else budget.kept()
-    enough = memory_explained(config, config.micro_batch)
+    enough = oom_as_input_error(config, config.micro_batch)
     with own_randomness(config.seed, device), reproducible(device), kept, enough:
         model = build_model(config.student, classes=source.classes, shape=shape)
         weights = None if config.init is None else initial_weights(config.init)
@@ -136,7 +136,7 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
                 ranks=ranks,
             )
             opened = nullcontext() if teaching is None else closing(teaching)
-            with memory_explained(config, micro), opened:
+            with oom_as_input_error(config, micro), opened:
                 return epochs.run_to_end(learner)
 
 

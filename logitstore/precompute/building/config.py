@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from logitstore.errors import InputError
 from logitstore.format.cards import Precision
-from logitstore.format.choice import EncodingWish
+from logitstore.format.choice import EncodingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class BuildConfig:
     one for each of them, and may be left out for runs of ours.  ``views`` views are made, from
     number ``first_view`` on of the sequence that view spec, size, mix and seed define; ``size``
     None is the preset's own.  ``encoding``, ``max_kl`` (nats) and ``at_temperature`` are an
-    ``EncodingWish``'s.  ``shard_rows`` makes shards smaller than the format's default (a
+    ``EncodingRequest``'s.  ``shard_rows`` makes shards smaller than the format's default (a
     power of two), so that an interruption loses less of a slow teacher's work.
     """
 
@@ -54,11 +54,11 @@ class BuildConfig:
             raise InputError(f"shard rows must be a power of two up to 16384, not {rows}")
         if self.first_view < 0:
             raise InputError(f"first view must not be negative, not {self.first_view}")
-        _ = self.wish
+        _ = self.request
 
     @property
-    def wish(self) -> EncodingWish:
+    def request(self) -> EncodingRequest:
         """What is asked of the encoding; InputError if it is contradictory."""
-        return EncodingWish(
+        return EncodingRequest(
             text=self.encoding, max_kl=self.max_kl, at_temperature=self.at_temperature
         )

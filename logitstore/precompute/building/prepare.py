@@ -18,7 +18,13 @@ from logitstore.format.cards import (
     TeacherCard,
     ViewCard,
 )
-from logitstore.format.choice import AUTO, SAMPLE_ROWS, EncodingWish, choose_encoding, sample_pairs
+from logitstore.format.choice import (
+    AUTO,
+    SAMPLE_ROWS,
+    EncodingRequest,
+    choose_encoding,
+    sample_pairs,
+)
 from logitstore.format.encodings.base import LIMITS, unusable
 from logitstore.format.encodings.table import encoding_of, spelled
 from logitstore.format.grid import Span, shard_rows
@@ -147,7 +153,7 @@ def _load(
     model.to(memory_format=torch.channels_last)
     classes = _probe(config, model, normalize, source, dataset, views, device)
     portable, digest = portable_arch(arch)
-    entry = config.wish.unmeasured(classes)
+    entry = config.request.unmeasured(classes)
     plan = SnapshotPlan(
         name=source.name,
         views=config.views,
@@ -169,7 +175,7 @@ def _load(
         ),
         view=card,
         encoding=EncodingCard.of(entry),
-        temperatures=config.wish.temperatures,
+        temperatures=config.request.temperatures,
         packages={name: version(name) for name in NUMERIC_PACKAGES},
     )
     return Teacher(model, plan, normalize)
@@ -185,8 +191,8 @@ def _encoded(
     progress: Progress,
 ) -> list[Teacher]:
     """The teachers with the encoding that their rows call for; nothing is run if none is to be."""
-    wish = _continuing(config.wish, target, teachers)
-    if wish.bound is None:
+    request = _continuing(config.request, target, teachers)
+    if request.bound is None:
         return teachers
     pairs = sample_pairs(len(dataset), config.views, SAMPLE_ROWS)
     logits = sample_logits(
@@ -203,13 +209,13 @@ def _encoded(
     labels = dataset.labels[[sample for _, sample in pairs]]
     names = ", ".join(teacher.plan.name for teacher in teachers)
     try:
-        entry = choose_encoding(wish, logits, labels, names)
+        entry = choose_encoding(request, logits, labels, names)
     except InputError as error:
-        if wish == config.wish:
+        if request == config.request:
             raise
         raise InputError(
-            f"{error}; but only views in {wish.text}, like those before these, go on with them: "
-            f"--encoding {wish.text} without --max-kl takes it all the same"
+            f"{error}; but only views in {request.text}, like those before these, go on with them: "
+            f"--encoding {request.text} without --max-kl takes it all the same"
         ) from None
     chosen = {
         "encoding": EncodingCard.of(entry),
@@ -218,17 +224,21 @@ def _encoded(
     return [replace(each, plan=each.plan.model_copy(update=chosen)) for each in teachers]
 
 
-def _continuing(wish: EncodingWish, target: Target, teachers: Sequence[Teacher]) -> EncodingWish:
+def _continuing(
+    request: EncodingRequest, target: Target, teachers: Sequence[Teacher]
+) -> EncodingRequest:
     """``auto`` for views that go on becomes the encoding of those before: only equal ones join."""
-    if wish.text != AUTO:
-        return wish
+    if request.text != AUTO:
+        return request
     before = [target.continued_by(teacher.plan) for teacher in teachers]
     named = {
         spelled(encoding_of(meta.encoding, meta.classes)) for meta in before if meta is not None
     }
     if len(named) != 1:
-        return wish
-    return replace(wish, text=named.pop(), max_kl=wish.bound, at_temperature=wish.temperature)
+        return request
+    return replace(
+        request, text=named.pop(), max_kl=request.bound, at_temperature=request.temperature
+    )
 
 
 def _built_for(

@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from logitstore.errors import InputError, Unfinished
-from logitstore.precompute.processes.ranks import ALONE, Ranks, loss_explained
+from logitstore.precompute.processes.ranks import ALONE, Ranks, lost_rank_as_unfinished
 
 # The others wait while rank 0 measures and writes.  A rank that ended is noticed long before: by
 # its closed connections, or by torchrun, which then ends the others.
@@ -42,14 +42,14 @@ def joined(device: str | None) -> Iterator[Ranks]:
     """The group that torchrun's environment (RANK, WORLD_SIZE, …) tells of, until the end.
 
     ``device`` is the one asked for: GPUs of their own talk through NCCL, anything else through
-    gloo.  What any rank raises is raised as in ``one_voice``; the group is lost then.
+    gloo.  What any rank raises is raised as in ``first_error_only``; the group is lost then.
     """
     ranks = this_rank()
     if ranks.count == 1:
         yield ranks
         return
-    with one_voice():
-        with loss_explained():
+    with first_error_only():
+        with lost_rank_as_unfinished():
             dist.init_process_group(
                 _backend(device),
                 # A later group of these processes must not find this one's addresses.
@@ -63,7 +63,7 @@ def joined(device: str | None) -> Iterator[Ranks]:
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def first_error_only() -> Iterator[None]:
     """Raise an error in the first rank that fails; the others end with its exit code, silently.
 
     So one message is seen: of a fault that all ranks find, and of a fault of one, which the others
@@ -112,7 +112,7 @@ def _backend(device: str | None) -> str:
 @cache
 def _store() -> Store:
     """The keys and values that all ranks of this start see, for as long as this process lives."""
-    with loss_explained():
+    with lost_rank_as_unfinished():
         told = next(rendezvous("env://", timeout=_ARRIVAL))[0]
         return PrefixStore(f"logitstore {_this_start(told, this_rank())}", told)
 

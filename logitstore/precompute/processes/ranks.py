@@ -103,7 +103,7 @@ class Ranks:
             return
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
-            with loss_explained():
+            with lost_rank_as_unfinished():
                 collective(flat)
             parts = torch.split(flat, [tensor.numel() for tensor in bucket])
             for tensor, part in zip(bucket, parts, strict=True):
@@ -125,7 +125,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def loss_explained() -> Iterator[None]:
+def lost_rank_as_unfinished() -> Iterator[None]:
     """Unfinished where torch finds that another rank is not there any more."""
     try:
         yield

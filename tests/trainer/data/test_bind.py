@@ -11,7 +11,7 @@ import pytest
 
 from logitstore.derive.transcode import transcode
 from logitstore.errors import InputError, MismatchError
-from logitstore.format.choice import EncodingWish
+from logitstore.format.choice import EncodingRequest
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, train
@@ -121,7 +121,7 @@ def test_rows_without_their_tail_teach_at_temperature_1_only(
 ) -> None:
     store = open_store(str(taught.store))
     small = str(tmp_path / "top.zarr")
-    transcode(store, store.snapshots["teacher"], small, EncodingWish(text="topk:3"))
+    transcode(store, store.snapshots["teacher"], small, EncodingRequest(text="topk:3"))
     with pytest.raises(InputError, match=r"keeps 3 of 10 classes: its loss at temperature 4 is"):
         train(replace(taught, store=small))
     with pytest.raises(InputError, match=r"its loss at temperature 2 was not measured"):
@@ -135,6 +135,6 @@ def test_rows_without_their_tail_teach_where_it_was_measured_to_be_enough(
 ) -> None:
     store = open_store(str(taught.store))
     small = str(tmp_path / "top.zarr")
-    wish = EncodingWish(text="topk:9", max_kl=1e-4, at_temperature=4)
-    transcode(store, store.snapshots["teacher"], small, wish)
+    request = EncodingRequest(text="topk:9", max_kl=1e-4, at_temperature=4)
+    transcode(store, store.snapshots["teacher"], small, request)
     assert train(replace(taught, store=small)).epochs == 1

@@ -15,7 +15,7 @@ import torch
 
 from logitstore.derive.transcode import transcode
 from logitstore.errors import InputError, MismatchError, UnknownName
-from logitstore.format.choice import EncodingWish
+from logitstore.format.choice import EncodingRequest
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.run import build
 from logitstore.precompute.networks.factory import build_model
@@ -331,7 +331,7 @@ def top(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store's snapshots a and b with three classes of each row."""
     path, opened = tmp_path_factory.mktemp("top") / "top.zarr", open_store(store)
     for name in ("a", "b"):
-        transcode(opened, opened.snapshots[name], str(path), EncodingWish(text="topk:3"))
+        transcode(opened, opened.snapshots[name], str(path), EncodingRequest(text="topk:3"))
     return path
 
 

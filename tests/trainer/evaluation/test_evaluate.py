@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from logitstore.cli import app
 from logitstore.derive.transcode import transcode
 from logitstore.errors import InputError, MismatchError
-from logitstore.format.choice import EncodingWish
+from logitstore.format.choice import EncodingRequest
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, evaluate, train
@@ -108,7 +108,7 @@ def test_rows_without_their_tail_are_no_measure_at_another_temperature(
 ) -> None:
     small = str(tmp_path / "top.zarr")
     opened = open_store(store)
-    transcode(opened, opened.snapshots["teacher"], small, EncodingWish(text="topk:3"))
+    transcode(opened, opened.snapshots["teacher"], small, EncodingRequest(text="topk:3"))
     assert "kd_loss" in evaluate(run, TRAIN, store=small, device="cpu")
     with pytest.raises(InputError, match="keeps 3 of 10 classes: its loss at temperature 2"):
         evaluate(run, TRAIN, store=small, temperature=2.0, device="cpu")

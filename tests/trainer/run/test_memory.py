@@ -31,8 +31,8 @@ from logitstore.trainer.run.memory import (
     find_micro_batch,
     halvings,
     largest_fitting,
-    memory_explained,
     micro_batch,
+    oom_as_input_error,
 )
 from logitstore.trainer.run.parts import batchnorm_momentum, has_batchnorm, split_batch
 from logitstore.trainer.run.recompute import recomputed
@@ -439,7 +439,7 @@ def test_a_single_image_that_is_too_much_is_refused_with_the_ways_out(config: Tr
     limited = replace(none, memory_limit="2GiB", device="cuda")
     with (
         pytest.raises(InputError, match=r"--memory-limit 2GiB .*, or raise --memory-limit, or use"),
-        memory_explained(limited, 1),
+        oom_as_input_error(limited, 1),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
