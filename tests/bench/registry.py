@@ -92,6 +92,14 @@ def _serving() -> list[Benchmark]:
             sides="serving.rows",
         ),
         Benchmark(
+            name="serve-fast-rows",
+            what=f"rows of 256 x {CLASSES} by FastRows",
+            against="the same through ASGI",
+            unit="cpu us/answer",
+            reach=Reach("<=", 0.67),
+            sides="serving.fast_rows",
+        ),
+        Benchmark(
             name="serve-memory",
             what="memory of serve: peak under load - idle",
             against="256 MiB",

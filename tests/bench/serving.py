@@ -1,4 +1,4 @@
-"""The server under load against nginx, and its memory.
+"""The server under load against nginx and against its own slower path, and its memory.
 
 Each side serves the same bytes, compared before; ours answers POST with 64 different bodies, nginx
 GET.  Where there are two processors, the servers have one and the client (``load``) has another;
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,22 @@ def rows(place: Workplace) -> Iterator[Sides]:
             assert _get(theirs) == answer
             facts: dict[str, Any] = {"bytes": len(answer)}
             yield _loaded(place, (server, [url, *bodies]), (other, [theirs]), facts)
+
+
+@contextmanager
+def fast_rows(place: Workplace) -> Iterator[Sides]:
+    """Batches of rows by ``FastRows`` and by ASGI, from one server: processor time per answer.
+
+    ``FastRows`` leaves a Content-Type with a parameter to the ASGI endpoint.
+    """
+    store, folder = place.once(make_store), place.new_folder("bodies")
+    batches, bodies = write_bodies(place, folder)
+    with serve(place, store, pin=True) as server:
+        url = f"{server.url}{_SNAPSHOT}/rows?view=0"
+        answer = _post_until_there(url, batches[0].astype("<u4").tobytes())
+        fast, slow = [url, *bodies], [url, *bodies, "--type", f"{wire.INDICES_TYPE}; by=asgi"]
+        facts: dict[str, Any] = {"bytes": len(answer)}
+        yield _loaded(place, (server, fast), (server, slow), facts, "cpu per answer")
 
 
 @contextmanager
@@ -113,19 +129,28 @@ def _loaded(
     ours: tuple[Running, list[str]],
     theirs: tuple[Running, list[str]],
     facts: dict[str, Any],
+    figure: Literal["rate", "cpu per answer"] = "rate",
 ) -> Sides:
     return Sides(
-        ours=_load(place, *ours, facts, "ours"),
-        theirs=_load(place, *theirs, facts, "theirs"),
+        ours=_load(place, *ours, facts, "ours", figure),
+        theirs=_load(place, *theirs, facts, "theirs", figure),
         repeats=place.sizes.repeats,
         facts=facts,
     )
 
 
 def _load(
-    place: Workplace, server: Running, target: list[str], facts: dict[str, Any], key: str
+    place: Workplace,
+    server: Running,
+    target: list[str],
+    facts: dict[str, Any],
+    key: str,
+    figure: str,
 ) -> Side:
-    """Answers per second; ``facts`` learn which share of a processor server and client used."""
+    """Answers per second, or the server's processor time for each, in microseconds.
+
+    ``facts`` learn both, and which share of a processor server and client used.
+    """
 
     def side() -> float:
         client = _start(place, target)
@@ -134,7 +159,10 @@ def _load(
         spent = cpu_seconds(server.processes()) - before
         facts[f"cpu {key}"] = round(spent / found["seconds"], 2)
         facts[f"cpu of client, {key}"] = round(found["cpu"], 2)
-        return found["rate"]
+        found["cpu per answer"] = 1e6 * spent / found["answers"]
+        facts[f"cpu us per answer, {key}"] = round(found["cpu per answer"])
+        facts[f"rate, {key}"] = round(found["rate"])
+        return found[figure]
 
     return side
 
