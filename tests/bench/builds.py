@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from logitstore.format.grid import Shard
+from logitstore.format.grid import Span
 from logitstore.precompute.building.batches import cut, feed
 from logitstore.precompute.building.prepare import prepare
 from logitstore.precompute.building.run import write
@@ -40,7 +40,7 @@ def _sides(place: Workplace, task: Task, classes: int) -> Sides:
     model = build_model(task.arch, classes=classes, shape=(3, SIDE, SIDE))
     model.load_state_dict(torch.load(task.checkpoint, weights_only=True))
     model.eval().to(memory_format=torch.channels_last)
-    spans = cut([Shard(0, 0, len(dataset))], 256)
+    spans = cut([Span(0, 0, len(dataset))], 256)
 
     def bare() -> None:
         for images in feed(dataset, Views(()), spans, workers=0):
