@@ -1,4 +1,7 @@
-"""Stores and snapshots in words and as JSON: what ``ls`` and ``inspect`` print."""
+"""Describe stores and snapshots as JSON-ready documents, which ``ls`` and ``inspect`` print.
+
+It reads metadata only, never rows, and does not know how a terminal shows them (``cli.show``).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from logitstore.reading.store import LogitStore
 
 
 def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:
-    """What a user asks first of a snapshot, JSON-ready."""
+    """Return what a user asks first of a snapshot, JSON-ready."""
     meta = snapshot.meta
     rows = meta.views * meta.samples
     stored = snapshot.stored_bytes()
@@ -38,7 +41,7 @@ def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def describe_store(store: LogitStore, names: list[str] | None = None) -> dict[str, Any]:
-    """A store and its (or the named) snapshots, JSON-ready."""
+    """Return a store and its (or the named) snapshots, JSON-ready."""
     chosen = list(store.snapshots) if names is None else names
     return {
         "store": store.url,
@@ -47,14 +50,17 @@ def describe_store(store: LogitStore, names: list[str] | None = None) -> dict[st
     }
 
 
-def encoding_text(found: dict[str, Any]) -> str:
-    """What ``--encoding`` takes for the encoding of a described snapshot: "uint8:64"."""
-    card = found["encoding"]
-    return spelled(encoding(card["name"], found["classes"], card["parameters"]))
+def encoding_text(snapshot: dict[str, Any]) -> str:
+    """Return what ``--encoding`` takes for the encoding of a described snapshot: "uint8:64"."""
+    card = snapshot["encoding"]
+    return spelled(encoding(card["name"], snapshot["classes"], card["parameters"]))
 
 
 def list_location(location: str, token: str | None) -> list[dict[str, Any]]:
-    """Stores at a path, under a folder, or on a server: one JSON-ready row for each snapshot."""
+    """Return one JSON-ready row for each snapshot at a path, under a folder or on a server.
+
+    A store that cannot be read, or has no snapshot, is a row with a ``problem``.
+    """
     if location.startswith(("http://", "https://")):
         return _list_remote(location, token)
     path = Path(location)
@@ -62,18 +68,17 @@ def list_location(location: str, token: str | None) -> list[dict[str, Any]]:
         raise NotFound(f"{location}: there is no such folder")
     if (path / "zarr.json").is_file():
         return _rows_of(location, None)
-    places = sorted(path.iterdir())
-    found: list[dict[str, Any]] = []
-    for place in places:
+    rows: list[dict[str, Any]] = []
+    for place in sorted(path.iterdir()):
         if (place / "zarr.json").is_file():
-            found += _list_store(str(place))
-    if not found:
+            rows += _list_store(str(place))
+    if not rows:
         raise InputError(f"{location}: no logit stores here; `logitstore build --out …` makes one")
-    return found
+    return rows
 
 
 def _list_store(location: str, token: str | None = None) -> list[dict[str, Any]]:
-    """One of several stores: what is wrong with it must not hide the others."""
+    """Return the rows of one of several stores; its faults must not hide the others."""
     try:
         return _rows_of(location, token)
     except LogitstoreError as error:
@@ -89,6 +94,7 @@ def _rows_of(location: str, token: str | None) -> list[dict[str, Any]]:
             "samples": snapshot.meta.samples,
             "classes": snapshot.meta.classes,
             "encoding": snapshot.meta.encoding.name,
+            "parameters": snapshot.meta.encoding.parameters,
             "top1": snapshot.meta.top1,
             "bytes": snapshot.stored_bytes(),
             "root": snapshot.root,

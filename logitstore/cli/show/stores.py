@@ -99,7 +99,7 @@ def listing_lines(rows: list[dict[str, Any]]) -> list[str]:
             row["snapshot"],
             f"{row['views'] * row['samples']:,}",
             str(row["classes"]),
-            row["encoding"],
+            ":".join([row["encoding"], *map(str, row["parameters"].values())]),
             percent(row["top1"]),
             size(row["bytes"]),
             row["root"][:12],
