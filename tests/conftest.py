@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import http.client
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from logitstore.cli.background_server import BackgroundServer, free_port
+from logitstore.errors import Unreachable
 from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
 from logitstore.format.encodings.table import parse_encoding
 from logitstore.format.grid import shard_rows
@@ -131,27 +129,19 @@ class Server:
             f"{name}={f'Path({str(value)!r})' if isinstance(value, Path) else repr(value)}"
             for name, value in given.items()
         )
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", SERVER.format(settings=arguments)],
-            stdout=self._log,
-            stderr=self._log,
-            env={
-                "LOGITSTORE_CACHE": self._cache.name,
-                **os.environ,
-                "PYTHONPATH": str(Path(__file__).parent.parent),
-            },
-        )
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                if self.get("/readyz")[0] == 200:
-                    return
-            except OSError:
-                pass
-            time.sleep(0.02)
-        self.process.kill()
-        self.process.wait()
-        raise AssertionError(f"the server did not start: {self.log()}")
+        environment = {
+            "LOGITSTORE_CACHE": self._cache.name,
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+        }
+        command = [sys.executable, "-W", "error", "-c", SERVER.format(settings=arguments)]
+        try:
+            self._server = BackgroundServer(
+                command, self.url, log=self._log, environment=environment
+            )
+        except Unreachable as error:
+            raise AssertionError(f"{error}: {self.log()}") from error
+        self.process = self._server.process
 
     def get(
         self,
@@ -179,12 +169,10 @@ class Server:
             connection.close()
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        self._server.kill()
 
     def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self._server.shutdown()
 
     def close(self) -> None:
         self._log.close()
@@ -194,11 +182,6 @@ class Server:
         """All that the server and its predecessors on this port wrote."""
         self._log.seek(0)
         return self._log.read().decode()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

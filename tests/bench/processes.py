@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
+from logitstore.cli.background_server import BackgroundServer, free_port
 from tests.bench.harness import NotRun, program
 from tests.bench.workplace import Workplace
 
 MIB = 1 << 20
-_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -94,14 +88,6 @@ class Watch:
             self.resident = max(self.resident, memory(pids, "VmRSS"))
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def pinned(command: Sequence[str], place: int) -> list[str]:
     """The command on one processor: servers on the first (0), clients on the last (-1)."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
@@ -115,29 +101,14 @@ def with_cache(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def running(command: Sequence[str], url: str, ready: str, folder: Path) -> Iterator[Running]:
-    """A server, once ``ready`` answers 200; RuntimeError if it never does."""
-    log, own = folder / "log", with_cache(folder)
+    """Start a server, with a cache of its own, and wait until ``ready`` answers."""
     with (
-        log.open("w") as output,
-        subprocess.Popen(command, stdout=output, stderr=output, env=own) as process,
+        (folder / "log").open("wb") as log,
+        BackgroundServer(
+            command, url, ready=ready, log=log, environment=with_cache(folder)
+        ) as server,
     ):
-        try:
-            deadline = time.monotonic() + _START_SECONDS
-            while not _answers(ready):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{command} did not start:\n{log.read_text()[-2000:]}")
-                time.sleep(0.05)
-            yield Running(url, process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
+        yield Running(url, server.process.pid)
 
 
 @contextmanager
@@ -147,7 +118,7 @@ def serve(place: Workplace, store: Path, *, pin: bool = False) -> Iterator[Runni
     command = [sys.executable, "-m", "logitstore", "serve", str(store), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     started = pinned(command, 0) if pin else command
-    with running(started, url, f"{url}/readyz", folder) as server:
+    with running(started, url, "/readyz", folder) as server:
         yield server
 
 
@@ -170,6 +141,6 @@ def nginx(place: Workplace, files: Path) -> Iterator[Running]:
     )
     url = f"http://127.0.0.1:{port}"
     command = pinned([program("nginx"), "-c", str(folder / "nginx.conf")], 0)
-    ready = f"{url}/{next(files.iterdir()).name}"
+    ready = f"/{next(files.iterdir()).name}"
     with running(command, url, ready, folder) as server:
         yield server
