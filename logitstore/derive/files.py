@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +24,7 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored
 from logitstore.specs import Spec, file_sha256
 from logitstore.storage import Storage, open_storage
-from logitstore.storage.durable import os_errors_as_ours
+from logitstore.storage.durable import new_file, os_errors_as_ours
 from logitstore.writing.target import Target, open_writer
 
 FORMATS = (".npy", ".npz", ".safetensors")
@@ -140,24 +138,16 @@ def export_logits(
         raise InputError(f"{out}: this is a folder; give a file's name")
     meta = snapshot.meta
     shape = _flat((meta.views, meta.samples, meta.classes))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     progress.start("export", meta.views * meta.samples, "rows")
-    try:
-        with os_errors_as_ours(str(path.parent), path.name), temporary.open("wb") as file:
-            if path.suffix == ".npy":
-                _write_npy(file, snapshot, shape, progress)
+    with os_errors_as_ours(str(path.parent), path.name), new_file(path) as file:
+        if path.suffix == ".npy":
+            _write_npy(file, snapshot, shape, progress)
+        else:
+            logits = np.concatenate(list(_decoded(snapshot, progress))).reshape(shape)
+            if path.suffix == ".npz":
+                np.savez(file, logits=logits, labels=store.labels)
             else:
-                logits = np.concatenate(list(_decoded(snapshot, progress))).reshape(shape)
-                if path.suffix == ".npz":
-                    np.savez(file, logits=logits, labels=store.labels)
-                else:
-                    file.write(save({"logits": logits, "labels": store.labels}))
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+                file.write(save({"logits": logits, "labels": store.labels}))
     return shape
 
 

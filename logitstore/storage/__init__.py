@@ -1,3 +1,8 @@
+"""Where the bytes of a store lie: ``Storage`` is the interface, ``open_storage`` opens a location.
+
+Nothing else touches a store's bytes.  It does not know what the bytes mean.
+"""
+
 from __future__ import annotations
 
 import re

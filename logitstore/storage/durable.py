@@ -1,27 +1,35 @@
+"""Whole files that outlast a power cut, and the operating system's errors as our own.
+
+Every file that is written whole is written here: to a temporary sibling, which is synced and then
+takes its name.  It does not know stores, keys or formats.
+"""
+
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import re
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from logitstore.errors import Denied, InputError, Unfinished
 
-
-def sync_folder(folder: Path) -> None:
-    """Make what was created or renamed in a folder outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
+"""The name of a temporary file; it holds the number of the process that writes it."""
 
 
-_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TOKEN = secrets.token_hex(4)
+"""Keeps writers apart that have one number: in containers every process may be number 1."""
 
 
-_OUT_OF_LUCK = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+_PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE}
+"""Errors that may be gone when the same command is run again."""
 
 
 @contextmanager
@@ -30,12 +38,12 @@ def os_errors_as_ours(url: str, key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _OUT_OF_SPACE:
+        if error.errno in _NO_SPACE:
             raise Unfinished(
                 f"{url}: no space left while writing {key}; what is finished is kept: free some "
                 "space and run the same command again"
             ) from error
-        if error.errno in _OUT_OF_LUCK:
+        if error.errno in _PASSING:
             raise Unfinished(
                 f"{url}: {key} could not be written ({error.strerror}); what is finished is kept: "
                 "run the same command again"
@@ -49,6 +57,35 @@ def os_errors_as_ours(url: str, key: str) -> Iterator[None]:
         raise
 
 
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole or not at all, with the folders above it; replace the one that is there.
+
+    Raises Unfinished where the disk is full, Denied or InputError where the place is not usable.
+    """
+    with os_errors_as_ours(str(path.parent), path.name), new_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: Path, place: Callable[[Path, Path], None] = os.replace) -> Iterator[BinaryIO]:
+    """Open a temporary sibling to write; at the end it is synced and given to ``place``.
+
+    ``place(temporary, path)`` puts it where it belongs.  After an error there is no trace of it.
+    """
+    temporary = path.with_name(f".{path.name}.{_TOKEN}.{os.getpid()}.tmp")
+    make_folder(path.parent)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        place(temporary, path)
+    finally:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(temporary)
+    sync_folder(path.parent)
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents so that they outlast a power cut."""
     if folder.is_dir():
@@ -59,3 +96,12 @@ def make_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise FileExistsError(errno.EEXIST, "not a folder", str(folder))
     sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was created or renamed in a folder outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from logitstore.errors import Unfinished
+from logitstore.errors import InputError, Unfinished
+from logitstore.storage.durable import write_file
 from logitstore.storage.local import LocalStorage
 
 ROOT = Path(__file__).parent.parent
@@ -125,6 +126,24 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(
     tiny_store(tmp_path / "s", classes=40, rows_per_shard=64)
     tiny_store(tmp_path / "t", classes=40, rows_per_shard=64)
     assert tree(tmp_path / "s") == tree(tmp_path / "t")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    write_file(path, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))
+    try:
+        with pytest.raises(Unfinished, match="no space left while writing file"):
+            write_file(path, bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old"
+    write_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [other.name for other in path.parent.iterdir()] == ["file"]
+    with pytest.raises(InputError, match="a file is in the way of below"):
+        write_file(path / "below", b"")
 
 
 def test_create_never_replaces(tmp_path: Path) -> None:

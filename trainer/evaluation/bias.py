@@ -14,7 +14,7 @@ from torch import nn
 from logitstore.errors import InputError, NotFound
 from logitstore.precompute.data.classes import class_numbers
 from logitstore.reading.opening import open_store
-from logitstore.storage import open_storage
+from logitstore.storage.durable import write_file
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.evaluation.evaluate import Network, load_network
@@ -98,7 +98,7 @@ def _put(target: Path, weights: bytes) -> None:
     """Write them, unless other ones are there: they may be a run's."""
     if target.is_file() and target.read_bytes() != weights:
         raise InputError(f"--out {target}: other weights are there: give another name")
-    open_storage(target.parent).put(target.name, weights)
+    write_file(target, weights)
 
 
 def last_linear(model: nn.Module, classes: int) -> nn.Linear:

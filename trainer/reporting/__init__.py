@@ -14,7 +14,7 @@ from typing import Any
 
 from logitstore.errors import InputError, NotFound
 from logitstore.progress import Progress, Silent
-from logitstore.storage import open_storage
+from logitstore.storage.durable import write_file
 
 _BEGINS = b"<!doctype html"
 
@@ -63,7 +63,7 @@ def report(
     wish = TeacherWish(store=store, snapshot=snapshot, token=token)
     found = [] if chosen is None else find_all(records, chosen, wish, device, progress or Silent())
     text = render(records, chosen, found, title or _title([record.name for record in records]))
-    open_storage(path.parent).put(path.name, text.encode())
+    write_file(path, text.encode())
     return Report(path, summary(records, chosen, found))
 
 

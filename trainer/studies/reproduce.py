@@ -17,7 +17,7 @@ from typing import Any
 
 from logitstore.errors import InputError, NotFound, Unfinished, UnknownName
 from logitstore.progress import Progress, Silent
-from logitstore.storage import open_storage
+from logitstore.storage.durable import write_file
 from logitstore.trainer.studies.recipe import Recipe, ScaleName
 from logitstore.trainer.studies.recipe_table import RecipeTable, TableEffect, TableRow
 from logitstore.trainer.studies.recipes import load_recipe, recipe_names
@@ -86,9 +86,9 @@ def reproduce(scaled: ScaledRecipe, run: Run, progress: Progress | None = None) 
         progress.message(f"step {number}/{len(commands)}{remaining}: {command}")
         _carry_out(command, run)
     table = _table(scaled)
-    storage = open_storage(scaled.out)
-    storage.put("table.json", json.dumps(table.document(), indent=2).encode() + b"\n")
-    storage.put("table.md", "\n".join(table.lines()).encode() + b"\n")
+    document = json.dumps(table.document(), indent=2)
+    write_file(scaled.out / "table.json", document.encode() + b"\n")
+    write_file(scaled.out / "table.md", "\n".join(table.lines()).encode() + b"\n")
     return table
 
 
@@ -117,7 +117,7 @@ def _carry_out(command: Command, run: Run) -> None:
     if command.save is not None:
         document = {"command": command.arguments, "output": json.loads(output.getvalue())}
         text = json.dumps(document, indent=2) + "\n"
-        open_storage(command.save.parent).put(command.save.name, text.encode())
+        write_file(command.save, text.encode())
 
 
 def _is_saved(path: Path, command: Command) -> bool:

@@ -22,7 +22,7 @@ from logitstore.progress import Progress, Silent
 from logitstore.reading.ensemble import Ensemble, Teacher, leaves
 from logitstore.reading.opening import open_store
 from logitstore.reading.store import LogitStore
-from logitstore.storage import open_storage
+from logitstore.storage.durable import write_file
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.config.teacher_spec import parse_teachers, split_teachers
 from logitstore.trainer.data.bind import open_source
@@ -120,7 +120,7 @@ def sweep(
         findings=tuple(find_best(rows, names)),
     )
     document = json.dumps(found.summary(), indent=2, default=str) + "\n"
-    open_storage(str(out)).put(SUMMARY, document.encode())
+    write_file(Path(out) / SUMMARY, document.encode())
     return found
 
 
