@@ -35,6 +35,8 @@ from logitstore.precompute.views import Views
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, evaluate, train
 from logitstore.trainer.data.order import BatchOrder
+from logitstore.trainer.data.requirements import refuse_samples
+from logitstore.trainer.data.samples import choose_samples
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.data.specialist import own_and_others, specialised
 from logitstore.trainer.evaluation.evaluate import logits_of
@@ -292,9 +294,10 @@ def test_a_class_without_samples_is_named_before_training() -> None:
 
     own, others = own_and_others(source([2, 0, -1, 1, 2]), np.arange(5))
     assert (own.tolist(), others.tolist()) == ([1, 3], [0, 4])
+    config = TrainConfig(data="d", student="mlp", specialist="plan.json:s1", out="run")
     for labels, missing in (([0, 2, 2], "'dog'"), ([0, 1], r"'\(rest\)'"), ([-1], "'cat', 'dog'")):
         with pytest.raises(InputError, match=f"no sample of class {missing}"):
-            own_and_others(source(labels), np.arange(len(labels)))
+            refuse_samples(config, source(labels), choose_samples(config, source(labels)))
 
 
 def test_a_run_begins_with_the_weights_that_it_is_given(runs: Path) -> None:

@@ -168,3 +168,15 @@ def open_validation(spec: str, like: Source, *, flag: str = "--val") -> Source:
         raise InputError(f"{flag} {spec}: no sample has a label; drop {flag} or use labelled data")
     views = like.views.evaluation()
     return Source(dataset=dataset, views=views, classes=like.classes, view_count=1)
+
+
+def held_out_source(source: Source, held_out: Indices) -> Source:
+    """Return held-out samples of the training data, prepared without what is random."""
+    return Source(
+        dataset=source.dataset,
+        views=source.views.evaluation(),
+        classes=source.classes,
+        view_count=1,
+        subset=held_out,
+        class_map=source.class_map,
+    )

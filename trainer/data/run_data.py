@@ -8,74 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from logitstore.errors import InputError
 from logitstore.trainer.config.settings import TrainConfig
-from logitstore.trainer.config.specs import split_share
-from logitstore.trainer.data.bind import open_source, open_validation
+from logitstore.trainer.data.bind import held_out_source, open_source, open_validation
 from logitstore.trainer.data.order import BatchOrder
-from logitstore.trainer.data.requirements import refuse_other_labels
-from logitstore.trainer.data.samples import (
-    chosen_samples,
-    hold_out,
-    omitted_numbers,
-    with_noise,
-    without_classes,
-)
-from logitstore.trainer.data.source import Indices, Source
-from logitstore.trainer.data.specialist import own_and_others
+from logitstore.trainer.data.requirements import refuse_samples
+from logitstore.trainer.data.samples import Choice, choose_samples, omitted_numbers, with_noise
+from logitstore.trainer.data.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalData:
-    """What a run is measured on (None: nothing); ``training`` are the samples to train on."""
+    """What a run is measured on, None where there is nothing."""
 
-    training: Indices
     val: Source | None
     test: Source | None
 
     def sources(self) -> list[Source]:
         """Return the data that the run has."""
         return [source for source in (self.val, self.test) if source is not None]
-
-
-def open_eval_data(config: TrainConfig, source: Source) -> EvalData:
-    """Open what a resolved run is measured on, with its classes numbered as the training data's.
-
-    Raises what opening data raises, MismatchError for other classes, InputError for data without
-    labels and a share that leaves nothing.
-    """
-    training, val = source.samples(), None
-    share = split_share(config.val)
-    if share is not None:
-        training, val = hold_out(source, share, config.limit_seed)
-    elif config.val is not None:
-        val = open_validation(config.val, source)
-    test = None if config.test is None else open_validation(config.test, source, flag="--test")
-    return EvalData(training=training, val=val, test=test)
-
-
-def shared_data(source: Source, eval_data: EvalData) -> list[str]:
-    """Return a note for each data set that a figure depends on twice: such figures are too good."""
-    own = source.dataset.samples().card()
-    cards = {
-        name: data.dataset.samples().card()
-        for name, data in (("validation", eval_data.val), ("test", eval_data.test))
-        if data is not None
-    }
-    held_out = eval_data.val is not None and len(eval_data.training) < len(source.samples())
-    notes = [
-        f"the {name} data, {card.name}, are the training data"
-        for name, card in cards.items()
-        if card == own and not (name == "validation" and held_out)
-    ]
-    if len(cards) == 2 and cards["test"] == cards["validation"] != own:
-        notes.append(
-            f"the test data, {cards['test'].name}, are the validation data: the best epoch and the "
-            "temperature were chosen on them"
-        )
-    return notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,42 +39,73 @@ class RunData:
 
 
 def open_run_data(config: TrainConfig, token: str | None) -> RunData:
-    """Open a resolved run's data and store.
+    """Open a resolved run's data and store; what does not fit together is refused before any work.
 
-    Raises MismatchError, InputError, NotFound, Denied, Unreachable or Damaged before any work.
+    The settings were checked against each other when they were made (``config.checks``).  Here the
+    data are checked against the store (``bind``), then the method against rows and labels
+    (``requirements``).  Raises MismatchError, InputError, NotFound, Denied, Unreachable or Damaged.
     """
     source, notes = open_source(config, token)
-    eval_data = open_eval_data(config, source)
-    notes += shared_data(source, eval_data)
-    left, omitted = without_classes(source, eval_data.training, config.omit_classes)
-    samples, others = chosen_samples(left, config.limit, config.limit_seed), None
-    if config.specialist is not None:
-        samples, others = own_and_others(source, samples)
-    _refuse_unlabelled(config, source, samples)
-    refuse_other_labels(config, source, samples)
-    if config.label_noise:
-        source = with_noise(
-            source,
-            samples if others is None else np.union1d(samples, others),
-            config.label_noise,
-            config.label_noise_seed,
-            omitted_numbers(source, config.omit_classes),
-        )
+    choice = choose_samples(config, source)
+    refuse_samples(config, source, choice)
+    eval_data = _open_eval_data(config, source, choice)
+    notes += [*_shared_data(source, eval_data), *_omitted(config, choice)]
     order = BatchOrder(
-        samples=samples,
-        others=others,
+        samples=choice.samples,
+        others=choice.others,
         seed=config.seed,
         batch_size=config.batch_size,
         view_count=source.view_count,
         epochs=config.epochs,
     )
-    notes += [*omitted, *config.method_object.remarks(config.epochs)]
+    if config.label_noise:
+        source = with_noise(
+            source,
+            order.all_samples(),
+            config.label_noise,
+            config.label_noise_seed,
+            omitted_numbers(source, config.omit_classes),
+        )
+    notes += config.method_object.remarks(config.epochs)
     return RunData(source=source, order=order, eval_data=eval_data, notes=tuple(notes))
 
 
-def _refuse_unlabelled(config: TrainConfig, source: Source, samples: Indices) -> None:
-    if not config.method_object.needs_teacher and (source.dataset.labels[samples] < 0).all():
-        raise InputError(
-            f"{source.dataset.name}: no label is known, and method {config.method!r} learns from "
-            "labels alone: use --method kd with a store"
+def _open_eval_data(config: TrainConfig, source: Source, choice: Choice) -> EvalData:
+    val = None
+    if choice.held_out is not None:
+        val = held_out_source(source, choice.held_out)
+    elif config.val is not None:
+        val = open_validation(config.val, source)
+    test = None if config.test is None else open_validation(config.test, source, flag="--test")
+    return EvalData(val=val, test=test)
+
+
+def _shared_data(source: Source, eval_data: EvalData) -> list[str]:
+    """Return a note for each data set that a figure depends on twice: such figures are too good."""
+    own = source.dataset.samples().card()
+    cards = {
+        name: data.dataset.samples().card()
+        for name, data in (("validation", eval_data.val), ("test", eval_data.test))
+        if data is not None
+    }
+    held_out = eval_data.val is not None and eval_data.val.subset is not None
+    notes = [
+        f"the {name} data, {card.name}, are the training data"
+        for name, card in cards.items()
+        if card == own and not (name == "validation" and held_out)
+    ]
+    if len(cards) == 2 and cards["test"] == cards["validation"] != own:
+        notes.append(
+            f"the test data, {cards['test'].name}, are the validation data: the best epoch and the "
+            "temperature were chosen on them"
         )
+    return notes
+
+
+def _omitted(config: TrainConfig, choice: Choice) -> list[str]:
+    """Return a note of how many samples an omitted class takes away."""
+    if not config.omit_classes:
+        return []
+    listed = ",".join(map(str, config.omit_classes))
+    count = len(choice.training)
+    return [f"{count - len(choice.kept):,} of {count:,} samples omitted, those of class {listed}"]

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from logitstore.derive.specialists import Cluster, SpecialistPlan, read_plan
-from logitstore.errors import InputError
 from logitstore.precompute.data.classes import Classes, ClassMap, renumbered
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.trainer.config.specs import parse_specialist
@@ -49,20 +46,10 @@ def specialised(dataset: ImageDataset, text: str) -> tuple[ImageDataset, ClassMa
 
 
 def own_and_others(source: Source, samples: Indices) -> tuple[Indices, Indices]:
-    """A specialist's samples in two parts, both ascending: its own classes', and the others'.
+    """Split a specialist's samples, both parts ascending: its own classes', and the others'.
 
-    Samples without a label are in neither.  InputError names a class without any sample: it could
-    not be learned, or nothing told apart from it.
+    Samples without a label are in neither.
     """
     labels = source.dataset.labels[samples]
     rest = source.classes - 1
-    counts = np.bincount(labels[labels >= 0], minlength=source.classes)
-    names = source.dataset.class_names or ()
-    empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
-    if empty:
-        raise InputError(
-            f"{source.dataset.name}: no sample of class {', '.join(map(repr, empty))} is left for "
-            "this specialist: train on more data (a higher --limit), or take the class out of the "
-            "plan"
-        )
     return samples[(labels >= 0) & (labels < rest)], samples[labels == rest]

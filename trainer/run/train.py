@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from logitstore.cache.cache import Cache
-from logitstore.errors import InputError
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.pixels import parse_normalize
 from logitstore.precompute.processes.launch import joined, own_device
@@ -22,7 +21,8 @@ from logitstore.precompute.processes.ranks import Ranks
 from logitstore.progress import Progress, Silent
 from logitstore.specs import file_sha256
 from logitstore.trainer.config.settings import TrainConfig
-from logitstore.trainer.data.order import BatchOrder, unseen_views
+from logitstore.trainer.data.order import unseen_views
+from logitstore.trainer.data.requirements import refuse_ranks
 from logitstore.trainer.data.run_data import RunData, open_run_data
 from logitstore.trainer.data.samples import taught_half
 from logitstore.trainer.measure.gather import check_forward, first_shape
@@ -138,25 +138,6 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
             opened = nullcontext() if teaching is None else closing(teaching)
             with oom_as_input_error(config, micro), opened:
                 return epochs.run_to_end(learner)
-
-
-def refuse_ranks(config: TrainConfig, order: BatchOrder, ranks: Ranks) -> None:
-    """InputError if a batch cannot be shared by so many ranks."""
-    if ranks.count == 1:
-        return
-    if config.method_object.per_batch:
-        raise InputError(
-            f"method {config.method!r} couples the samples of a batch in its loss, so that the "
-            f"parts of {ranks.count} ranks would teach something else: use one process, or another "
-            "method"
-        )
-    fewest = order.batch_samples(order.steps - 1)
-    if fewest < ranks.count:
-        raise InputError(
-            f"the last batch of an epoch has {fewest} of {order.epoch_samples} images, too few for "
-            f"{ranks.count} ranks: use another --batch-size, or fewer ranks (torchrun "
-            f"--nproc-per-node {fewest})"
-        )
 
 
 def _warn_ranks(model: torch.nn.Module, ranks: Ranks, progress: Progress) -> None:

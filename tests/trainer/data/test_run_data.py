@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from logitstore.errors import InputError, NotFound
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.views import Views
 from logitstore.progress import Silent
 from logitstore.trainer import TrainConfig, evaluate, train
-from logitstore.trainer.data.samples import held_out, hold_out
+from logitstore.trainer.data.bind import held_out_source
+from logitstore.trainer.data.requirements import refuse_samples
+from logitstore.trainer.data.samples import choose_samples, held_out
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.measure.figures import measure
@@ -91,6 +94,11 @@ def test_a_split_is_the_same_as_two_datasets_made_by_hand(tmp_path: Path) -> Non
     for name in ("model.safetensors", "best.safetensors"):
         one, other = ((result.run / name).read_bytes() for result in results)
         assert one == other
+
+
+def hold_out(source: Source, share: float, seed: int) -> tuple[NDArray[np.int64], Source]:
+    left, held = held_out(source.samples(), share, seed)
+    return left, held_out_source(source, held)
 
 
 def test_held_out_samples_depend_on_the_data_and_their_seed_alone() -> None:
@@ -245,5 +253,6 @@ def test_samples_that_are_blended_with_others_cannot_be_held_out() -> None:
     digits = open_dataset("digits?train=true")
     views = Views((), mix={"mixup": 0.2})
     source = Source(dataset=digits, views=views, classes=10, view_count=1)
+    split = replace(BASE, val="split:0.1")
     with pytest.raises(InputError, match=r"blend each sample .* give --val DATA"):
-        hold_out(source, 0.1, 0)
+        refuse_samples(split, source, choose_samples(split, source))

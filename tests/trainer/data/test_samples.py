@@ -15,8 +15,8 @@ from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.views import Views
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, train
-from logitstore.trainer.data.requirements import refuse_other_labels
-from logitstore.trainer.data.samples import taught_half, with_noise
+from logitstore.trainer.data.requirements import refuse_samples
+from logitstore.trainer.data.samples import choose_samples, taught_half, with_noise
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.methods.base import Outputs
 from logitstore.trainer.methods.options import parse_flags
@@ -127,12 +127,12 @@ def test_halves_without_a_teacher_or_labels_are_refused() -> None:
         replace(base, teach="confident")
     with pytest.raises(InputError, match=r"label_noise must be a share"):
         replace(base, label_noise=1.5)
-    taught = replace(base, method="kd", store="s.zarr", teach="unsure")
+    taught = replace(base, method="kd", store="s.zarr", teach="unsure", limit=100)
     dataset = open_dataset(DATA)
     unlabelled = replace(dataset, labels=np.full(400, -1, np.int32))
     shown = replace(source(), dataset=unlabelled)
     with pytest.raises(InputError, match=r"100 labels .* are unknown"):
-        refuse_other_labels(taught, shown, np.arange(100))
+        refuse_samples(taught, shown, choose_samples(taught, shown))
 
 
 def test_every_hyper_parameter_is_an_option() -> None:

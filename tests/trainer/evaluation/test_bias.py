@@ -21,7 +21,8 @@ from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.views import parse_views
 from logitstore.trainer import TrainConfig, train
-from logitstore.trainer.data.samples import without_classes
+from logitstore.trainer.data.requirements import refuse_samples
+from logitstore.trainer.data.samples import choose_samples
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.evaluation.bias import correct_bias
 from logitstore.trainer.evaluation.evaluate import logits_of
@@ -76,13 +77,19 @@ def some(samples: int, classes: int, low: float = 0.0) -> tuple[NDArray[Any], ND
     return logits, labels
 
 
+def omitting(*classes: str | int) -> TrainConfig:
+    return TrainConfig(data="d", student="mlp", out="run", omit_classes=classes)
+
+
+def refused(source: Source, config: TrainConfig) -> None:
+    refuse_samples(config, source, choose_samples(config, source))
+
+
 def test_omitted_samples_go_and_the_others_stay_in_order() -> None:
     source = labelled([0, 3, 1, -1, 3, 2, 0])
-    left, notes = without_classes(source, np.arange(1, 7), ["dog", 0])
-    assert left.tolist() == [2, 3, 5]
-    assert notes == ["3 of 6 samples omitted, those of class dog,0"]
-    same, said = without_classes(source, np.arange(7), ())
-    assert (same.tolist(), said) == (list(range(7)), [])
+    some = replace(source, subset=np.arange(1, 7))
+    assert choose_samples(omitting("dog", 0), some).samples.tolist() == [2, 3, 5]
+    assert choose_samples(omitting(), source).samples.tolist() == list(range(7))
 
 
 @pytest.mark.parametrize(
@@ -98,13 +105,13 @@ def test_an_omission_that_cannot_be_is_refused(
     omitted: list[str | int], error: type[LogitstoreError], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        without_classes(labelled([0, 3, 3]), np.arange(3), omitted)
+        refused(labelled([0, 3, 3]), omitting(*omitted))
 
 
 def test_blended_views_would_show_the_omitted_class() -> None:
     source = labelled([0, 1, 2, 3], mix={"mixup": 0.2})
     with pytest.raises(InputError, match="use a snapshot built without --mix"):
-        without_classes(source, np.arange(4), ["dog"])
+        refused(source, omitting("dog"))
 
 
 def test_the_run_never_learns_what_it_never_saw(run: Path) -> None:

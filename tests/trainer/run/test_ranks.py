@@ -23,10 +23,10 @@ from logitstore.precompute.processes.ranks import ALONE, Ranks
 from logitstore.progress import Silent
 from logitstore.trainer import TrainConfig, train
 from logitstore.trainer.data.order import BatchOrder
+from logitstore.trainer.data.requirements import refuse_ranks
 from logitstore.trainer.data.samples import chosen_samples
 from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.run.predictions import encoded
-from logitstore.trainer.run.train import refuse_ranks
 
 ROOT = Path(__file__).parents[3]
 PLAIN = """

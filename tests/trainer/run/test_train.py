@@ -25,6 +25,7 @@ from logitstore.trainer import TrainConfig, evaluate, train
 from logitstore.trainer.data.batches import batches
 from logitstore.trainer.data.bind import bind
 from logitstore.trainer.data.order import BatchOrder
+from logitstore.trainer.data.run_data import open_run_data
 from logitstore.trainer.data.samples import chosen_samples
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.measure.gather import gather_logits
@@ -229,8 +230,8 @@ def test_a_subset_is_fixed_by_its_seed() -> None:
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert len(np.unique(first)) == 50
-    with pytest.raises(InputError, match="--limit 1001 is more than the 1000 samples"):
-        chosen_samples(np.arange(1000), 1001, 0)
+    with pytest.raises(InputError, match="--limit 1201 is more than the 1200 samples"):
+        open_run_data(TrainConfig(data=TRAIN, student="mlp", out="run", limit=1201), None)
 
 
 def test_reading_ahead_keeps_the_order_and_raises_in_turn() -> None:
