@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logitstore.cli.console import emit, shown_progress
+from logitstore.cli.console import emit, progress_on_stderr
 from logitstore.cli.options import (
     AtTemperature,
     Data,
@@ -114,7 +114,7 @@ def build(
     from logitstore.cli.show.builds import print_built
     from logitstore.precompute.building.run import build as run
 
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         built = run(config, progress)
     print_built(out, [entry.name for entry in built], as_json, config.request)
 
@@ -167,6 +167,6 @@ def _print_estimate(config: BuildConfig, epochs: int, as_json: bool) -> None:
     from logitstore.cli.show.builds import estimate_lines
     from logitstore.precompute.building.trial import estimate
 
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         found = estimate(config, epochs=epochs, progress=progress)
     emit(as_json, asdict(found), estimate_lines(found))

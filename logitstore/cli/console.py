@@ -56,7 +56,7 @@ def fail(message: str, code: int) -> None:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Any]:
+def progress_on_stderr() -> Iterator[Any]:
     """A bar on a terminal, plain lines elsewhere; on stderr."""
     from logitstore.progress import Bar, Lines
 

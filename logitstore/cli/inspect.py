@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from logitstore.cli.console import emit, shown_progress
+from logitstore.cli.console import emit, progress_on_stderr
 from logitstore.cli.options import Device, Json, Store, TokenFile, read_token
 from logitstore.text import size
 
@@ -91,7 +91,7 @@ def verify(
     if teacher is not None:
         _check_recompute(data, sample)
     token = read_token(token_file)
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         report = verify_store(store, snapshots=snapshot or (), token=token, progress=progress)
         if teacher is not None and report.ok:
             _recompute(

@@ -43,6 +43,12 @@ TokenFile = Annotated[
 ]
 
 
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="TOML file with settings; options go before it."),
+]
+
+
 Encoding = Annotated[
     str | None,
     typer.Option(

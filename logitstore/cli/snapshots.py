@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from logitstore.cli.console import shown_progress
+from logitstore.cli.console import progress_on_stderr
 from logitstore.cli.options import (
     AtTemperature,
     Encoding,
@@ -45,7 +45,7 @@ def import_(
     from logitstore.format.choice import EncodingRequest
 
     request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         import_logits(file, labels, out, snapshot, request=request, fresh=fresh, progress=progress)
     print_built(out, [snapshot], as_json, request)
 
@@ -101,7 +101,7 @@ def transcode(
         others = [other for other in opened.snapshots if other != name]
         snapshot = others[0] if len(others) == 1 else None
     source = chosen_snapshot(opened, snapshot)
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         run(opened, source, out, request, name=name, fresh=fresh, progress=progress)
     print_built(out, [name or source.name], as_json, request)
 
@@ -126,6 +126,6 @@ def export(
     from logitstore.reading.opening import chosen_snapshot, open_store
 
     opened = open_store(store, read_token(token_file))
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         shape = export_logits(opened, chosen_snapshot(opened, snapshot), out, progress)
     typer.echo(f"{out}: float32 {shape}")

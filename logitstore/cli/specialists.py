@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from logitstore.cli.console import emit, shown_progress
+from logitstore.cli.console import emit, progress_on_stderr
 from logitstore.cli.options import (
     AtTemperature,
     Encoding,
@@ -64,7 +64,7 @@ def plan(
 
     opened = open_store(store, read_token(token_file))
     chosen = chosen_snapshot(opened, snapshot)
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         found, notes = plan_specialists(
             opened, chosen, clusters=clusters, seed=seed, progress=progress
         )
@@ -130,7 +130,7 @@ def combine(
         typer.echo(
             f"note: the plan was made from another snapshot, root {found.generalist}", err=True
         )
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         run(
             opened,
             chosen,

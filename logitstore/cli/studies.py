@@ -6,12 +6,13 @@ As in ``cli``, heavy imports are inside the bodies.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from logitstore.cli.console import emit, shown_progress
+from logitstore.cli.console import emit, progress_on_stderr
 from logitstore.cli.options import (
+    ConfigFile,
     Data,
     Device,
     Json,
@@ -19,10 +20,9 @@ from logitstore.cli.options import (
     TokenFile,
     listed,
     read_token,
-    with_options_of,
 )
+from logitstore.cli.settings import RunCommand, given_settings
 from logitstore.cli.show.training import _bias_lines
-from logitstore.cli.train import HYPER_PARAMETERS_TOO, given_settings, train, whole_numbers
 from logitstore.text import figure, size
 
 commands = typer.Typer()
@@ -190,7 +190,7 @@ def report(
     """
     from logitstore.trainer import report as make
 
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         made = make(
             runs,
             out,
@@ -246,14 +246,19 @@ def reproduce(
         spelled = [str(command) for command in scaled.commands()]
         emit(as_json, {"commands": spelled}, spelled)
         return
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         made = run(scaled, lambda arguments: app(arguments, standalone_mode=False), progress)
     emit(as_json, made.document(), made.lines())
 
 
-@commands.command(context_settings=HYPER_PARAMETERS_TOO)
-@with_options_of(train, without=("method", "seed", "expect_root"))
+class _SweepCommand(RunCommand):
+    without = frozenset({"method", "seed", "expect_root"})
+    own_options_first = True
+
+
+@commands.command(cls=_SweepCommand)
 def sweep(
+    ctx: typer.Context,
     out: Annotated[str, typer.Option(metavar="DIR", help="The folder of all runs.")],
     snapshot: Annotated[
         str,
@@ -272,7 +277,9 @@ def sweep(
     baseline: Annotated[
         bool, typer.Option("--baseline/--no-baseline", help="Also train with labels alone.")
     ] = True,
-    **options: Any,
+    config: ConfigFile = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
 ) -> None:
     """Ask which epoch of a teacher teaches best.
 
@@ -286,21 +293,29 @@ def sweep(
     logitstore sweep --config runs/kd/config.toml --snapshot 'all,mean(epoch-0005,epoch-0030)' \\
         --out runs/sweep
     """
+    given = given_settings(ctx)
     from logitstore.trainer.config.settings import read_settings
     from logitstore.trainer.studies.sweep import sweep as run
     from logitstore.trainer.studies.sweep_table import sweep_lines
 
-    as_json, token = options["as_json"], read_token(options["token_file"])
-    file, settings = given_settings(options)
-    with shown_progress() as progress:
+    with progress_on_stderr() as progress:
         found = run(
-            settings if file is None else read_settings(file, {**settings, "method": methods}),
+            given if config is None else read_settings(config, {**given, "method": methods}),
             out,
             snapshots=snapshot,
             methods=[name.strip() for name in methods.split(",")],
-            seeds=whole_numbers("seeds", seeds),
+            seeds=_whole_numbers("seeds", seeds),
             baseline=baseline,
-            token=token,
+            token=read_token(token_file),
             progress=progress,
         )
     emit(as_json, found.summary(), sweep_lines(found.rows, found.findings))
+
+
+def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    from logitstore.errors import InputError
+
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"--{name} {text!r}: expected whole numbers such as 0,1,2")
+    return tuple(int(part) for part in parts)

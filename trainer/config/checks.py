@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from logitstore.cache.ways import not_served
 from logitstore.errors import InputError
 from logitstore.text import parse_size
+from logitstore.trainer.config.fields import Settings
 from logitstore.trainer.config.specs import parse_specialist, split_share
 from logitstore.trainer.config.teacher_spec import parse_teachers
-
-if TYPE_CHECKING:
-    from logitstore.trainer.config.settings import TrainConfig
-
+from logitstore.trainer.methods.base import Method
 
 _WITH_STORE = (
     "snapshot",
@@ -26,42 +22,18 @@ _WITH_STORE = (
 )
 
 
-def refuse_contradictions(config: TrainConfig) -> None:
-    """InputError or UnknownName for the first thing that cannot be."""
-    _check_numbers(config)
-    _check_specialist(config)
-    _check_source(config)
+def refuse_contradictions(config: Settings, method: Method) -> None:
+    """Refuse the first thing that cannot be, with an InputError or UnknownName.
+
+    ``method`` is the method that the settings name.
+    """
+    _check_specialist(config, method)
+    _check_source(config, method)
     _check_optimisation(config)
-    _check_memory(config)
+    _check_memory(config, method)
 
 
-def _check_numbers(config: TrainConfig) -> None:
-    for name in ("epochs", "batch_size", "limit", "size", "micro_batch"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, not {value}")
-    for name in ("lr", "lr_decay", "patience", "checkpoint_seconds"):
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise InputError(f"{name} must be positive, not {value}")
-    for name in (
-        "weight_decay",
-        "workers",
-        "warmup_epochs",
-        "seed",
-        "limit_seed",
-        "label_noise_seed",
-    ):
-        value = getattr(config, name)
-        if value is not None and value < 0:
-            raise InputError(f"{name} must not be negative, not {value}")
-    if config.label_noise is not None and not 0 < config.label_noise <= 1:
-        raise InputError(f"label_noise must be a share in (0, 1], not {config.label_noise}")
-    if not 0 <= config.momentum < 1:
-        raise InputError(f"momentum must be in [0, 1), not {config.momentum}")
-
-
-def _check_specialist(config: TrainConfig) -> None:
+def _check_specialist(config: Settings, method: Method) -> None:
     """A specialist has classes of its own: no row of a generalist's is about these."""
     if config.specialist is None:
         return
@@ -75,7 +47,6 @@ def _check_specialist(config: TrainConfig) -> None:
             "--specialist with --store: a specialist has other classes than the store's teacher "
             "and learns from labels: drop --store"
         )
-    method = config.method_object
     if method.needs_teacher or method.predictions_needed:
         raise InputError(
             f"--specialist with --method {config.method}: a specialist learns from labels, and not "
@@ -83,14 +54,13 @@ def _check_specialist(config: TrainConfig) -> None:
         )
 
 
-def _check_source(config: TrainConfig) -> None:
+def _check_source(config: Settings, method: Method) -> None:
     split_share(config.val)
     if config.test is not None and config.test.startswith("split:"):
         raise InputError(
             f"--test {config.test}: test data are never taken from the training data: give --test "
             f"DATA, or --val {config.test}"
         )
-    method = config.method_object
     if config.teach != "all" and not method.needs_teacher:
         raise InputError(
             f"--teach {config.teach} chooses where a teacher's term counts, and method "
@@ -109,12 +79,12 @@ def _check_source(config: TrainConfig) -> None:
                 raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
         return
     if config.snapshot is not None:
-        _check_stages(config, config.snapshot)
+        _check_stages(config, config.snapshot, method)
     if config.read == "stream" and not config.store.startswith(("http://", "https://")):
         raise not_served(config.store)
 
 
-def _check_stages(config: TrainConfig, text: str) -> None:
+def _check_stages(config: Settings, text: str, method: Method) -> None:
     stages = parse_teachers(text)
     if stages[-1].first >= config.epochs:
         raise InputError(
@@ -122,7 +92,7 @@ def _check_stages(config: TrainConfig, text: str) -> None:
             f"ends after epoch {config.epochs}: leave that stage out, or raise --epochs"
         )
     averaged = any(stage.kind == "arithmetic" for stage in stages)
-    if averaged and config.method_object.ensemble_temperature is None:
+    if averaged and method.ensemble_temperature is None:
         raise InputError(
             f"--snapshot {text!r}: mean(…) averages distributions at one temperature, and method "
             f"{config.method!r}, as it is set here, does not take the teacher's at a single one: "
@@ -130,7 +100,7 @@ def _check_stages(config: TrainConfig, text: str) -> None:
         )
 
 
-def _check_optimisation(config: TrainConfig) -> None:
+def _check_optimisation(config: Settings) -> None:
     if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):
         raise InputError(
             "nesterov needs --optimizer sgd and a --momentum above 0: give both or drop it"
@@ -171,13 +141,13 @@ def _check_optimisation(config: TrainConfig) -> None:
         )
 
 
-def _check_memory(config: TrainConfig) -> None:
+def _check_memory(config: Settings, method: Method) -> None:
     if config.micro_batch is not None and config.micro_batch > config.batch_size:
         raise InputError(
             f"micro_batch {config.micro_batch} is more than batch_size {config.batch_size}: a "
             "smaller --micro-batch, or a larger --batch-size"
         )
-    if config.method_object.per_batch:
+    if method.per_batch:
         for name in ("micro_batch", "memory_limit"):
             if getattr(config, name) is not None:
                 flag = "--" + name.replace("_", "-")

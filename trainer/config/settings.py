@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import Any
 
 import tomli_w
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from logitstore.cache.ways import Read
 from logitstore.errors import InputError, NotFound, UnknownName
 from logitstore.trainer.config.checks import refuse_contradictions
-from logitstore.trainer.config.specs import HELD_OUT, Teach
+from logitstore.trainer.config.fields import Settings
+from logitstore.trainer.config.specs import HELD_OUT
 from logitstore.trainer.methods.base import Method
 from logitstore.trainer.methods.describe import summary
 from logitstore.trainer.methods.table import (
@@ -28,6 +27,7 @@ from logitstore.trainer.methods.table import (
     hyper_parameters,
     make_method,
 )
+from logitstore.trainer.methods.values import check_values
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 0.001}
 
@@ -51,114 +51,21 @@ EXECUTION = frozenset(
 )
 
 
-if TYPE_CHECKING:
-
-    class _HyperParameters:
-        """What the methods bring; only they know the names."""
-
-        def __init__(self, **hyper_parameters: Any) -> None: ...
-
-else:
-    _HyperParameters = make_dataclass(
-        "_HyperParameters",
-        [
-            (name, kind | None, field(default=None))
-            for name, kind in hyper_parameter_types().items()
-        ],
-        frozen=True,
-        kw_only=True,
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_HyperParameters):
-    """One training run.
+class TrainConfig(Settings):
+    """One training run; its settings and what they mean are in ``fields``.
 
-    Every hyper-parameter of every method (``trainer.methods``, METHODS.md) is a field too: None,
-    its default, unless ``method`` has it.
-
-    ``data``, ``val`` and ``test`` are dataset specs, ``student`` an architecture spec, ``store`` a
-    path or a URL.
-    ``val`` is measured after each epoch and chooses the best one; ``split:0.1`` holds that share of
-    the training samples out, drawn by ``limit_seed`` before ``limit`` takes from the rest.
-    ``test`` is measured once, at the end, and chooses nothing; with it ``val`` None is split:0.1.
-    ``omit_classes``, names or numbers, are not trained on.  ``init``, a run or a checkpoint, has
-    the weights to begin with; the last layer may differ in shape, and is then a fresh one.
-    ``specialist`` (FILE.json:NAME, ``trainer.specialists``) trains one of a plan's specialists.
-    ``lr`` None: 0.05 for sgd, 0.001 for adamw; ``momentum`` is SGD's, or AdamW's first beta.
-    ``augment``, a view preset or file, prepares the images where no store says it, or otherwise
-    than the store's (fixed) views; each epoch is a view of its own.  ``size`` None: the store's or
-    the preset's.
-    ``memory_limit`` (2GiB, 1500MiB or plain bytes) caps all that the run holds on a GPU: a batch
-    goes through the network in the largest parts that fit, or in parts of at most ``micro_batch``
-    samples.  ``recompute`` is activation checkpointing: less memory, more time.
-    ``read`` is how the teacher's rows are had (``prepare_reading``); ``cache`` is the folder for
-    decoded copies, None: LOGITSTORE_CACHE or ~/.cache/logitstore.
-    ``label_noise`` gives that share of the labels, drawn by ``label_noise_seed``, wrong values; the
-    store and the validation data keep the true ones.  ``teach``: the half of the samples, by the
-    teacher's probability of their label, on which the teacher's term counts.
-    ``snapshots`` keeps the weights after these epochs (1 is the first).  ``record_logits`` keeps
-    all of them and builds a store of each epoch's eval-mode logits, OUT/self.zarr.  ``patience``
-    and ``checkpoint_seconds`` (between checkpoints inside an epoch) are in seconds.
+    Every hyper-parameter of every method is a setting too: None, its default, unless ``method``
+    has it.
     """
-
-    data: str
-    student: str
-    out: str
-    store: str | None = None
-    snapshot: str | None = None
-    method: str = "ce"
-    epochs: int = 30
-    batch_size: int = 128
-    seed: int = 0
-    val: str | None = None
-    test: str | None = None
-    limit: int | None = None
-    limit_seed: int = 0
-    omit_classes: tuple[str | int, ...] = ()
-    init: str | None = None
-    specialist: str | None = None
-    label_noise: float | None = None
-    label_noise_seed: int = 0
-    teach: Teach = "all"
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float | None = None
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    schedule: Literal["constant", "step", "cosine"] = "cosine"
-    milestones: tuple[int, ...] = ()
-    lr_decay: float = 0.1
-    warmup_epochs: int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    normalize: str | None = None
-    augment: str | None = None
-    size: int | None = None
-    snapshots: Literal["every-epoch"] | tuple[int, ...] | None = None
-    record_logits: bool = False
-    expect_root: str | None = None
-    match_by: Literal["index", "key"] = "index"
-    class_map: str | None = None
-    allow_unbound: bool = False
-    allow_mismatch: bool = False
-    device: str | None = None
-    memory_limit: str | None = None
-    micro_batch: int | None = None
-    recompute: bool = False
-    workers: int | None = None
-    patience: float = 600.0
-    read: Read = "auto"
-    cache: str | None = None
-    checkpoint_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         for name in ("milestones", "snapshots", "omit_classes"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        for name, adapter in _adapters().items():
-            _check_type(name, adapter, getattr(self, name))
-        refuse_contradictions(self)
+        check_values(self)
+        refuse_contradictions(self, self.method_object)
 
     @property
     def base_lr(self) -> float:
@@ -244,20 +151,5 @@ def _without_stale_defaults(
 
 
 def settings() -> list[str]:
-    """Every setting of a run; the methods' hyper-parameters last."""
-    brought = hyper_parameter_types()
-    return sorted((field.name for field in fields(TrainConfig)), key=lambda name: name in brought)
-
-
-@cache
-def _adapters() -> dict[str, TypeAdapter[Any]]:
-    strict = ConfigDict(strict=True, allow_inf_nan=False)
-    hints = get_type_hints(TrainConfig)
-    return {name: TypeAdapter(hint, config=strict) for name, hint in hints.items()}
-
-
-def _check_type(name: str, adapter: TypeAdapter[Any], value: Any) -> None:
-    try:
-        adapter.validate_python(value)
-    except ValidationError as error:
-        raise InputError(f"{name} = {value!r}: {error.errors()[0]['msg'].lower()}") from None
+    """Return every setting of a run; the methods' hyper-parameters come last."""
+    return [field.name for field in fields(TrainConfig)]

@@ -1,20 +1,19 @@
-"""What a method is: hyper-parameters with their ranges, needs, and terms of a batch's loss.
+"""What a method is: its hyper-parameters, what it needs, and the terms of a batch's loss.
 
-The methods themselves, and their table, are in ``methods``.
+The text under a hyper-parameter is its help.  Torch is loaded where a loss is computed, not here.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from functools import cache, reduce
+from dataclasses import dataclass
+from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, get_type_hints
-
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from logitstore.errors import InputError
+from logitstore.trainer.methods.values import Weight, check_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,24 +24,6 @@ class Mixed(NamedTuple):
 
     labels: Tensor
     weight: Tensor
-
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-Weight = Annotated[float, Field(ge=0)]
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-PartlyShare = Annotated[float, Field(gt=0, lt=1)]
-
-
-Epochs = Annotated[int, Field(ge=0)]
-
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Outputs(NamedTuple):
@@ -95,13 +76,7 @@ class Method(ABC):
     per_batch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name, adapter in _adapters(type(self)).items():
-            value = getattr(self, name)
-            try:
-                adapter.validate_python(value)
-            except ValidationError as error:
-                said = error.errors()[0]["msg"].lower()
-                raise InputError(f"{name} = {value!r}: {said}") from None
+        check_values(self)
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +138,9 @@ class Weighted(Method):
     """
 
     ce_weight: Weight = 1.0
+    """Weight of the cross-entropy with the labels."""
     kd_weight: Weight = 1.0
+    """Weight of the method's other term."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,10 +158,3 @@ def hard(batch: Outputs) -> Tensor:
 def total(terms: Mapping[str, Tensor]) -> Tensor:
     """Return the sum of the terms, added in their order: (N,)."""
     return reduce(add, terms.values())
-
-
-@cache
-def _adapters(kind: type[Method]) -> dict[str, TypeAdapter[Any]]:
-    strict = ConfigDict(strict=True, allow_inf_nan=False)
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: TypeAdapter(hints[field.name], config=strict) for field in fields(kind)}

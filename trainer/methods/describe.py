@@ -1,4 +1,4 @@
-"""The methods listed: what ``logitstore methods`` prints."""
+"""The methods as data: what ``logitstore methods`` prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from logitstore.trainer.methods.table import METHODS, find_method, hyper_paramet
 
 
 def describe_methods(name: str | None = None) -> list[dict[str, Any]]:
-    """Each method (or the named one): summary, needs, hyper-parameters with their defaults."""
+    """Return each method (or the named one): summary, needs, hyper-parameters with defaults."""
     chosen = METHODS if name is None else {name: find_method(name)}
     return [
         {
@@ -25,6 +25,6 @@ def describe_methods(name: str | None = None) -> list[dict[str, Any]]:
 
 
 def summary(name: str) -> str:
-    """What the method minimises, in one line: the first of its docstring."""
+    """Return what the method minimises, in one line: the first of its docstring."""
     first = (find_method(name).__doc__ or "").split("\n")[0]
     return first.split("``: ", 1)[-1].replace("``", "")

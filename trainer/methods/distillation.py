@@ -1,3 +1,5 @@
+"""The methods that learn from a teacher's rows."""
+
 from __future__ import annotations
 
 from abc import abstractmethod
@@ -6,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from logitstore.errors import InputError
-from logitstore.trainer.methods.base import Epochs, Outputs, Positive, Weight, Weighted, hard
+from logitstore.trainer.methods.base import Outputs, Weighted, hard
+from logitstore.trainer.methods.values import Positive, Weight, WholeNumber
 from logitstore.trainer.schedules import distils, rising_share
 
 if TYPE_CHECKING:
@@ -15,20 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Taught(Weighted):
-    """Base: ce_weight · CE + kd_weight · what ``soft`` measures against the teacher's logits.
-
-    ``standardize``: both sides' logits are standardised first.  ``stop_kd_at``: after so many
-    epochs of distillation, plain cross-entropy with weight 1.
-    """
+    """Base: ce_weight · CE + kd_weight · what ``soft`` measures against the teacher's logits."""
 
     needs_teacher: ClassVar[bool] = True
 
     standardize: bool = False
-    stop_kd_at: Epochs | None = None
+    """Standardise the logits of both sides first. kd, dkd and its parts then have another
+    temperature and kd_weight by default."""
+    stop_kd_at: WholeNumber | None = None
+    """After so many epochs learn from labels alone, with weight 1."""
 
     @abstractmethod
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """The distance from the teacher: (N, C), (N, C), (N,) -> (N,) nats."""
+        """Return the distance from the teacher: (N, C), (N, C), (N,) -> (N,) nats."""
 
     def warm_up(self, epoch: int) -> float:
         """Return what multiplies the teacher's term in this epoch."""
@@ -73,6 +75,7 @@ class Softened(Taught):
     """
 
     temperature: Positive = 4.0
+    """Temperature that softens the teacher."""
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,11 +117,12 @@ class TeacherFreeSelf(Distillation):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoupled(Softened):
-    """Base of ``dkd`` and its parts: one target class; ``kd_warmup`` epochs of linear warm-up."""
+    """Base of ``dkd`` and its parts, which set the label's class apart from the others."""
 
     one_label: ClassVar[bool] = True
 
-    kd_warmup: Epochs = 20
+    kd_warmup: WholeNumber = 20
+    """Epochs in which the teacher's term rises linearly to its weight."""
 
     def warm_up(self, epoch: int) -> float:
         return rising_share(epoch, epochs=self.kd_warmup)
@@ -137,7 +141,9 @@ class DecoupledKD(Decoupled):
     """``dkd``: ce_weight · CE + kd_weight · warm-up · T² · (alpha · TCKD + beta · NCKD)."""
 
     alpha: Weight = 1.0
+    """Weight of TCKD, the label's class against all others."""
     beta: Weight = 8.0
+    """Weight of NCKD, the other classes among themselves."""
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         from logitstore.trainer import losses
@@ -179,7 +185,9 @@ class Relations(Softened):
     per_batch: ClassVar[bool] = True
 
     beta: Weight = 1.0
+    """Weight of the distance between rows (samples)."""
     gamma: Weight = 1.0
+    """Weight of the distance between columns (classes)."""
     kd_weight: Weight = 2.0
 
     @classmethod
@@ -201,7 +209,9 @@ class NormalizedKD(Taught):
     one_label: ClassVar[bool] = True
 
     temperature: Positive = 1.0
+    """Temperature of the classes beside the label."""
     gamma: Positive = 1.5
+    """Weight of the classes beside the label."""
 
     @property
     def teacher_temperature(self) -> float | None:
@@ -219,6 +229,7 @@ class TransformedTeacher(Taught):
     """``ttm``: ce_weight · CE + kd_weight · KL from the teacher at temperature 1/gamma."""
 
     gamma: Positive = 0.1
+    """Power of the teacher's probabilities: 1/gamma is their temperature."""
     kd_weight: Weight = 45.0
 
     @property

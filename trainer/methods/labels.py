@@ -1,21 +1,13 @@
+"""The methods that learn from labels, without a teacher's rows."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from logitstore.trainer.methods.base import (
-    Count,
-    Method,
-    Outputs,
-    PartlyShare,
-    Positive,
-    PredictionsNeeded,
-    Share,
-    Weight,
-    Weighted,
-    hard,
-)
+from logitstore.trainer.methods.base import Method, Outputs, PredictionsNeeded, Weighted, hard
+from logitstore.trainer.methods.values import Count, PartlyShare, Positive, Share, Weight
 from logitstore.trainer.schedules import rising_share
 
 if TYPE_CHECKING:
@@ -35,6 +27,7 @@ class LabelSmoothing(Method):
     """``label-smoothing``: cross-entropy with ``epsilon`` of the mass spread over all classes."""
 
     epsilon: Share = 0.1
+    """Share of the mass that is spread over all classes."""
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
         from logitstore.trainer import losses
@@ -56,8 +49,11 @@ class TeacherFreeReg(Weighted):
     ce_weight: Weight = 0.9
     kd_weight: Weight = 0.1
     temperature: Positive = 20.0
+    """Temperature that softens the teacher made by hand."""
     correct: PartlyShare = 0.99
+    """Probability that the teacher made by hand gives to the label."""
     variant: Literal["paper", "code"] = "paper"
+    """The regulariser as the paper has it, or as its code does."""
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,17 +79,17 @@ class TeacherFreeReg(Weighted):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveSelf(Method):
-    """``ps-kd``: the student's own predictions of the last ``history`` epochs soften its labels.
-
-    Trust in them grows linearly to ``alpha`` in the last epoch.  ``past``: they come from the
-    ``training`` forward, as in the released code, or from a ``clean`` pass after each epoch.
-    """
+    """``ps-kd``: the student's own predictions of the last ``history`` epochs soften its labels."""
 
     one_label: ClassVar[bool] = True
 
     alpha: Share = 0.8
+    """Trust in the past predictions in the last epoch; it grows linearly from 0."""
     history: Count = 1
+    """Number of past epochs whose predictions are averaged."""
     past: Literal["training", "clean"] = "training"
+    """Which predictions count: those of the training steps, as in the released code, or those of a
+    pass in eval mode after each epoch."""
 
     @property
     def predictions_needed(self) -> PredictionsNeeded | None:

@@ -1,57 +1,212 @@
-"""Command-line flags of the methods' hyper-parameters, which only ``methods`` knows.
+"""Fields of a dataclass as options of the command line: names, types, defaults, help, parsing.
 
-``--kd-weight 0.9``, ``--kd-weight=0.9``, ``--standardize`` and ``--no-standardize``.
+A field ``kd_weight`` is ``--kd-weight 0.9`` or ``--kd-weight=0.9``, one that is true or false is
+``--standardize`` or ``--no-standardize``, a list has commas or its option is repeated.  The text
+under a field is its help.  Nothing here knows what the fields mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin
+import ast
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from logitstore.errors import InputError, UnknownName
-from logitstore.trainer.methods.table import hyper_parameter_types
+from logitstore.text import figure
+from logitstore.trainer.methods.table import METHODS
 
 
-def parse_flags(arguments: Sequence[str], others: Sequence[str] = ()) -> dict[str, Any]:
-    """Values by name, of the type that the hyper-parameter has.
+@dataclass(frozen=True)
+class Written:
+    """Says how a field is written on the command line, where name and type do not say it."""
+
+    metavar: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option; ``field`` is the setting that it sets, ``kinds`` are the types it may have."""
+
+    field: str
+    flag: str
+    kinds: tuple[Any, ...]
+    metavar: str
+    default: Any
+    help: str
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is given without a value."""
+        return self.kinds == (bool,)
+
+    @property
+    def off(self) -> str:
+        """The flag that turns a switch off."""
+        return f"--no-{self.flag[2:]}"
+
+    def record(self) -> tuple[str, str]:
+        """Return the option's two columns of ``--help``."""
+        name = f"{self.flag} / {self.off}" if self.is_switch else f"{self.flag} {self.metavar}"
+        if self.default is None or self.default is False or self.default == ():
+            return name, self.help
+        return name, f"{self.help}  [default: {figure(self.default)}]".lstrip()
+
+
+def options_of(kind: type[Any]) -> list[Option]:
+    """Return a dataclass's fields as options, in their order."""
+    plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    helps = _texts_under_fields(kind)
+    return [
+        _option(field.name, plain[field.name], annotated[field.name], field.default, helps)
+        for field in fields(kind)
+    ]
+
+
+def hyper_parameter_options() -> list[Option]:
+    """Return every hyper-parameter that a method has, once, without a default: methods differ.
+
+    Where they also differ in what it means, the help says it for each of them.
+    """
+    found: dict[str, Option] = {}
+    texts: dict[str, dict[str, list[str]]] = {}
+    for method, kind in METHODS.items():
+        for option in options_of(kind):
+            found.setdefault(option.field, replace(option, default=None))
+            texts.setdefault(option.field, {}).setdefault(option.help, []).append(method)
+    return [replace(option, help=_joined(texts[name])) for name, option in found.items()]
+
+
+def _joined(methods_of: dict[str, list[str]]) -> str:
+    if len(methods_of) == 1:
+        return next(iter(methods_of))
+    return " ".join(f"{', '.join(methods)}: {text}" for text, methods in methods_of.items())
+
+
+def parse_options(
+    arguments: Sequence[str], options: Iterable[Option], others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the values that were given, by field and of the field's type.
 
     ``others`` are the command's own options, for the message about one that nobody knows.  Raises
     UnknownName or InputError.
     """
-    types = hyper_parameter_types()
-    flags = {f"--{name.replace('_', '-')}": name for name in types}
-    given: dict[str, Any] = {}
+    flags = {option.flag: option for option in options}
+    switches = {option.off: option for option in flags.values() if option.is_switch}
+    values: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
-        flag, equals, value = rest.pop(0).partition("=")
+        flag, equals, text = rest.pop(0).partition("=")
         if not flag.startswith("-"):
             raise InputError(f"{flag!r}: unexpected argument; options begin with --")
-        on = not flag.startswith("--no-")
-        name = flags.get(flag if on else "--" + flag.removeprefix("--no-"))
-        if name is None or (not on and types[name] is not bool):
+        option = flags.get(flag) or switches.get(flag)
+        if option is None:
             raise UnknownName.among("option", flag, [*others, *flags])
-        if types[name] is bool:
+        if option.is_switch:
             if equals:
-                raise InputError(f"{flag} takes no value: {flag} or --no-{flag[2:]}")
-            given[name] = on
+                raise InputError(f"{flag} takes no value: {option.flag} or {option.off}")
+            values[option.field] = flag == option.flag
             continue
         if not equals:
             if not rest:
                 raise InputError(f"{flag} needs a value")
-            value = rest.pop(0)
-        given[name] = _converted(flag, types[name], value)
-    return given
+            text = rest.pop(0)
+        value, earlier = _value(option, text), values.get(option.field)
+        if isinstance(value, tuple) and isinstance(earlier, tuple):
+            value = earlier + value
+        values[option.field] = value
+    return values
 
 
-def _converted(flag: str, kind: Any, text: str) -> Any:
-    """``text`` as a float, an int or one of a Literal's words; the first type of a union counts."""
+def _option(name: str, kind: Any, annotated: Any, default: Any, helps: dict[str, str]) -> Option:
+    notes = [note for note in get_args(annotated)[1:] if isinstance(note, Written)]
+    written = notes[0] if notes else Written("|".join(map(_type_name, _kinds(kind))))
+    return Option(
+        field=name,
+        flag=f"--{(written.name or name).replace('_', '-')}",
+        kinds=_kinds(kind),
+        metavar=written.metavar,
+        default=None if default is MISSING else default,
+        help=helps.get(name, ""),
+    )
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, without None; of any other type that type alone."""
+    if get_origin(kind) in (Literal, tuple) or not get_args(kind):
+        return (kind,)
+    return tuple(part for part in get_args(kind) if part is not type(None))
+
+
+def _type_name(kind: Any) -> str:
+    return "|".join(get_args(kind)) if get_origin(kind) is Literal else f"<{kind.__name__}>"
+
+
+def _value(option: Option, text: str) -> Any:
+    """The text as the first of the option's types that can read it."""
+    expected = []
+    for kind in option.kinds:
+        try:
+            return _read(kind, text)
+        except ValueError as error:
+            expected.append(str(error))
+    raise InputError(f"{option.flag} {text!r}: expected {' or '.join(expected)}")
+
+
+def _read(kind: Any, text: str) -> Any:
+    """The text as a value of a type; ValueError says what was expected."""
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
-            raise InputError(f"{flag} {text!r}: expected {' or '.join(get_args(kind))}")
+            raise ValueError(" or ".join(get_args(kind)))
         return text
-    wanted = get_args(kind)[0] if get_args(kind) else kind
+    if get_origin(kind) is tuple:
+        return tuple(_read_item(get_args(kind)[0], part.strip()) for part in text.split(","))
     try:
-        return wanted(text)
+        return kind(text)
     except ValueError:
-        said = "a whole number" if wanted is int else "a number"
-        raise InputError(f"{flag} {text!r}: expected {said}") from None
+        raise ValueError("a whole number" if kind is int else "a number") from None
+
+
+def _read_item(kind: Any, text: str) -> Any:
+    if kind is not int:
+        return text
+    if not text.isdigit():
+        raise ValueError("whole numbers such as 1,5,60")
+    return int(text)
+
+
+def _texts_under_fields(kind: type[Any]) -> dict[str, str]:
+    """The docstrings that stand under a class's fields, its bases' included."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        texts |= _texts_in_module(base.__module__).get(base.__name__, {})
+    return texts
+
+
+@cache
+def _texts_in_module(name: str) -> dict[str, dict[str, str]]:
+    """The docstrings under the fields of every class of a module, by the class's name."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[name]))
+    except (OSError, TypeError):  # built in, or typed at a prompt
+        return {}
+    return {
+        node.name: dict(_texts_of_class(node))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def _texts_of_class(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for statement, below in pairwise(node.body):
+        match statement, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=field)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                yield field, " ".join(text.split())

@@ -1,8 +1,7 @@
-"""The methods: one table from a name to hyper-parameters, needs, and weighted loss terms.
+"""The table of methods: from a name to a frozen dataclass.
 
-A method is a frozen dataclass; its fields are its hyper-parameters with their defaults, and become
-settings of a run and options of the command line by themselves.  The loop knows no method by name.
-Adding one touches ``losses.py``, this file, a test and a row of ``METHODS.md``.
+Its fields are the method's hyper-parameters with their defaults; they become settings of a run and
+options of the command line by themselves.  The training loop knows no method by name.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ METHODS: dict[str, type[Method]] = {
 
 
 def find_method(name: str) -> type[Method]:
-    """Look a method up; UnknownName lists the known ones."""
+    """Return the method of this name; UnknownName lists the known ones."""
     if name not in METHODS:
         raise UnknownName.among("method", name, METHODS)
     return METHODS[name]
 
 
 def make_method(name: str, given: Mapping[str, Any]) -> Method:
-    """The method with these hyper-parameters; None means its default.
+    """Return the method with these hyper-parameters; None means its default.
 
     InputError for one that the method does not have, naming the methods that do.
     """
@@ -57,12 +56,12 @@ def make_method(name: str, given: Mapping[str, Any]) -> Method:
 
 
 def hyper_parameters(method: Method) -> dict[str, Any]:
-    """A method's hyper-parameters with their values."""
+    """Return a method's hyper-parameters with their values."""
     return dict(asdict(method))
 
 
 def hyper_parameter_types() -> dict[str, Any]:
-    """Every hyper-parameter that a method has, with its type; in the table's order."""
+    """Return every hyper-parameter that a method has, with its type, in the table's order."""
     found: dict[str, Any] = {}
     for kind in METHODS.values():
         hints = get_type_hints(kind)

@@ -1,0 +1,66 @@
+"""What the command line answers without loading torch: lists, helps and refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "numpy", "zarr", "scipy")
+TRAIN = ("train", "--data", "digits", "--student", "mlp", "--out", "run")
+
+
+def answer(*arguments: str, where: Path) -> tuple[int, str, list[str]]:
+    """Exit code, output, and the heavy packages that a command loaded."""
+    code = (
+        "import sys; from logitstore.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "finally: print('heavy:', *[name for name in "
+        f"{HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=where
+    )
+    said, _, heavy = done.stdout.rpartition("heavy:")
+    return done.returncode, said + done.stderr, heavy.split()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("methods",),
+        ("methods", "dkd", "--json"),
+        *((name, "-h") for name in ("build", "train", "sweep", "report", "reproduce", "serve")),
+    ],
+)
+def test_what_needs_no_tensor_loads_none(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    code, said, heavy = answer(*arguments, where=tmp_path)
+    assert (code, heavy) == (0, []), said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((*TRAIN, "--method", "kd"), "give --store STORE"),
+        ((*TRAIN, "--schedule", "step"), "needs --milestones"),
+        ((*TRAIN, "--method", "kdd"), "did you mean 'kd'"),
+        ((*TRAIN, "--method", "kd", "--store", "s", "--temperature", "0"), "must be above 0"),
+        ((*TRAIN, "--temperature", "hot"), "--temperature 'hot': expected a number"),
+        ((*TRAIN, "--temprature", "4"), "did you mean '--temperature'"),
+        ((*TRAIN, "--epochs", "0"), "epochs must be at least 1, not 0"),
+        (("train", "--data", "digits"), "--student is missing"),
+        (("train", "--config", "nowhere.toml"), "nowhere.toml: there is no such file"),
+        (("methods", "dkb"), "did you mean 'dkd'"),
+    ],
+)
+def test_a_refusal_that_needs_no_tensor_loads_none(
+    arguments: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    code, said, heavy = answer(*arguments, where=tmp_path)
+    assert (code, heavy) == (2, []), said
+    assert says in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
