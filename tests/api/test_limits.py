@@ -17,9 +17,8 @@ import pytest
 from logitstore.api.guard.limits import Limits
 from logitstore.api.served.decoding import CALM_GATHERS
 from logitstore.format.wire import MAX_INDICES, PROBLEM_TYPE, pack_indices
+from tests.support.service import BINARY, ROWS
 
-ROWS = "/v1/stores/c10/snapshots/teacher/rows"
-BINARY = {"content-type": "application/octet-stream"}
 JSON = {"content-type": "application/json"}
 HEAD = b"GET /v1/stores HTTP/1.1\r\nhost: localhost\r\n"
 QUICK = Limits(
