@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from logitstore.cache.cache import Cache
-    from logitstore.cache.modes import prepare_reading
+    from logitstore.cache.prepare import prepare_reading
     from logitstore.errors import LogitstoreError
     from logitstore.format.encodings.rows import Rows
     from logitstore.reading.ensemble import Ensemble
@@ -45,7 +45,7 @@ _HOMES = {
     "losses": "logitstore.trainer",
     "metrics": "logitstore.trainer",
     "open_store": "logitstore.reading.opening",
-    "prepare_reading": "logitstore.cache.modes",
+    "prepare_reading": "logitstore.cache.prepare",
     "train": "logitstore.trainer.run.train",
     "with_logits": "logitstore.trainer.own_loop.loader",
 }

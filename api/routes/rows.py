@@ -22,7 +22,7 @@ from logitstore.api.guard.headers import Headers, by_name
 from logitstore.api.guard.limits import BodyMemory, read_body
 from logitstore.api.guard.problems import Refusal
 from logitstore.api.routes.requests import ROOT_PARAMETER, check_root
-from logitstore.api.served.decoding import Decoding
+from logitstore.api.served.decoding import DecodeJob
 from logitstore.api.served.registry import Registry
 from logitstore.errors import InputError
 from logitstore.format.wire import (
@@ -79,7 +79,7 @@ class RowsEndpoint:
         For the event loop.  The endpoint answers all requests that this does not.
         """
         opened = self._registry.recent(store, name)
-        if opened is None or opened.decoding is None or not opened.decoding.calm:
+        if opened is None or opened.job is None or not opened.job.warm:
             return None
         snapshot, indices = opened.snapshot, unpack_indices(request)
         if root not in (None, snapshot.root) or not len(indices) or view >= snapshot.meta.views:
@@ -87,24 +87,22 @@ class RowsEndpoint:
         large = template(snapshot.encoding, len(indices)).length > FAST_BYTES
         if large or indices.max() >= snapshot.meta.samples:
             return None
-        return self._gather(snapshot, opened.decoding, view, indices)
+        return self._gather(snapshot, opened.job, view, indices)
 
     async def _rows(self, scope: Scope, request: bytes) -> RowsAnswer:
         loop = asyncio.get_running_loop()
-        snapshot, decoding, view, indices = await loop.run_in_executor(
+        snapshot, job, view, indices = await loop.run_in_executor(
             self._threads, self._parse, scope, request
         )
-        if not decoding.ended.done():
-            await asyncio.wait([asyncio.wrap_future(decoding.ended)], timeout=WAIT_SECONDS)
-            if not decoding.ended.done():
-                raise Refusal(503, "materialising", decoding.told(), {"retry-after": "1"})
-        return await loop.run_in_executor(
-            self._threads, self._gather, snapshot, decoding, view, indices
-        )
+        if not job.ended.done():
+            await asyncio.wait([asyncio.wrap_future(job.ended)], timeout=WAIT_SECONDS)
+            if not job.ended.done():
+                raise Refusal(503, "materialising", job.status_text(), {"retry-after": "1"})
+        return await loop.run_in_executor(self._threads, self._gather, snapshot, job, view, indices)
 
     def _parse(
         self, scope: Scope, request: bytes
-    ) -> tuple[Snapshot, Decoding, int, NDArray[np.int64]]:
+    ) -> tuple[Snapshot, DecodeJob, int, NDArray[np.int64]]:
         """Return what is read, and how; the copy is begun if there is none."""
         store, headers = scope["path_params"]["store"], by_name(scope["headers"])
         opened = self._registry.open(store, scope["path_params"]["snapshot"])
@@ -115,14 +113,14 @@ class RowsEndpoint:
         if len(indices) > most:
             raise InputError(f"{len(indices)} indices; one request has at most {most}")
         indices = snapshot.checked(indices, view)
-        return snapshot, self._registry.decoding(opened), view, indices
+        return snapshot, self._registry.job_of(opened), view, indices
 
     def _gather(
-        self, snapshot: Snapshot, decoding: Decoding, view: int, indices: NDArray[np.int64]
+        self, snapshot: Snapshot, job: DecodeJob, view: int, indices: NDArray[np.int64]
     ) -> RowsAnswer:
         form = template(snapshot.encoding, len(indices))
         body = self._memory.allocate(form.length)
-        decoding.gather(view, indices, form.arrays(body))
+        job.gather(indices, view, form.arrays(body))
         return RowsAnswer(snapshot.root, crc32c(body), body)
 
 

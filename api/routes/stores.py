@@ -65,7 +65,7 @@ def add_routes(
         if stopping():
             return JSONResponse({"status": "stopping"}, 503)
         if warming is not None and not warming.over:
-            return JSONResponse({"status": "warming", "detail": warming.told()}, 503)
+            return JSONResponse({"status": "warming", "detail": warming.status_text()}, 503)
         ready = bool(registry.stores())
         return JSONResponse({"status": "ready" if ready else "no store"}, 200 if ready else 503)
 

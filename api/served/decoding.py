@@ -1,7 +1,7 @@
-"""Decoded copies of what is served: made in the background, one after the other, and mapped.
+"""Decoded copies of served snapshots, made one after the other in the background.
 
 The cache's lock makes several workers share one copy.  A copy is let go when nothing refers to its
-``Decoding`` any more; where the cache cannot hold one, rows are read from the store directly.
+``DecodeJob`` any more; where the cache cannot hold one, rows are read from the store directly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from logitstore.cache.cache import Cache
 from logitstore.cache.copy import Copy
-from logitstore.cache.copy_reader import CopyReader
+from logitstore.cache.readers import CopyReader
 from logitstore.errors import LogitstoreError, NoCache
 from logitstore.format.encodings.base import Arrays
 from logitstore.reading.snapshot import Snapshot
@@ -28,18 +28,19 @@ log = logging.getLogger(__name__)
 
 
 RETRY_SECONDS = 10.0
-"""How long a failure is repeated before a repaired store is looked at again."""
+"""Seconds that a failure is answered with before a repaired store is read again."""
 
 
-CALM_GATHERS = 32
-"""After so many gathers in a row that needed no disk the next ones may run on the event loop."""
+WARM_GATHERS = 32
+"""Gathers in a row without waiting for the disk, after which the event loop may gather itself."""
 
 
-class Decoding:
-    """One snapshot's way to a copy.
+class DecodeJob:
+    """The decoding of one snapshot, and what its rows are read from.
 
     After ``ended``, ``reader`` reads from the copy, or from the snapshot itself if the cache cannot
-    hold one; ``error`` is what kept the copy from being made otherwise.
+    hold one; ``error`` says why there is neither.  The job is the progress that the cache reports
+    to.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -47,7 +48,7 @@ class Decoding:
         self.ended: Future[None] = Future()
         self.reader: Snapshot | CopyReader = snapshot
         self.error: Exception | None = None
-        self.until = float("inf")
+        self.retry_after = float("inf")
         self.gathers = 0
         self._rows, self._elsewhere = 0, False
 
@@ -58,13 +59,19 @@ class Decoding:
         self._rows += count
 
     def message(self, text: str) -> None:
-        """The cache has one thing to say: that another process is at it."""
+        """Take the cache's only message: another process makes the copy."""
         self._elsewhere = True
+
+    def end(self, error: Exception | None = None) -> None:
+        """Let those who wait go on; an error is kept for a while."""
+        if error is not None:
+            self.error, self.retry_after = error, time.monotonic() + RETRY_SECONDS
+        self.ended.set_result(None)
 
     @property
     def expired(self) -> bool:
-        """Whether it failed a while ago."""
-        return time.monotonic() > self.until
+        """Whether the error is old enough to try again."""
+        return time.monotonic() > self.retry_after
 
     @property
     def copied(self) -> bool:
@@ -72,52 +79,47 @@ class Decoding:
         return isinstance(self.reader, CopyReader)
 
     @property
-    def calm(self) -> bool:
-        """Whether there is a copy and gathers from it have lately needed no disk."""
-        return self.gathers >= CALM_GATHERS
+    def warm(self) -> bool:
+        """Whether the latest gathers found their rows in memory."""
+        return self.gathers >= WARM_GATHERS
 
-    def gather(self, view: int, indices: NDArray[np.int64], out: Arrays) -> None:
-        """Write the rows of checked samples into ``out``, from the copy if there is one.
-
-        Raises what kept the copy from being made, but for a cache that cannot hold it.
-        """
+    def gather(self, samples: NDArray[np.int64], view: int, out: Arrays) -> None:
+        """Write the rows of checked samples into ``out``; raises the job's error."""
         if self.error is not None:
             raise self.error.with_traceback(None)
-        before = _pages_read()
-        self.reader.gather(indices, view, out)
-        self.gathers = self.gathers + 1 if self.copied and _pages_read() == before else 0
+        before = _page_faults()
+        self.reader.gather(samples, view, out)
+        self.gathers = self.gathers + 1 if self.copied and _page_faults() == before else 0
 
-    def told(self) -> str:
-        """How far it is, for people."""
+    def status_text(self) -> str:
+        """Tell a person how far the decoding is."""
         meta = self.snapshot.meta
         total = meta.views * meta.samples
         done = f"{100 * self._rows // total} % ({self._rows:,} of {total:,} rows)"
         where = "by another worker" if self._elsewhere else done
         return f"snapshot {self.snapshot.name!r} is being decoded: {where}; try again"
 
-    def _end(self, error: Exception | None = None) -> None:
-        if error is not None:
-            self.error, self.until = error, time.monotonic() + RETRY_SECONDS
-        self.ended.set_result(None)
 
-
-def _pages_read() -> int:
-    """How often this thread has had to wait for a page of a mapped file."""
+def _page_faults() -> int:
+    """Count how often this thread has waited for a page of a mapped file."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
-class Decoder:
-    """Makes copies in a thread of its own; ``make_room`` lets go of a copy, or says False."""
+class DecodeQueue:
+    """Decodes snapshots in a thread of its own.
+
+    ``make_room`` lets go of a copy that is not used, or returns False.
+    """
 
     def __init__(self, cache: Cache, make_room: Callable[[], bool]) -> None:
         self._cache, self._make_room = cache, make_room
-        self._queue: SimpleQueue[Decoding] = SimpleQueue()
+        self._queue: SimpleQueue[DecodeJob] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def start(self, snapshot: Snapshot) -> Decoding:
+    def start(self, snapshot: Snapshot) -> DecodeJob:
         """Begin to decode a snapshot, or queue it behind others."""
-        decoding = Decoding(snapshot)
+        job = DecodeJob(snapshot)
         with self._lock:
             if self._thread is None:
                 # A daemon: a server that is told to stop must not wait for it.
@@ -125,34 +127,34 @@ class Decoder:
                     target=self._work, name="logitstore-decode", daemon=True
                 )
                 self._thread.start()
-        self._queue.put(decoding)
-        return decoding
+        self._queue.put(job)
+        return job
 
     def _work(self) -> None:
         while True:
             self._decode(self._queue.get())
 
-    def _decode(self, decoding: Decoding) -> None:
-        snapshot = decoding.snapshot
+    def _decode(self, job: DecodeJob) -> None:
+        snapshot = job.snapshot
+        where = f"{snapshot.name} of {snapshot.url}"
         try:
-            copy = self._materialised(decoding)
-            decoding.reader = CopyReader(snapshot, copy)
-            what = "decoded" if copy.made else "found decoded"
-            log.info("%s of %s: %s in %.1f s", snapshot.name, snapshot.url, what, copy.seconds)
-            decoding._end()
+            copy = self._copy(job)
         except NoCache as error:
-            log.warning(
-                "%s of %s is read directly, which is slow: %s", snapshot.name, snapshot.url, error
-            )
-            decoding._end()
+            log.warning("%s is read directly, which is slow: %s", where, error)
+            job.end()
         except Exception as error:
             log.error("%s", error, exc_info=not isinstance(error, LogitstoreError))
-            decoding._end(error)
+            job.end(error)
+        else:
+            how = "decoded" if copy.made else "found decoded"
+            log.info("%s: %s in %.1f s", where, how, copy.seconds)
+            job.reader = CopyReader(snapshot, copy)
+            job.end()
 
-    def _materialised(self, decoding: Decoding) -> Copy:
+    def _copy(self, job: DecodeJob) -> Copy:
         while True:
             try:
-                return self._cache.materialise(decoding.snapshot, decoding, in_memory=False)
+                return self._cache.copy_of(job.snapshot, job, in_memory=False)
             except NoCache:
                 if not self._make_room():
                     raise

@@ -1,4 +1,4 @@
-"""``--warm``: every committed snapshot gets its decoded copy before the server says it is ready."""
+"""``--warm``: decode every committed snapshot before the server says that it is ready."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Warming:
         self.decoded, self.total = 0, 0
 
     def start(self) -> None:
-        """Begin, in a thread of its own."""
+        """Begin to decode, in a thread of its own."""
         Thread(target=self._run, name="logitstore-warm", daemon=True).start()
 
-    def told(self) -> str:
-        """How far it is, without a name: /readyz asks for no token."""
+    def status_text(self) -> str:
+        """Tell how far it is, without a name: /readyz asks for no token."""
         return f"{self.decoded} of {self.total} snapshots are decoded"
 
     def _run(self) -> None:
@@ -46,7 +46,7 @@ class Warming:
         except LogitstoreError as error:
             log.error("%s", error)
             return True
-        decoding = self._registry.decoding(opened)
-        decoding.ended.result()
-        self.decoded += decoding.copied
-        return decoding.copied or decoding.error is not None
+        job = self._registry.job_of(opened)
+        job.ended.result()
+        self.decoded += job.copied
+        return job.copied or job.error is not None

@@ -1,7 +1,7 @@
-"""Decoded copies of snapshots, made once and shared by all processes of a machine.
+"""Get the decoded copy of a snapshot: made once, shared by all processes of a machine.
 
-One process makes a copy under a lock, all others wait for it and map the same files.  A copy in use
-is never removed; the least recently used one is when space is needed.  A copy is complete or absent
+One process makes a copy under a lock; all others wait for it and map the same files.  A copy in use
+is never removed; the least recently used one is when space is needed.  A copy is whole or absent,
 whatever is killed when; a damaged one is made again.
 """
 
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from logitstore.cache.copy import Copy, Index, decode_into_memory
-from logitstore.cache.folder import WAYS_OUT, CacheFolder, Entry, digest_of, no_space
+from logitstore.cache.copy import Copy, CopyIndex, decode_into_memory
+from logitstore.cache.folder import WAYS_OUT, CacheFolder, CopyInfo, digest_of, no_space
 from logitstore.cache.mapped import MappedCopy, allocate, fill, open_copy
 from logitstore.errors import Damaged, LogitstoreError, NoCache
 from logitstore.progress import Progress, Silent
@@ -30,30 +30,33 @@ log = logging.getLogger(__name__)
 
 
 DEFAULT_FOLDER = "~/.cache/logitstore"
+"""Folder of the copies, unless --cache or LOGITSTORE_CACHE names another."""
 
 
 DEFAULT_MOST_BYTES = 64 << 30
+"""Bytes of all copies together, unless LOGITSTORE_CACHE_BYTES sets another limit."""
 
 
 SMALL_BYTES = 64 << 20
-"""Decoded, so small a snapshot is kept in memory: decoding it again takes about 0.1 s."""
+"""Bytes of the largest copy that is kept in memory: to decode it again takes about 0.1 s."""
 
 
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
+"""Seconds between two looks at a copy that another process makes."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Copies in ``folder``, of at most ``most_bytes`` together."""
+    """Makes and finds copies in ``folder``, of at most ``most_bytes`` together."""
 
     folder: Path
     most_bytes: int = DEFAULT_MOST_BYTES
 
     @classmethod
     def default(cls, folder: str | Path | None = None) -> Cache:
-        """``folder``, else the environment's LOGITSTORE_CACHE, else ~/.cache/logitstore.
+        """Use ``folder``, else the environment's LOGITSTORE_CACHE, else ~/.cache/logitstore.
 
-        LOGITSTORE_CACHE_BYTES is the limit: 20GiB or plain bytes; 64 GiB unless it is set.
+        LOGITSTORE_CACHE_BYTES is the limit, such as 20GiB or a number of bytes (default: 64 GiB).
         """
         chosen = os.path.expanduser(folder or os.environ.get("LOGITSTORE_CACHE") or DEFAULT_FOLDER)
         most = os.environ.get("LOGITSTORE_CACHE_BYTES")
@@ -62,99 +65,100 @@ class Cache:
             parse_size("LOGITSTORE_CACHE_BYTES", most) if most else DEFAULT_MOST_BYTES,
         )
 
-    def materialise(
+    def copy_of(
         self,
         snapshot: Snapshot,
         progress: Progress | None = None,
         *,
         in_memory: bool | None = None,
     ) -> Copy:
-        """A whole, verified, decoded copy; blocks until there is one.
+        """Return a whole, verified copy of a snapshot; blocks until there is one.
 
-        In this process's memory if ``in_memory`` (None: if it takes at most 64 MiB), else mapped
-        from this cache's folder, where one process makes it and all others wait and share it.
+        It lies in this process's memory if ``in_memory`` (None: if it takes at most 64 MiB), else
+        in this cache's folder, where one process makes it and all others wait for it and map it.
         Raises NoCache if the folder or the limit does not allow it, CacheFull if there is no space,
         Damaged and all else that reading the snapshot raises.
         """
-        progress, index, begun = progress or Silent(), Index.of(snapshot), time.monotonic()
+        progress, index, begun = progress or Silent(), CopyIndex.of(snapshot), time.monotonic()
         if in_memory is None:
             in_memory = index.bytes <= SMALL_BYTES
         if in_memory:
             copy = decode_into_memory(snapshot, progress)
         else:
-            with self._explained(index):
-                copy = self._shared(snapshot, index, progress)
+            with self._os_errors_as_ours(index):
+                copy = self._find_or_make(snapshot, index, progress)
         copy.seconds = time.monotonic() - begun
         return copy
 
-    def entries(self) -> list[Entry]:
-        """All copies, the least recently used one first."""
-        with self._explained():
-            return self._copies.entries()
+    def entries(self) -> list[CopyInfo]:
+        """List all copies, the least recently used one first."""
+        with self._os_errors_as_ours():
+            return self._files.entries()
 
-    def clear(self) -> tuple[list[Entry], list[Entry]]:
-        """Remove every copy that is not in use; returns those removed and those kept."""
+    def clear(self) -> tuple[list[CopyInfo], list[CopyInfo]]:
+        """Remove every copy that is not in use; return those removed and those kept."""
         if not self.folder.exists():
             return [], []
-        with self._explained(), self._copies.alone():
-            self._copies.sweep()
-            entries = self._copies.entries()
-            removed = [entry for entry in entries if self._copies.remove(entry.digest)]
-        return removed, [entry for entry in entries if entry not in removed]
+        with self._os_errors_as_ours(), self._files.exclusive():
+            self._files.sweep()
+            copies = self._files.entries()
+            removed = [copy for copy in copies if self._files.remove(copy.digest)]
+        return removed, [copy for copy in copies if copy not in removed]
 
     @cached_property
-    def _copies(self) -> CacheFolder:
+    def _files(self) -> CacheFolder:
         return CacheFolder(self.folder, self.most_bytes)
 
-    def _shared(self, snapshot: Snapshot, index: Index, progress: Progress) -> MappedCopy:
-        """Open the copy, or make it, or wait for the process that does."""
+    def _find_or_make(self, snapshot: Snapshot, index: CopyIndex, progress: Progress) -> MappedCopy:
+        """Open the copy, or make it, or wait for the process that makes it."""
         if not self.folder.is_absolute():
             raise NoCache(f"{self.folder}: this user has no home folder: {WAYS_OUT}")
         digest = digest_of(index.root)
-        refused, waiting = None, False
+        folder = self._files.of(digest)
+        damaged, waiting = None, False
         while True:
-            found = _identity(self._copies.of(digest))
-            if found is not None and found != refused:
+            current = _identity(folder)
+            if current is not None and current != damaged:
                 try:
-                    copy = open_copy(self._copies.of(digest), index)
+                    copy = open_copy(folder, index)
                 except OSError as error:
                     if not _is_damage(error):
                         raise
                     log.warning("%s; the copy of %s is made again", error, index.snapshot)
-                    refused = found
+                    damaged = current
                 else:
                     if copy is not None:
                         return copy
-                    time.sleep(_LOOK_SECONDS)
+                    time.sleep(_POLL_SECONDS)
                 continue
-            with self._copies.maker(digest) as other:
+            with self._files.maker(digest) as other:
                 # Another process may have made it since it was looked for.
-                if other is None and _identity(self._copies.of(digest)) == found:
-                    return self._made(digest, snapshot, index, progress)
+                if other is None and _identity(folder) == current:
+                    return self._make(digest, snapshot, index, progress)
             if other is not None:
                 if not waiting:
                     progress.message(f"waiting for {other}, which decodes {index.snapshot}")
                 waiting = True
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
 
-    def _made(
-        self, digest: str, snapshot: Snapshot, index: Index, progress: Progress
+    def _make(
+        self, digest: str, snapshot: Snapshot, index: CopyIndex, progress: Progress
     ) -> MappedCopy:
-        copies, draft = self._copies, self._copies.draft(digest)
+        draft = self._files.draft(digest)
         try:
-            with copies.alone():
-                copies.sweep(digest)
-                copies.discard(digest)
-                copies.make_room(index)
+            with self._files.exclusive():
+                self._files.sweep(digest)
+                self._files.discard(digest)
+                self._files.make_room(index)
                 draft.mkdir()
                 files = allocate(draft, index)
-            return fill(draft, copies.of(digest), files, snapshot, progress)
+            return fill(draft, self._files.of(digest), files, snapshot, progress)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     @contextmanager
-    def _explained(self, index: Index | None = None) -> Iterator[None]:
-        """Turn what the operating system refuses into errors that say what to do."""
+    def _os_errors_as_ours(self, index: CopyIndex | None = None) -> Iterator[None]:
+        """Translate errors of the operating system into ours, which say what to do."""
         try:
             yield
         except LogitstoreError:
@@ -170,14 +174,14 @@ class Cache:
 
 
 def _is_damage(error: OSError) -> bool:
-    """Whether to make the copy again; without rights, locks or memory that would not help."""
+    """Tell whether to make the copy again; without rights, locks or memory it would not help."""
     return isinstance(error, Damaged) or error.errno in (errno.EIO, errno.ENOTDIR, errno.EISDIR)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Another one if the folder is replaced; None if there is none."""
+    """Return what differs between a folder and one that replaced it; None if there is none."""
     try:
-        found = os.stat(folder)
+        status = os.stat(folder)
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns

@@ -1,19 +1,20 @@
-"""A whole decoded copy of a snapshot, from which a shuffled batch is one gather.
+"""Decode a whole snapshot into a copy, from which a shuffled batch is one gather.
 
-Each object is fetched once, verified, and decoded from those same bytes; shards are worked on in
-several threads.  ``mapped`` keeps such copies in files; ``cache`` decides where and which.
+Each object is fetched once, verified, and decoded from those same bytes, several shards at once.
+``mapped`` keeps such copies in files; ``cache`` decides which ones, and where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.format.documents import Document, Name, Sha256
+from logitstore.format.encodings.base import Arrays
 from logitstore.format.grid import Grid, Span
 from logitstore.progress import Progress
 from logitstore.storage import is_url
@@ -24,17 +25,15 @@ if TYPE_CHECKING:
 
 
 CONNECTIONS = 4
+"""Least number of shards that are fetched from a server at once."""
 
 
 MOST_THREADS = 8
-"""A thread holds one shard, stored and decoded: 64 MiB at most, but for odd shard sizes."""
-
-
-Arrays = Mapping[str, NDArray[Any]]
+"""Most threads that decode: each holds one shard, stored and decoded, usually at most 64 MiB."""
 
 
 class Block(NamedTuple):
-    """One shard's rows; ``first`` counts through all views."""
+    """The rows of one shard; ``first`` counts rows through all views."""
 
     number: int
     shard: Span
@@ -47,15 +46,15 @@ class Block(NamedTuple):
 
 
 class ArrayIndex(Document):
-    """One array, (V, N, width); ``crc32c`` has an entry for each block."""
+    """Describes one array, (V, N, width); ``crc32c`` has an entry for each block."""
 
     dtype: str
     shape: tuple[int, int, int]
     crc32c: tuple[int, ...] = ()
 
 
-class Index(Document):
-    """What a copy holds.  ``snapshot`` and ``store`` only tell a person where it came from."""
+class CopyIndex(Document):
+    """Describes a copy's content; ``snapshot`` and ``store`` tell a person where it came from."""
 
     layout_version: Literal[1] = 1
     root: Sha256
@@ -65,8 +64,8 @@ class Index(Document):
     arrays: dict[str, ArrayIndex]
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> Index:
-        """What the copy of a snapshot must be, without checksums."""
+    def of(cls, snapshot: Snapshot) -> CopyIndex:
+        """Describe what the copy of a snapshot must hold, without checksums."""
         arrays = {
             name: ArrayIndex(dtype=str(layout.dtype), shape=_three(layout.shape))
             for name, layout in snapshot.layouts.items()
@@ -94,7 +93,7 @@ class Index(Document):
         return np.dtype(self.arrays[name].dtype).itemsize * self.arrays[name].shape[2]
 
     def blocks(self) -> list[Block]:
-        """All blocks, in the order in which they lie."""
+        """List all blocks, in the order in which they lie."""
         views, samples, _ = next(iter(self.arrays.values())).shape
         grid = Grid(samples, views, self.rows_per_shard)
         shards = enumerate(grid.shards())
@@ -102,15 +101,15 @@ class Index(Document):
 
 
 class Copy:
-    """All of a snapshot's rows, decoded, read-only, in this process's memory.
+    """All of a snapshot's rows, decoded and read-only, in this process's memory.
 
-    ``arrays`` are (V, N, width).  ``path`` is None here, else the folder that the arrays are mapped
-    from.  ``seconds`` is what the copy took to get; ``made`` is False if it was there already.
+    ``arrays`` are (V, N, width).  ``path`` is the folder that they are mapped from, None here.
+    ``made`` is False if the copy was found; ``seconds`` is how long it took to make or find it.
     """
 
     path: Path | None = None
 
-    def __init__(self, index: Index, arrays: Arrays, *, made: bool) -> None:
+    def __init__(self, index: CopyIndex, arrays: Arrays, *, made: bool) -> None:
         self.index, self.arrays = index, arrays
         self.made, self.seconds = made, 0.0
 
@@ -122,25 +121,22 @@ class Copy:
         """Bytes of all arrays."""
         return self.index.bytes
 
-    def take(
-        self, view: int, indices: NDArray[np.int64], out: Arrays | None = None
-    ) -> dict[str, NDArray[Any]]:
-        """Rows of these samples in one view: each array (len(indices), width).
+    def take(self, samples: NDArray[np.int64], view: int, out: Arrays | None = None) -> Arrays:
+        """Return these samples' rows in a view, (len(samples), width); written to ``out`` if given.
 
-        They are written into the arrays of ``out`` if it is given.  View and indices must have been
-        checked: a sample outside the copy is not an error here, but another sample.
+        View and samples must have been checked: a sample outside the copy gives another one's row.
         """
         return {
             name: array[view].take(
-                indices, axis=0, mode="clip", out=None if out is None else out[name]
+                samples, axis=0, mode="clip", out=None if out is None else out[name]
             )
             for name, array in self.arrays.items()
         }
 
 
 def decode_into_memory(snapshot: Snapshot, progress: Progress) -> Copy:
-    """A copy in this process's memory, without touching the disk."""
-    index = Index.of(snapshot)
+    """Make a copy in this process's memory, without touching the disk."""
+    index = CopyIndex.of(snapshot)
     arrays = {name: np.empty(array.shape, array.dtype) for name, array in index.arrays.items()}
 
     def keep(block: Block, rows: Arrays) -> None:
@@ -155,9 +151,9 @@ def decode_into_memory(snapshot: Snapshot, progress: Progress) -> Copy:
 
 
 def decode_all(
-    snapshot: Snapshot, index: Index, keep: Callable[[Block, Arrays], None], progress: Progress
+    snapshot: Snapshot, index: CopyIndex, keep: Callable[[Block, Arrays], None], progress: Progress
 ) -> None:
-    """Give ``keep`` each block with its rows, (rows, width) of every array, in several threads."""
+    """Call ``keep`` with each block and its rows, (rows, width) of every array, in threads."""
 
     def decode(block: Block) -> int:
         keep(block, snapshot.read_shard(block.shard))

@@ -1,12 +1,12 @@
-"""What lies in a cache's folder, who may touch it, and what goes when space is needed.
+"""Manage the files in a cache's folder: who may touch them, and what goes when space is needed.
 
     DIGEST/           a whole copy (``mapped``); DIGEST covers the snapshot's root and the layout
-    DIGEST.lock       held by the process that makes it; the others wait
+    DIGEST.lock       held by the process that makes the copy; the others wait
     .DIGEST.….tmp/    a copy that is being made or removed
-    lock              held for a moment by whoever looks at all of them: space, sweeping, removing
+    lock              held for a moment by a process that looks at all copies: to remove some
 
-All locks are flocks, which end with their process: whatever a killed one left behind is removed by
-the next one that makes or clears.
+All locks are flocks, which end with their process: what a killed process left behind is removed by
+the next one that makes a copy or clears the cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitstore.cache.copy import Index
+from logitstore.cache.copy import CopyIndex
 from logitstore.cache.locks import OpenFile
 from logitstore.cache.mapped import INDEX
 from logitstore.errors import CacheFull, Damaged, NoCache
@@ -37,9 +37,11 @@ WAYS_OUT = (
     "name another folder with --cache or LOGITSTORE_CACHE, or read without a copy: --read stream "
     "from a URL, --read direct from a path"
 )
+"""The end of errors about a folder that cannot hold a copy."""
 
 
 SPARE_BYTES = 1 << 20
+"""Bytes that stay free on the disk beside a new copy."""
 
 
 _COPY = re.compile(r"^[0-9a-f]{64}$")
@@ -55,8 +57,8 @@ _PLAIN_LOCK = "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A copy in the cache.  ``last_used`` is in seconds since 1970."""
+class CopyInfo:
+    """Describes a copy in the cache.  ``last_used`` is in seconds since 1970."""
 
     digest: str
     snapshot: str
@@ -69,23 +71,23 @@ class Entry:
 
 @dataclass(frozen=True)
 class CacheFolder:
-    """The copies under ``path``; the limit is on the bytes of all of them."""
+    """Lists, locks and removes the copies under ``path``, of at most ``most_bytes`` together."""
 
     path: Path
     most_bytes: int
 
     def of(self, digest: str) -> Path:
-        """Where a copy lies, if there is one."""
+        """Return the folder of a copy, whether it is there or not."""
         return self.path / digest
 
-    def entries(self) -> list[Entry]:
-        """All copies, the least recently used one first."""
-        found = [_entry(path) for path in self._paths() if _COPY.match(path.name)]
-        return sorted((e for e in found if e is not None), key=lambda entry: entry.last_used)
+    def entries(self) -> list[CopyInfo]:
+        """List all copies, the least recently used one first."""
+        copies = [_describe(path) for path in self._paths() if _COPY.match(path.name)]
+        return sorted((copy for copy in copies if copy), key=lambda copy: copy.last_used)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait for, and be, the only one who looks at all copies."""
+    def exclusive(self) -> Iterator[None]:
+        """Wait until no other process looks at all copies, and keep others from it."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = OpenFile(self.path / _PLAIN_LOCK, os.O_RDWR | os.O_CREAT)
         try:
@@ -96,7 +98,7 @@ class CacheFolder:
 
     @contextmanager
     def maker(self, digest: str) -> Iterator[str | None]:
-        """Be the only one who makes a copy: yields None, or who else is."""
+        """Become the only process that makes this copy: yields None, or the one that is."""
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / f"{digest}.lock"
         file = OpenFile(path, os.O_RDWR | os.O_CREAT)
@@ -113,25 +115,25 @@ class CacheFolder:
             file.unlock()
 
     def draft(self, digest: str) -> Path:
-        """A new name for a copy that is not one yet, or no more."""
+        """Return a temporary folder name, for a copy being made or removed."""
         return self.path / f".{digest}.{secrets.token_hex(8)}.tmp"
 
-    def sweep(self, mine: str | None = None) -> None:
-        """Remove what killed processes left; ``mine`` is the copy whose maker this is."""
+    def sweep(self, making: str | None = None) -> None:
+        """Remove what killed processes left; ``making`` is the copy that this process makes."""
         for path in self._paths():
-            left = _DRAFT.match(path.name) or _LOCK.match(path.name)
-            if left and left[1] == mine and path.suffix == ".tmp":
+            match = _DRAFT.match(path.name) or _LOCK.match(path.name)
+            if match and match[1] == making and path.suffix == ".tmp":
                 _remove(path)
-            elif left and left[1] != mine:
-                with self.maker(left[1]) as other:
+            elif match and match[1] != making:
+                with self.maker(match[1]) as other:
                     if other is None and path.suffix == ".tmp":
                         _remove(path)
 
     def remove(self, digest: str) -> bool:
-        """Remove a copy, whole; False if it is in use or another user's."""
+        """Remove a whole copy; return False if it is in use or another user's."""
         try:
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                # Without an index it is damaged, and in nobody's use.
+                # Without an index it is damaged, and nobody uses it.
                 index = OpenFile(self.of(digest) / INDEX, os.O_RDWR)
                 if not index.lock(fcntl.LOCK_EX):
                     return False
@@ -141,40 +143,40 @@ class CacheFolder:
         return True
 
     def discard(self, digest: str) -> None:
-        """Remove a copy that is there, in whatever state; those who have it mapped keep theirs."""
-        away = self.draft(digest)
+        """Remove a copy in whatever state; processes that have it mapped keep their mapping."""
+        draft = self.draft(digest)
         with suppress(FileNotFoundError):
-            os.rename(self.of(digest), away)
-            _remove(away)
+            os.rename(self.of(digest), draft)
+            _remove(draft)
 
-    def make_room(self, index: Index) -> None:
-        """Remove what was used least recently until a copy fits; nothing if it never would.
+    def make_room(self, index: CopyIndex) -> None:
+        """Remove the least recently used copies until a new one fits; none if it never would.
 
         NoCache if the limit is too small, CacheFull if the disk is.
         """
-        entries = self.entries()
-        idle = [entry for entry in entries if not entry.in_use]
-        can_go = sum(entry.bytes for entry in idle)
+        copies = self.entries()
+        idle = [copy for copy in copies if not copy.in_use]
+        removable = sum(copy.bytes for copy in idle)
         drafts = sum(_bytes_in(path) for path in self._paths() if _DRAFT.match(path.name))
         free = shutil.disk_usage(self.path).free
-        over = drafts + sum(entry.bytes for entry in entries) + index.bytes - self.most_bytes
+        over = drafts + sum(copy.bytes for copy in copies) + index.bytes - self.most_bytes
         short = index.bytes + SPARE_BYTES - free
-        if over > can_go:
-            raise NoCache(self._over_limit(index, entries))
-        if short > can_go:
-            raise no_space(self.path, index, free + can_go)
-        for entry in idle:
+        if over > removable:
+            raise NoCache(self._over_limit(index, copies))
+        if short > removable:
+            raise no_space(self.path, index, free + removable)
+        for copy in idle:
             if max(over, short) <= 0:
                 return
-            if self.remove(entry.digest):
-                log.info("%s: removed the copy of %s", self.path, entry.snapshot)
-                over, short = over - entry.bytes, short - entry.bytes
+            if self.remove(copy.digest):
+                log.info("%s: removed the copy of %s", self.path, copy.snapshot)
+                over, short = over - copy.bytes, short - copy.bytes
 
-    def _over_limit(self, index: Index, entries: list[Entry]) -> str:
-        used = [entry for entry in entries if entry.in_use]
-        names = ", ".join(entry.snapshot for entry in used[:5])
+    def _over_limit(self, index: CopyIndex, copies: list[CopyInfo]) -> str:
+        used = [copy for copy in copies if copy.in_use]
+        names = ", ".join(copy.snapshot for copy in used[:5])
         beside = (
-            f", {size(sum(entry.bytes for entry in used))} of it in use ({names})" if used else ""
+            f", {size(sum(copy.bytes for copy in used))} of it in use ({names})" if used else ""
         )
         return (
             f"{self.path}: a decoded copy of {index.snapshot!r} takes {size(index.bytes)}, the "
@@ -190,41 +192,41 @@ class CacheFolder:
 
 
 def digest_of(root: str) -> str:
-    """The name of the copy of the snapshot with this root."""
-    layout = Index.model_fields["layout_version"].default
+    """Return the name of the copy of the snapshot with this root."""
+    layout = CopyIndex.model_fields["layout_version"].default
     return hashlib.sha256(f"logitstore copy, layout {layout}, of {root}".encode()).hexdigest()
 
 
-def no_space(folder: Path, index: Index, free: int) -> CacheFull:
-    """The error for a full disk."""
+def no_space(folder: Path, index: CopyIndex, free: int) -> CacheFull:
+    """Return the error for a full disk."""
     return CacheFull(
         f"{folder}: no space: a decoded copy of {index.snapshot!r} takes {size(index.bytes)}, "
         f"{size(free)} can be had there: free some space and run the same command again, {WAYS_OUT}"
     )
 
 
-def _entry(folder: Path) -> Entry | None:
-    """What lies in a folder; one without a readable index is listed as damaged; None: gone."""
-    path, used, last_used = folder / INDEX, False, 0.0
+def _describe(folder: Path) -> CopyInfo | None:
+    """Describe a copy, as damaged if its index cannot be read; None if the folder is gone."""
+    path, in_use, last_used = folder / INDEX, False, 0.0
     snapshot, store, root = "damaged", "", ""
     try:
         file = OpenFile(path, os.O_RDONLY)
         last_used = os.fstat(file.fd).st_mtime
-        used = not file.lock(fcntl.LOCK_EX)
+        in_use = not file.lock(fcntl.LOCK_EX)
         with open(file.fd, "rb", closefd=False) as opened:
-            index = Index.parse(str(path), opened.read())
+            index = CopyIndex.parse(str(path), opened.read())
         snapshot, store, root = index.snapshot, index.store, index.root
     except (FileNotFoundError, NotADirectoryError, Damaged):
         if not folder.is_dir():
             return None
-    return Entry(
+    return CopyInfo(
         digest=folder.name,
         snapshot=snapshot,
         store=store,
         root=root,
         bytes=_bytes_in(folder),
         last_used=last_used,
-        in_use=used,
+        in_use=in_use,
     )
 
 

@@ -1,3 +1,8 @@
+"""Locks on files that end with the process that holds them, however it ends.
+
+A lock is shared (a copy is in use) or exclusive (it is made or removed).
+"""
+
 from __future__ import annotations
 
 import errno
@@ -8,10 +13,10 @@ from pathlib import Path
 
 
 class OpenFile:
-    """A descriptor that closes when nothing refers to it any more.
+    """An open file, which closes when nothing refers to it any more.
 
-    A thread that an interruption left behind may still be writing through it: closed before, its
-    number might be another file's by then.
+    A thread that an interruption left behind may still write through it: after an earlier close its
+    number could belong to another file.
     """
 
     def __init__(self, path: Path, flags: int) -> None:
@@ -19,7 +24,7 @@ class OpenFile:
         self._finalizer = weakref.finalize(self, os.close, self.fd)
 
     def lock(self, kind: int, *, wait: bool = False) -> bool:
-        """Take a ``fcntl.LOCK_…``; False if that would mean waiting."""
+        """Take a ``fcntl.LOCK_…``; return False if it is taken and ``wait`` is not set."""
         try:
             fcntl.flock(self.fd, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -30,12 +35,12 @@ class OpenFile:
         return True
 
     def unlock(self) -> None:
-        """End the lock for forked processes, too, and close."""
+        """Give the lock up, also for forked processes, and close the file."""
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         self._finalizer()
 
     def is_at(self, path: Path) -> bool:
-        """Whether this is still the file of that name."""
+        """Tell whether this is still the file of that name."""
         try:
             return os.path.samestat(os.fstat(self.fd), os.stat(path))
         except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""A decoded copy in files: made whole or not at all, checked when opened, mapped read-only.
+"""Keep a decoded copy in files: made whole or not at all, checked when opened, mapped read-only.
 
-A folder with one file per array (rows as they lie: view, sample, value) and an index with the
-CRC-32C of every block.  Only files of this kind are ever mapped: a store's own may be cut short by
-anyone, which would kill the process.  They are written plainly, because a full disk under a map
-kills it too.  Whoever uses a copy holds a shared lock on its index.
+A copy is a folder with one file per array, (view, sample, value), and an index with the CRC-32C of
+every block.  A store's own files are never mapped: whoever cuts one short would kill the process.
+Copies are written with ``pwrite``, because a full disk under a map kills the process, too.  Every
+user of a copy holds a shared lock on its index.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.cache.copy import Arrays, Block, Copy, Index, decode_all
+from logitstore.cache.copy import Block, Copy, CopyIndex, decode_all
 from logitstore.cache.locks import OpenFile
 from logitstore.errors import Damaged
+from logitstore.format.encodings.base import Arrays
 from logitstore.progress import Progress
 from logitstore.storage.durable import sync_folder
 from logitstore.threads import parallel, usable_cpus
@@ -33,35 +34,40 @@ if TYPE_CHECKING:
 
 
 INDEX = "index.json"
+"""Name of the file that describes a copy."""
 
 
 _PIECE_BYTES = 1 << 20
+"""Bytes read at once for a checksum: they stay in the processor's cache."""
 
 
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
+"""Errors of a file system that cannot reserve space."""
 
 
 class MappedCopy(Copy):
-    """A copy in files, shared by processes; in use for as long as it is referred to."""
+    """A copy in files, shared by processes; in use for as long as something refers to it."""
 
-    def __init__(self, folder: Path, index: Index, arrays: Arrays, hold: OpenFile, *, made: bool):
+    def __init__(
+        self, folder: Path, index: CopyIndex, arrays: Arrays, lock: OpenFile, *, made: bool
+    ) -> None:
         super().__init__(index, arrays, made=made)
-        self.path, self._hold = folder, hold
+        self.path, self._lock = folder, lock
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.path, self.index)
 
 
-def _reopened(folder: Path, index: Index) -> MappedCopy | None:
-    """A spawned worker's; None if it is gone by then: its rows come from the store."""
+def _reopened(folder: Path, index: CopyIndex) -> MappedCopy | None:
+    """Open a copy in a spawned worker; None if it is gone, so that rows come from the store."""
     try:
         return open_copy(folder, index)
     except OSError:
         return None
 
 
-def allocate(draft: Path, index: Index) -> dict[str, OpenFile]:
-    """Make a copy's files in full length, so that a full disk is found before any work."""
+def allocate(draft: Path, index: CopyIndex) -> dict[str, OpenFile]:
+    """Create a copy's files in full length, so that a full disk is noticed before any work."""
     files = {}
     for name in index.arrays:
         file = OpenFile(draft / f"{name}.bin", os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -82,8 +88,8 @@ def fill(
     snapshot: Snapshot,
     progress: Progress,
 ) -> MappedCopy:
-    """Decode a snapshot into allocated files, sync, and move the draft to ``folder``; in use."""
-    index = Index.of(snapshot)
+    """Decode a snapshot into allocated files, sync them, and move the draft to ``folder``."""
+    index = CopyIndex.of(snapshot)
     sums = {name: [0] * len(index.blocks()) for name in files}
 
     def keep(block: Block, rows: Arrays) -> None:
@@ -100,55 +106,55 @@ def fill(
         for name, array in index.arrays.items()
     }
     index = index.model_copy(update={"arrays": summed})
-    hold = OpenFile(draft / INDEX, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    _write(hold, np.frombuffer(index.to_bytes(), np.uint8), 0)
-    os.fsync(hold.fd)
-    hold.lock(fcntl.LOCK_SH)
+    lock = OpenFile(draft / INDEX, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    _write(lock, np.frombuffer(index.to_bytes(), np.uint8), 0)
+    os.fsync(lock.fd)
+    lock.lock(fcntl.LOCK_SH)
     sync_folder(draft)
     os.rename(draft, folder)
     sync_folder(folder.parent)
-    return MappedCopy(folder, index, _mapped(index, files), hold, made=True)
+    return MappedCopy(folder, index, _mapped(index, files), lock, made=True)
 
 
-def open_copy(folder: Path, expected: Index) -> MappedCopy | None:
-    """Map a copy after checking every byte of it; None if there is none, or just now no access.
+def open_copy(folder: Path, expected: CopyIndex) -> MappedCopy | None:
+    """Map a copy after checking every byte of it; None if there is none, or it is being removed.
 
-    Damaged says what is wrong with it.  The index's time of change is when it was last used.
+    Damaged says what is wrong with it.  The index's modification time is set: the last use.
     """
     try:
-        hold = OpenFile(folder / INDEX, os.O_RDONLY)
+        lock = OpenFile(folder / INDEX, os.O_RDONLY)
     except FileNotFoundError:
         if folder.exists():
             raise Damaged(f"{folder}: {INDEX} is missing") from None
         return None
-    if not hold.lock(fcntl.LOCK_SH) or not hold.is_at(folder / INDEX):
+    if not lock.lock(fcntl.LOCK_SH) or not lock.is_at(folder / INDEX):
         return None
-    with suppress(OSError):  # another user's
-        os.utime(hold.fd)
-    with open(hold.fd, "rb", closefd=False) as file:
-        index = Index.parse(f"{folder}/{INDEX}", file.read())
-    if _described(index) != _described(expected):
+    with suppress(OSError):  # another user's file
+        os.utime(lock.fd)
+    with open(lock.fd, "rb", closefd=False) as file:
+        index = CopyIndex.parse(f"{folder}/{INDEX}", file.read())
+    if _content(index) != _content(expected):
         raise Damaged(f"{folder}/{INDEX}: this describes another copy")
     try:
         files = {name: OpenFile(folder / f"{name}.bin", os.O_RDONLY) for name in index.arrays}
     except FileNotFoundError as error:
         raise Damaged(f"{error.filename} is missing") from None
     _verify(folder, index, files)
-    return MappedCopy(folder, index, _mapped(index, files), hold, made=False)
+    return MappedCopy(folder, index, _mapped(index, files), lock, made=False)
 
 
-def _described(index: Index) -> list[Any]:
-    """What two indices of the same copy have in common."""
+def _content(index: CopyIndex) -> list[Any]:
+    """Return what two indices of the same copy have in common."""
     arrays = sorted((name, array.dtype, array.shape) for name, array in index.arrays.items())
     return [index.root, index.rows_per_shard, arrays]
 
 
-def _verify(folder: Path, index: Index, files: Mapping[str, OpenFile]) -> None:
+def _verify(folder: Path, index: CopyIndex, files: Mapping[str, OpenFile]) -> None:
     blocks = index.blocks()
     for name, file in files.items():
-        found, length = os.fstat(file.fd).st_size, index.array_bytes(name)
-        if found != length or len(index.arrays[name].crc32c) != len(blocks):
-            raise Damaged(f"{folder}/{name}.bin has {found} bytes, expected {length}")
+        length, expected = os.fstat(file.fd).st_size, index.array_bytes(name)
+        if length != expected or len(index.arrays[name].crc32c) != len(blocks):
+            raise Damaged(f"{folder}/{name}.bin has {length} bytes, expected {expected}")
 
     def check(task: tuple[str, Block]) -> None:
         name, block = task
@@ -165,19 +171,19 @@ def _verify(folder: Path, index: Index, files: Mapping[str, OpenFile]) -> None:
 
 
 def _checksum(file: OpenFile, offset: int, length: int) -> int:
-    """CRC-32C of a part of a file, read in pieces that stay in the processor's cache."""
+    """Return the CRC-32C of a part of a file; -1 if the file ends before."""
     piece, crc, done = np.empty(min(length, _PIECE_BYTES), np.uint8), 0, 0
     while done < length:
         part = piece[: length - done]
-        got = os.preadv(file.fd, [part.data], offset + done)
-        if got == 0:
+        read = os.preadv(file.fd, [part.data], offset + done)
+        if read == 0:
             return -1
-        crc = google_crc32c.extend(crc, part[:got])
-        done += got
+        crc = google_crc32c.extend(crc, part[:read])
+        done += read
     return crc
 
 
-def _mapped(index: Index, files: Mapping[str, OpenFile]) -> Arrays:
+def _mapped(index: CopyIndex, files: Mapping[str, OpenFile]) -> Arrays:
     arrays = {}
     for name, file in files.items():
         array = index.arrays[name]

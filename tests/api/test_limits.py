@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from logitstore.api.guard.limits import Limits
-from logitstore.api.served.decoding import CALM_GATHERS
+from logitstore.api.served.decoding import WARM_GATHERS
 from logitstore.format.wire import MAX_INDICES, PROBLEM_TYPE, pack_indices
 from tests.support.service import BINARY, ROWS
 
@@ -247,7 +247,7 @@ def test_rows_that_are_answered_at_once_are_never_too_many(server: Any) -> None:
     few = pack_indices(np.arange(4))
 
     def got_through() -> bool:
-        for _ in range(CALM_GATHERS + 4):
+        for _ in range(WARM_GATHERS + 4):
             assert server.get(ROWS, BINARY, "POST", few)[0] == 200
         time.sleep(1.1)
         assert server.get(ROWS, BINARY, "POST", few)[0] == 200  # looks at the disk, for a second

@@ -28,7 +28,7 @@ from logitstore.api.guard.limits import BodyMemory, Limits
 from logitstore.api.guard.problems import Refusal
 from logitstore.api.routes.fast_rows import FastRows
 from logitstore.api.routes.rows import RowsEndpoint
-from logitstore.api.served.decoding import CALM_GATHERS, Decoding
+from logitstore.api.served.decoding import WARM_GATHERS, DecodeJob
 from logitstore.api.served.registry import Registry
 from logitstore.cache.cache import Cache
 from logitstore.cache.folder import digest_of
@@ -90,11 +90,11 @@ def test_a_request_waits_a_second_for_the_copy_and_is_then_asked_back(
 
 
 def test_how_far_the_copy_is_is_told_in_percent_and_rows(root: Path) -> None:
-    decoding = Decoding(open_store(root / "c10.zarr").snapshots["teacher"])
-    decoding.start("decoding teacher", 200, "rows")
-    decoding.advance(32)
-    decoding.advance(54)
-    assert "43 % (86 of 200 rows)" in decoding.told()
+    job = DecodeJob(open_store(root / "c10.zarr").snapshots["teacher"])
+    job.start("decoding teacher", 200, "rows")
+    job.advance(32)
+    job.advance(54)
+    assert "43 % (86 of 200 rows)" in job.status_text()
 
 
 def test_a_student_rides_out_the_wait(serve: Any, root: Path, tmp_path: Path) -> None:
@@ -211,11 +211,11 @@ def test_a_copy_that_nobody_uses_makes_room_for_another(
     registry = Registry(root, Cache(tmp_path / "cache", 6000))  # one takes 5,600 bytes
     held = []
     for name in ("teacher", "late"):
-        decoding = registry.decoding(registry.open("c10", name))
-        decoding.ended.result(20)
-        assert decoding.error is None
-        held.append(decoding.copied)
-        del decoding
+        job = registry.job_of(registry.open("c10", name))
+        job.ended.result(20)
+        assert job.error is None
+        held.append(job.copied)
+        del job
     assert held == [True, idle]
     left = [entry.snapshot for entry in Cache(tmp_path / "cache").entries()]
     assert left == (["late"] if idle else ["teacher"])
@@ -274,14 +274,14 @@ def test_a_repaired_store_is_served_again(
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     registry = Registry(tmp_path, Cache(tmp_path / "cache"))
     opened = registry.open("c10", "teacher")
-    decoding = registry.decoding(opened)
-    decoding.ended.result(20)
-    assert isinstance(decoding.error, Damaged)
-    assert "codes/c/0/1/0 (view 0, samples 32..63)" in str(decoding.error)
-    assert registry.decoding(opened) is decoding, "it is not tried again for each request"
+    job = registry.job_of(opened)
+    job.ended.result(20)
+    assert isinstance(job.error, Damaged)
+    assert "codes/c/0/1/0 (view 0, samples 32..63)" in str(job.error)
+    assert registry.job_of(opened) is job, "it is not tried again for each request"
     shard.write_bytes(whole)
-    decoding.until = 0.0  # ten seconds later
-    again = registry.decoding(opened)
+    job.retry_after = 0.0  # ten seconds later
+    again = registry.job_of(opened)
     again.ended.result(20)
     assert again.copied
 
@@ -311,12 +311,12 @@ def test_fast_rows_answer_requests_that_need_no_disk_and_are_in_order(
     """Whatever else there is about a request, the endpoint has to say it."""
     whole = Whole(root, tmp_path / "cache")
     assert whole.ask() is None, "there is no copy yet"
-    decoding = whole.registry.decoding(whole.opened)
-    decoding.ended.result(20)
+    job = whole.registry.job_of(whole.opened)
+    job.ended.result(20)
     out = whole.opened.snapshot.encoding.empty(1)
     assert whole.ask() is None, "it may not be in memory"
-    for _ in range(CALM_GATHERS):
-        decoding.gather(0, np.array([1]), out)
+    for _ in range(WARM_GATHERS):
+        job.gather(np.array([1]), 0, out)
     _, body = whole.ask()
     local = open_store(root / "c10.zarr").snapshots["teacher"]
     assert body.tobytes() == pack(local.rows([1]))
@@ -341,7 +341,7 @@ def test_fast_rows_answer_requests_that_need_no_disk_and_are_in_order(
     assert whole.ask() is None, "the store may be another one by now"
     whole.seconds_ago = 0.0
     assert whole.ask() is not None
-    decoding.gathers = 0
+    job.gathers = 0
     assert whole.ask() is None, "after a gather that needed the disk threads do it again"
 
 
@@ -350,9 +350,9 @@ def test_fast_rows_want_the_token_too(root: Path, tmp_path: Path) -> None:
     file.touch(0o600)
     file.write_text("correct-horse-battery-staple")
     whole = Whole(root, tmp_path / "cache", Tokens(file))
-    decoding = whole.registry.decoding(whole.opened)
-    decoding.ended.result(20)
-    decoding.gathers = CALM_GATHERS
+    job = whole.registry.job_of(whole.opened)
+    job.ended.result(20)
+    job.gathers = WARM_GATHERS
     assert whole.ask(authorization="Bearer correct-horse-battery-staple") is not None
     assert whole.ask() is whole.ask(authorization="Bearer correct-horse-battery") is None
 
@@ -379,7 +379,7 @@ def read_answer(connection: socket.socket) -> tuple[bytes, bytes]:
 def test_both_ways_say_the_same_however_a_request_arrives(serve: Any, root: Path) -> None:
     """In one piece, byte by byte, or several at once; right or wrong."""
     server = serve(root, limits=Limits(idle_seconds=1))
-    for _ in range(CALM_GATHERS + 4):
+    for _ in range(WARM_GATHERS + 4):
         assert server.get(ROWS, BINARY, "POST", ONE)[0] == 200
     expected = pack(open_store(root / "c10.zarr").snapshots["teacher"].rows([1]))
     with socket.create_connection(("127.0.0.1", server.port), timeout=15) as connection:

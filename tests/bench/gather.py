@@ -30,7 +30,7 @@ def codes(place: Workplace) -> Iterator[Sides]:
     stored = place.once(open_memmaps)["codes"]
 
     def ours(indices: NDArray[np.int64]) -> Any:
-        return alone.take(0, indices)
+        return alone.take(indices, 0)
 
     def theirs(indices: NDArray[np.int64]) -> Any:
         return {"codes": stored[indices]}

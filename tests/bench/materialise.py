@@ -16,7 +16,7 @@ import numpy as np
 
 from logitstore.cache.cache import Cache
 from logitstore.cache.copy import Copy
-from logitstore.cache.copy_reader import CopyReader
+from logitstore.cache.readers import CopyReader
 from tests.bench.harness import Sides
 from tests.bench.workplace import Workplace, open_synthetic
 
@@ -27,7 +27,7 @@ _PIECE_BYTES = 8 << 20
 def copy_of(place: Workplace) -> Copy:
     """The synthetic store's mapped copy."""
     cache = Cache(place.new_folder("cache"), _MOST_BYTES)
-    return cache.materialise(place.once(open_synthetic), in_memory=False)
+    return cache.copy_of(place.once(open_synthetic), in_memory=False)
 
 
 def reader_of(place: Workplace) -> CopyReader:
@@ -45,7 +45,7 @@ def whole(place: Workplace) -> Iterator[Sides]:
 
     def ours() -> float:
         begun = time.perf_counter()
-        made = Cache(folder / "ours", _MOST_BYTES).materialise(snapshot, in_memory=False)
+        made = Cache(folder / "ours", _MOST_BYTES).copy_of(snapshot, in_memory=False)
         spent = time.perf_counter() - begun
         assert made.made
         for name, array in made.arrays.items():

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from logitstore.cache.ways import Read
+from logitstore.cache.modes import ReadMode
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.pixels import to_input
 from logitstore.precompute.views import Views, parse_views
@@ -22,7 +22,7 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.trainer import LogitDataset, losses, with_logits
 from tests.bench.harness import Side, Sides, seconds
 from tests.bench.images import STUDENT, make_noise
-from tests.bench.steps import READS, opened
+from tests.bench.steps import READ_MODES, opened
 from tests.bench.workplace import Workplace
 
 BATCH, STEPS = 128, 4
@@ -37,7 +37,7 @@ def own_step(place: Workplace, by: str) -> Iterator[Sides]:
     with opened(place, by) as (_, snapshot):
         dataset = LogitDataset(data, snapshot)
         memory = torch.from_numpy(snapshot.logits(np.arange(len(dataset))))
-        ours, bare = _own(dataset, snapshot, READS[by]), _bare(dataset, memory)
+        ours, bare = _own(dataset, snapshot, READ_MODES[by]), _bare(dataset, memory)
         for part, other in zip(next(ours), next(bare), strict=True):
             assert torch.equal(part, other)
         yield Sides(
@@ -52,7 +52,7 @@ def _loader(dataset: LogitDataset) -> DataLoader[Any]:
     return DataLoader(dataset, BATCH, shuffle=True, generator=torch.Generator().manual_seed(0))
 
 
-def _own(dataset: LogitDataset, snapshot: Snapshot, read: Read) -> Stream:
+def _own(dataset: LogitDataset, snapshot: Snapshot, read: ReadMode) -> Stream:
     loader = with_logits(_loader(dataset), snapshot, read=read)
     while True:
         for batch in loader:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.copy_reader import CopyReader
-from logitstore.cache.modes import TeacherReader, prepare_reading
+from logitstore.cache.prepare import prepare_reading
+from logitstore.cache.readers import CopyReader, TeacherReader
 from logitstore.format.encodings.rows import Rows
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
@@ -66,7 +66,7 @@ def opened(place: Workplace, by: str) -> Iterator[tuple[str, TeacherReader]]:
     store = place.once(make_built)
     if by == "path":
         snapshot = open_store(store).snapshots["teacher"]
-        copy = Cache(place.new_folder("cache"), 1 << 30).materialise(snapshot, in_memory=False)
+        copy = Cache(place.new_folder("cache"), 1 << 30).copy_of(snapshot, in_memory=False)
         yield (
             str(store),
             TeacherReader(snapshot, {snapshot: CopyReader(snapshot, copy)}, "materialise", ""),

@@ -21,10 +21,10 @@ import pytest
 from logitstore.cache import cache as cache_module
 from logitstore.cache.cache import Cache
 from logitstore.cache.copy import Copy
-from logitstore.cache.copy_reader import CopyReader
 from logitstore.cache.folder import CacheFolder, digest_of
 from logitstore.cache.mapped import MappedCopy
-from logitstore.cache.modes import prepare_reading
+from logitstore.cache.prepare import prepare_reading
+from logitstore.cache.readers import CopyReader
 from logitstore.errors import CacheFull, Damaged, InputError, NoCache, Unfinished
 from logitstore.progress import Silent
 from logitstore.reading.opening import open_store
@@ -49,7 +49,7 @@ def teacher(store: Path) -> Snapshot:
 
 
 def mapped(cache: Cache, snapshot: Snapshot) -> MappedCopy:
-    copy = cache.materialise(snapshot, in_memory=False)
+    copy = cache.copy_of(snapshot, in_memory=False)
     assert isinstance(copy, MappedCopy)
     return copy
 
@@ -65,7 +65,7 @@ def check_rows(copy: Copy, snapshot: Snapshot) -> None:
 def test_a_copy_holds_every_row_and_cannot_be_written(
     teacher: Snapshot, tmp_path: Path, in_memory: bool
 ) -> None:
-    copy = Cache(tmp_path / "c").materialise(teacher, in_memory=in_memory)
+    copy = Cache(tmp_path / "c").copy_of(teacher, in_memory=in_memory)
     check_rows(copy, teacher)
     assert copy.bytes == COPY_BYTES
     assert (copy.path is None) == in_memory == (not (tmp_path / "c").exists())
@@ -78,7 +78,7 @@ def test_a_copy_holds_every_row_and_cannot_be_written(
 
 
 def test_small_snapshots_go_to_memory_unasked(teacher: Snapshot, tmp_path: Path) -> None:
-    assert Cache(tmp_path / "c").materialise(teacher).path is None
+    assert Cache(tmp_path / "c").copy_of(teacher).path is None
     assert not (tmp_path / "c").exists()
 
 
@@ -87,9 +87,9 @@ def test_rows_are_taken_in_order_with_repetitions_and_into_given_arrays(
 ) -> None:
     copy = mapped(Cache(tmp_path), teacher)
     wanted = np.array([299, 0, 7, 0])
-    taken = copy.take(1, wanted)
+    taken = copy.take(wanted, 1)
     out = {name: np.empty_like(array) for name, array in taken.items()}
-    copy.take(1, wanted, out)
+    copy.take(wanted, 1, out)
     for name, array in copy.arrays.items():
         assert taken[name].tobytes() == array[1][wanted].tobytes() == out[name].tobytes()
 
@@ -253,7 +253,7 @@ def test_who_waits_says_for_whom_and_goes_on_when_that_one_ends(
 
     heard, copies = Heard(), list[Copy]()
     make = threading.Thread(
-        target=lambda: copies.append(Cache(tmp_path).materialise(teacher, heard, in_memory=False))
+        target=lambda: copies.append(Cache(tmp_path).copy_of(teacher, heard, in_memory=False))
     )
     with CacheFolder(tmp_path, 0).maker(digest_of(teacher.root)) as other:
         assert other is None
@@ -322,7 +322,7 @@ def test_clearing_keeps_what_is_in_use_here_or_in_another_process(
     code = (
         "import sys\nfrom pathlib import Path\nfrom logitstore.cache.cache import Cache\n"
         "from logitstore.reading.opening import open_store\n"
-        "kept = Cache(Path(sys.argv[1])).materialise("
+        "kept = Cache(Path(sys.argv[1])).copy_of("
         "open_store(sys.argv[2]).snapshots['second'], in_memory=False)\n"
         "print(kept.made, flush=True)\nsys.stdin.read()"
     )
@@ -401,7 +401,7 @@ def test_a_damaged_store_makes_no_copy(tiny_store: Callable[..., Path], tmp_path
     snapshot = open_store(path).snapshots["teacher"]
     for in_memory in (True, False):
         with pytest.raises(Damaged, match=r"codes/c/0/2/0 \(view 0, samples 64..95\)"):
-            Cache(tmp_path / "c").materialise(snapshot, in_memory=in_memory)
+            Cache(tmp_path / "c").copy_of(snapshot, in_memory=in_memory)
     assert os.listdir(tmp_path / "c") == ["lock"]
 
 
@@ -411,7 +411,7 @@ def test_an_interrupted_copy_leaves_nothing(teacher: Snapshot, tmp_path: Path) -
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Cache(tmp_path).materialise(teacher, Interrupting(), in_memory=False)
+        Cache(tmp_path).copy_of(teacher, Interrupting(), in_memory=False)
     assert os.listdir(tmp_path) == ["lock"]
     assert mapped(Cache(tmp_path), teacher).made
 
@@ -446,7 +446,7 @@ def test_a_file_system_that_takes_no_more_gives_one_clear_error_and_keeps_nothin
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (COPY_BYTES // 2, COPY_BYTES // 2))
-        Cache(tmp_path).materialise(teacher, NotBegun(), in_memory=False)
+        Cache(tmp_path).copy_of(teacher, NotBegun(), in_memory=False)
 
     if not allocates:
 

@@ -39,7 +39,7 @@ def ended(pid):
 def check(folder, most=10**9):
     '''The copy is right; besides it an ended process leaves its lock's file at most.'''
     found = snapshot()
-    copy = Cache(folder, most).materialise(found, in_memory=False)
+    copy = Cache(folder, most).copy_of(found, in_memory=False)
     for shard in found.grid.shards():
         view, start, stop = shard
         for name, rows in found.read_shard(shard).items():
@@ -67,7 +67,7 @@ RACE = """
 def race(folder, gate, answers):
     os.close(gate[1])
     os.read(gate[0], 1)  # all begin when the parent lets go
-    copy = Cache(folder).materialise(snapshot(), in_memory=False)
+    copy = Cache(folder).copy_of(snapshot(), in_memory=False)
     inode = os.stat(copy.path / "codes.bin").st_ino
     os.write(answers, f"{copy.made} {inode} {zlib.crc32(copy.arrays['codes'])}\\n".encode())
 
@@ -94,8 +94,8 @@ import fcntl, threading
 
 def prepare():
     '''An idle copy that must go, and a damaged one of the snapshot itself.'''
-    Cache(top / "before").materialise(snapshot("second"), in_memory=False)
-    copy = Cache(top / "before").materialise(snapshot(), in_memory=False)
+    Cache(top / "before").copy_of(snapshot("second"), in_memory=False)
+    copy = Cache(top / "before").copy_of(snapshot(), in_memory=False)
     with open(copy.path / "codes.bin", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"!")
@@ -131,7 +131,7 @@ def die_at(point, torn):
 def work(folder, point, torn):
     found = snapshot()
     die_at(point, torn)
-    Cache(folder, MOST).materialise(found, in_memory=False)
+    Cache(folder, MOST).copy_of(found, in_memory=False)
 
 points = 0
 for torn in (False, True):
@@ -163,7 +163,7 @@ KILLED_AT_RANDOM = """
 draw = random.Random(int(sys.argv[3]))
 
 def work():
-    Cache(top).materialise(snapshot(), in_memory=False)
+    Cache(top).copy_of(snapshot(), in_memory=False)
 
 def seconds():
     shutil.rmtree(top, ignore_errors=True)

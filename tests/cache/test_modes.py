@@ -14,11 +14,11 @@ import zarr
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
-from logitstore.cache import modes as reading
+from logitstore.cache import prepare
 from logitstore.cache.cache import Cache
 from logitstore.cache.mapped import MappedCopy
-from logitstore.cache.modes import prepare_reading
-from logitstore.cache.ways import READS
+from logitstore.cache.modes import READ_MODES
+from logitstore.cache.prepare import prepare_reading
 from logitstore.cli import app
 from logitstore.errors import InputError, NoCache, UnknownName
 from logitstore.format.encodings.table import ENCODINGS
@@ -56,7 +56,7 @@ def path(stores: dict[str, Path]) -> Path:
 @pytest.fixture
 def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies go to the disk, however small."""
-    monkeypatch.setattr(reading, "SMALL_BYTES", 0)
+    monkeypatch.setattr(prepare, "SMALL_BYTES", 0)
 
 
 def batch(snapshot: Any, view: int = 1) -> dict[str, bytes]:
@@ -75,12 +75,12 @@ def test_a_batch_is_the_same_bytes_in_every_mode_local_and_served(
     on_disk: bool,
 ) -> None:
     if on_disk:
-        monkeypatch.setattr(reading, "SMALL_BYTES", 0)
+        monkeypatch.setattr(prepare, "SMALL_BYTES", 0)
     server = served(serve, stores["float16"].parent)
     name, cache = stores[form].stem, Cache(tmp_path)
     expected = batch(open_store(stores[form]).snapshots["teacher"])
-    tried = [(stores[form], read) for read in READS if read != "stream"]
-    tried += [(f"{server.url}/{name}", read) for read in READS]
+    tried = [(stores[form], read) for read in READ_MODES if read != "stream"]
+    tried += [(f"{server.url}/{name}", read) for read in READ_MODES]
     for location, read in tried:
         snapshot = open_store(location).snapshots["teacher"]
         found = prepare_reading(snapshot, read, cache)
@@ -377,7 +377,7 @@ def test_other_readers_find_the_same_bytes_in_our_stores(
 ) -> None:
     store = open_store(stores[form])
     snapshot = store.snapshots["teacher"]
-    copy = Cache(Path("unused")).materialise(snapshot, in_memory=True)
+    copy = Cache(Path("unused")).copy_of(snapshot, in_memory=True)
     expected = {f"snapshots/teacher/{name}": array for name, array in copy.arrays.items()}
     for name, array in {**expected, "labels": store.labels}.items():
         found = OTHERS[pipeline](stores[form] / name)

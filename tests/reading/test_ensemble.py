@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.modes import prepare_readings
+from logitstore.cache.prepare import prepare_readings
 from logitstore.errors import InputError, MismatchError, UnknownName
 from logitstore.format.encodings.dense import Float32
 from logitstore.format.encodings.rows import Rows

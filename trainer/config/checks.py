@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from logitstore.cache.ways import not_served
+from logitstore.cache.modes import not_served
 from logitstore.errors import InputError
 from logitstore.text import parse_size
 from logitstore.trainer.config.fields import Settings

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from logitstore.cache.ways import Read
+from logitstore.cache.modes import ReadMode
 from logitstore.trainer.config.specs import Teach
 from logitstore.trainer.methods.options import Option, Written, hyper_parameter_options, options_of
 from logitstore.trainer.methods.table import hyper_parameter_types
@@ -65,7 +65,7 @@ class Teacher:
     """Accept logits that nothing binds to images, such as imported ones."""
     allow_mismatch: bool = False
     """Accept images that differ from those that the teacher saw."""
-    read: Read = "auto"
+    read: ReadMode = "auto"
     """How the teacher's rows are read: from a copy that is decoded once (materialise), from the
     server batch by batch (stream), or by whole shards (direct). auto takes the first that is
     possible."""

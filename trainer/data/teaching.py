@@ -11,7 +11,8 @@ from hashlib import sha256
 from urllib.parse import urlsplit
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.modes import TeacherReader, prepare_readings
+from logitstore.cache.prepare import prepare_readings
+from logitstore.cache.readers import TeacherReader
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.documents import canonical, first_difference
 from logitstore.progress import Progress

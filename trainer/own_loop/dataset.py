@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from logitstore.cache.modes import TeacherReader
+from logitstore.cache.readers import TeacherReader
 from logitstore.precompute.data.classes import ClassMap
 from logitstore.precompute.data.images import ImageDataset, from_map_style
 from logitstore.precompute.data.sources import open_dataset

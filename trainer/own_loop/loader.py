@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitstore.cache.cache import Cache
-from logitstore.cache.modes import TeacherReader, prepare_reading
-from logitstore.cache.ways import Read
+from logitstore.cache.modes import ReadMode
+from logitstore.cache.prepare import prepare_reading
+from logitstore.cache.readers import TeacherReader
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.encodings.rows import Rows
 from logitstore.reading.ensemble import Blend, Teacher
@@ -48,7 +49,7 @@ def with_logits(
     loader: Any,
     snapshot: Teacher | TeacherReader,
     *,
-    read: Read = "auto",
+    read: ReadMode = "auto",
     cache: Cache | None = None,
     device: Any = None,
     ahead: int = 2,

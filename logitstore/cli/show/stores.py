@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from logitstore.cache.folder import Entry
+from logitstore.cache.folder import CopyInfo
 from logitstore.text import percent, size, table
 
 
@@ -111,7 +111,7 @@ def listing_lines(rows: list[dict[str, Any]]) -> list[str]:
     return (table(header, cells) if cells else []) + problems
 
 
-def copy_lines(folder: str, most_bytes: int, entries: Sequence[Entry]) -> list[str]:
+def copy_lines(folder: str, most_bytes: int, entries: Sequence[CopyInfo]) -> list[str]:
     """The copies in a cache, and how much of it they fill."""
     total = size(sum(entry.bytes for entry in entries))
     summary = f"{folder}: {len(entries)} copies, {total} of at most {size(most_bytes)}"
