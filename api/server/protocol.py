@@ -145,6 +145,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._awaits, self._since = what, self.loop.time()
 
     def _tick(self) -> None:
+        """Cut or refuse a client that is past a deadline, and look again a moment later."""
         now = self.loop.time()
         unsent = self.transport.get_write_buffer_size()
         if unsent:
