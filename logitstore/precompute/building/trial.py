@@ -22,8 +22,9 @@ from logitstore.format.commits import ShardMark, build_folder
 from logitstore.format.encodings.base import Logits
 from logitstore.format.encodings.table import encoding_of
 from logitstore.format.fidelity import encoded
+from logitstore.format.grid import chunk_rows
 from logitstore.format.samples import Samples
-from logitstore.format.sizes import shard_bytes
+from logitstore.format.sizes import chunked_bytes
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.prepare import Prepared, prepare
 from logitstore.precompute.building.sample import forward_batch, portions
@@ -154,14 +155,9 @@ def _forward(
 def _encoding_seconds(plan: SnapshotPlan, logits: Logits) -> float:
     """Seconds of one thread that encoding, measuring and compressing these rows takes."""
     begun = thread_time()
-    arrays, _ = encoded(
-        encoding_of(plan.encoding, plan.classes),
-        logits,
-        np.full(len(logits), -1, np.int32),
-        plan.temperatures,
-    )
-    for rows in arrays.values():
-        shard_bytes(rows, len(rows), plan)
+    entry, unknown = encoding_of(plan.encoding, plan.classes), np.full(len(logits), -1, np.int32)
+    arrays, _ = encoded(entry, logits, unknown, plan.temperatures)
+    chunked_bytes(arrays, min(len(logits), chunk_rows(plan.rows_per_shard, entry.widest)))
     return thread_time() - begun
 
 
