@@ -47,9 +47,6 @@ DATA, TEST = "digits?samples=0:300", "digits?train=false"
 DIGITS = tuple("0123456789")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def cli(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 

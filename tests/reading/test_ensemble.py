@@ -31,7 +31,7 @@ from logitstore.trainer import LogitDataset, TrainConfig, train, with_logits
 from logitstore.trainer.data.batches import Batch
 from logitstore.trainer.data.source import Request
 from logitstore.trainer.run.parts import split_batch
-from tests.conftest import logits_of
+from tests.support.stores import logits_of
 
 SAMPLES, ARCH = 100, "mlp?hidden=8"
 WANTED = [3, 99, 0, 41, 3]

@@ -36,9 +36,6 @@ SHAKE = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher's checkpoint, a view spec, and a store with snapshots of several kinds."""

@@ -29,9 +29,6 @@ TEST = "digits?train=false"
 BASE = TrainConfig(data="digits", student="mlp", out="run")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """Small enough, and with a learning rate high enough, that the last epoch is not the best."""

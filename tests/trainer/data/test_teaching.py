@@ -34,9 +34,6 @@ from logitstore.trainer.schedules import teacher_at
 DATA, SAMPLES = "digits?train=true&samples=0:200", 200
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def store(bound_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three teachers in two views each."""

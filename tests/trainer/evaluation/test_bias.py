@@ -32,9 +32,6 @@ TRAIN, TEST = "digits?samples=0:400", "digits?train=false"
 RNG = np.random.default_rng(0)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that never saw a 3 or a 5."""

@@ -46,9 +46,6 @@ def test_german(): return Named("digits?train=false", "ziffer")
 """
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def store(bound_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     logits = 3 * np.random.default_rng(0).standard_normal((1, 300, 10)).astype(np.float32)

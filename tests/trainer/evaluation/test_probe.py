@@ -42,9 +42,6 @@ class Late(nn.Module):
 """
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ten classes, with 32 features."""

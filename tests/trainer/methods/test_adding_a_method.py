@@ -40,7 +40,7 @@ def test_the_readme_s_two_blocks_make_a_method_with_its_options(
             *("--epochs", "1", "--out", str(tmp_path / "run")),
         ],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )

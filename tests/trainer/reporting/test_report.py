@@ -78,9 +78,6 @@ def page_of(path: Path) -> Page:
     return Page(path.read_text())
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def config(out: Path, **more: Any) -> TrainConfig:
     settings = {"data": TRAIN, "student": "mlp?hidden=8", "epochs": 3, "lr": 0.1, "device": "cpu"}
     return TrainConfig(**{**settings, "out": str(out), **more})

@@ -109,9 +109,6 @@ class Norms(nn.Module):
         return mixed
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     (tmp_path / "net.py").write_text(STUDENTS)

@@ -22,9 +22,6 @@ from logitstore.trainer.run.predictions import PastPredictions
 SAMPLES = np.array([3, 4, 7, 11])
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """Four epochs of three steps, shuffled, the last batch smaller."""

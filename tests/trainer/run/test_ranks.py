@@ -107,11 +107,8 @@ class Together(NamedTuple):
     output: str
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def launched(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -33,8 +33,6 @@ def student():
 # One process imports torch and forks a child for each attempt; a child kills itself as it is told.
 KILLED = """
 import json, os, signal, sys
-import torch
-torch.set_num_threads(1)
 from logitstore.trainer import TrainConfig, train
 
 def die(*ignored):
@@ -73,9 +71,6 @@ for moment, number in attempts:
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

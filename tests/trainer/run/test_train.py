@@ -38,9 +38,6 @@ TRAIN, TEST = "digits?train=true", "digits?train=false"
 CPU = torch.device("cpu")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that kept every epoch's weights."""

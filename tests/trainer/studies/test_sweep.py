@@ -26,9 +26,6 @@ DATA, VAL = "digits?train=true&samples=0:300", "digits?train=false"
 RIGHT = {"epoch-2": 0.5, "epoch-9": 1.0, "epoch-10": 0.1}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def store(bound_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Teachers that are sure of the label of some samples, and of another class of the rest."""
