@@ -75,8 +75,7 @@ def _check_source(config: Settings, method: Method) -> None:
             )
         for name in _WITH_STORE:
             if getattr(config, name) != getattr(type(config), name):
-                flag = "--" + name.replace("_", "-")
-                raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
+                raise needs_store(name)
         return
     if config.snapshot is not None:
         _check_stages(config, config.snapshot, method)
@@ -160,6 +159,21 @@ def _check_memory(config: Settings, method: Method) -> None:
         parse_size("memory_limit", config.memory_limit)
         if config.device == "cpu":
             raise needs_gpu(config.memory_limit)
+
+
+def needs_store(name: str) -> InputError:
+    """Return what to do about a setting that means nothing without a store."""
+    flag = "--" + name.replace("_", "-")
+    return InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
+
+
+def refuse_stages(text: str | None) -> None:
+    """Refuse a schedule of teachers where a student is compared with one of them."""
+    if text is not None and len(parse_teachers(text)) > 1:
+        raise InputError(
+            f"--snapshot {text!r} is a schedule over the epochs of a training run: name one of its "
+            "stages, to be measured against it"
+        )
 
 
 def needs_gpu(limit: str) -> InputError:

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.errors import InputError, MismatchError, UnknownName
+from logitstore.format.documents import first_difference
 from logitstore.precompute.data.classes import Classes, ClassMap, renumbered
 from logitstore.precompute.data.images import ImageDataset
+from logitstore.reading.ensemble import Teacher, leaves
 from logitstore.reading.store import LogitStore
 from logitstore.trainer.data.source import Indices
 
@@ -70,6 +72,18 @@ def align(
             "cross-entropy there"
         )
     return Aligned(dataset=aligned, samples=samples, notes=notes)
+
+
+def refuse_other_samples(store: LogitStore, *teachers: Teacher) -> None:
+    """Refuse teachers of another store whose rows are not those of this store's samples."""
+    for leaf in leaves(*teachers):
+        difference = first_difference(store.meta, leaf.store_meta)
+        if difference:
+            field, expected, actual = difference
+            raise MismatchError(
+                f"{leaf.name} of {leaf.url} does not answer for the samples of {store.url}: "
+                f"{field} is {expected!r} there and {actual!r} here: build both from one dataset"
+            )
 
 
 def _by_index(

@@ -1,12 +1,16 @@
-"""Is this the dataset, in this order and preparation, that the teacher saw?  Else refuse.
+"""Bind a dataset to a store's rows, or refuse it where the teacher did not see these images.
 
-A student that is shown sample 17 while it gets sample 18's logits trains, and trains badly; nothing
-else would ever tell.
+A student that sees sample 17 and learns from sample 18's logits trains, and trains badly; nothing
+else would ever show it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import SnapshotMeta, ViewCard
@@ -26,8 +30,10 @@ from logitstore.reading.ensemble import Teacher
 from logitstore.reading.opening import open_store
 from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.settings import TrainConfig
+from logitstore.trainer.config.specs import split_share
 from logitstore.trainer.data.align import align
-from logitstore.trainer.data.requirements import open_suitable_teachers
+from logitstore.trainer.data.requirements import open_suitable_teachers, refuse_share
+from logitstore.trainer.data.samples import held_out
 from logitstore.trainer.data.source import Indices, Source
 from logitstore.trainer.data.specialist import specialised
 from logitstore.trainer.data.teaching import TeachingSchedule
@@ -70,11 +76,11 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
     card = teaching.first.meta.view
     if card is None or (config.augment is None and config.size is None):
         return source, notes
-    return _shown_otherwise(source, card, config), notes
+    return _with_own_views(source, card, config), notes
 
 
-def _shown_otherwise(source: Source, card: ViewCard, config: TrainConfig) -> Source:
-    """The source with the student's own size or augmentation."""
+def _with_own_views(source: Source, card: ViewCard, config: TrainConfig) -> Source:
+    """Return the source with the student's own size or augmentation."""
     if config.augment is None:
         return replace(source, views=views_of(card, config.size))
     if source.views.random:
@@ -155,9 +161,9 @@ def _checked_images(
 
 
 def open_validation(spec: str, like: Source, *, flag: str = "--val") -> Source:
-    """Data to measure on, prepared as the training images are but for what is random.
+    """Open data to measure on, prepared as the training images are but for what is random.
 
-    Its classes are numbered as the training data's.
+    Their classes are numbered as the training data's.
     """
     classes = Classes(owner=like.dataset.name, count=like.classes, names=like.dataset.class_names)
     remedy = MAP_IT if like.snapshot is not None else "validate on data that have them"
@@ -180,3 +186,44 @@ def held_out_source(source: Source, held_out: Indices) -> Source:
         subset=held_out,
         class_map=source.class_map,
     )
+
+
+def open_held_out(run: Path, config: TrainConfig, val: str) -> tuple[ImageDataset, Indices]:
+    """Open the dataset of a run that held a share of it out, and say which samples these are.
+
+    InputError if the run held nothing out, or another share, or samples in another order.
+    """
+    if config.val != val:
+        raise InputError(
+            f"{val}: {run} was validated on {config.val or 'nothing'}: give that, or DATA"
+        )
+    if config.match_by != "index":
+        raise InputError(
+            f"{val}: {run} held samples out of its store's order, and its data come in another "
+            "(--match-by key): give DATA"
+        )
+    dataset = open_dataset(config.data)
+    share = split_share(val)
+    assert share is not None
+    training, held = held_out(np.arange(len(dataset)), share, config.limit_seed)
+    refuse_share(val, training, held)
+    return dataset, held
+
+
+def refuse_other_names(store: LogitStore, names: Sequence[str] | None, owner: str) -> None:
+    """Refuse a store that numbers its classes otherwise: its logits could not be compared."""
+    theirs = store.meta.class_names
+    if names is not None and theirs is not None and tuple(names) != tuple(theirs):
+        raise MismatchError(
+            f"{store.url} and {owner} number their classes differently: give a store with the "
+            "classes of the run's"
+        )
+
+
+def refuse_other_root(root: str, teacher: Teacher) -> None:
+    """Refuse the rows of another teacher than the one that a dataset was bound to."""
+    if root != teacher.root:
+        raise MismatchError(
+            f"the loader's LogitDataset belongs to the snapshot with root {root}, "
+            f"{teacher.name!r} has root {teacher.root}: give both the same snapshot"
+        )

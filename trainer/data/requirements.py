@@ -16,6 +16,7 @@ from logitstore.reading.opening import expect_root
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.settings import TrainConfig
+from logitstore.trainer.data.align import refuse_other_samples
 from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.samples import Choice, omitted_numbers
 from logitstore.trainer.data.source import Indices, Source
@@ -27,7 +28,10 @@ from logitstore.trainer.methods.table import METHODS
 def open_suitable_teachers(
     store: LogitStore, config: TrainConfig, token: str | None
 ) -> TeachingSchedule:
-    """Open a run's teachers; InputError if its method cannot learn from their rows."""
+    """Open a run's teachers; InputError if its method cannot learn from their rows.
+
+    MismatchError if they belong to other samples than the store's, or lack the expected root.
+    """
     method = config.method_object
     teaching = open_schedule(
         store,
@@ -36,6 +40,7 @@ def open_suitable_teachers(
         token=token,
         patience=config.patience,
     )
+    refuse_other_samples(store, *teaching.teachers)
     if config.expect_root is not None:
         expect_root(teaching.name, teaching.root, config.expect_root)
     if method.needs_teacher:
@@ -108,15 +113,20 @@ def _refuse_held_out(config: TrainConfig, source: Source, choice: Choice) -> Non
             f"--val {config.val}: the store's views blend each sample of {name} with another, so "
             "that held-out ones would be trained on: give --val DATA"
         )
-    if len(held) == 0 or len(choice.training) == 0:
-        raise InputError(
-            f"--val {config.val} of {len(source.samples())} samples holds out {len(held)} and "
-            f"leaves {len(choice.training)} to train on: choose another share, or give --val DATA"
-        )
+    refuse_share(str(config.val), choice.training, held)
     if (source.dataset.labels[held] < 0).all():
         raise InputError(
             f"--val {config.val}: none of the {len(held)} held-out samples of {name} has a label: "
             "give --val DATA with labels"
+        )
+
+
+def refuse_share(val: str, training: Indices, held_out: Indices) -> None:
+    """Refuse a share that leaves no sample to train on, or none to measure on."""
+    if len(held_out) == 0 or len(training) == 0:
+        raise InputError(
+            f"--val {val} of {len(held_out) + len(training)} samples holds out {len(held_out)} and "
+            f"leaves {len(training)} to train on: choose another share, or give --val DATA"
         )
 
 

@@ -13,13 +13,11 @@ from urllib.parse import urlsplit
 from logitstore.cache.cache import Cache
 from logitstore.cache.prepare import prepare_readings
 from logitstore.cache.readers import TeacherReader
-from logitstore.errors import InputError, MismatchError
-from logitstore.format.documents import canonical, first_difference
+from logitstore.format.documents import canonical
 from logitstore.progress import Progress
-from logitstore.reading.ensemble import Ensemble, Teacher, leaves, refuse_other_images
+from logitstore.reading.ensemble import Ensemble, Teacher, refuse_other_images
 from logitstore.reading.opening import chosen_views, open_store
 from logitstore.reading.reader import RowReader
-from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.teacher_spec import Stage, parse_teachers
 from logitstore.trainer.schedules import teacher_at
@@ -101,8 +99,8 @@ def open_schedule(
 
     mean(…) averages distributions at ``temperature``.  ``token`` is for the server of ``store``; no
     other server gets it, unless ``store`` is a path.  UnknownName lists the snapshots of a store,
-    MismatchError names what does not belong to ``store``'s samples or to the first teacher's
-    images.  Raises InputError too, and what opening another store raises.
+    MismatchError a teacher that saw other images than the first one.  Raises InputError too, and
+    what opening another store raises.
     """
     if text is None:
         return TeachingSchedule.always(chosen_views(store, None))
@@ -113,30 +111,9 @@ def open_schedule(
             assert location is not None
             allowed = token if _same_server(store.url, location) else None
             stores[location] = open_store(location, allowed, patience=patience)
-    schedule = TeachingSchedule(
-        tuple((stage.first, _teacher(stage, stores, temperature)) for stage in stages),
+    return TeachingSchedule(
+        tuple((stage.first, _teacher(stage, stores, temperature)) for stage in stages)
     )
-    for leaf in leaves(*schedule.teachers):
-        _refuse_other_samples(store, leaf)
-    return schedule
-
-
-def open_teacher(
-    store: LogitStore,
-    text: str | None,
-    *,
-    temperature: float = 1.0,
-    token: str | None = None,
-    patience: float = 600.0,
-) -> Teacher:
-    """Open the teacher of a text without epochs, as ``open_schedule`` does."""
-    if text is not None and len(parse_teachers(text)) > 1:
-        raise InputError(
-            f"--snapshot {text!r} is a schedule over the epochs of a training run: name one of its "
-            "stages, to be measured against it"
-        )
-    schedule = open_schedule(store, text, temperature=temperature, token=token, patience=patience)
-    return schedule.first
 
 
 def _teacher(
@@ -152,13 +129,3 @@ def _same_server(url: str, other: str) -> bool:
     """Whether a token for the first may go to the second; a path keeps it to no server."""
     first, second = urlsplit(url), urlsplit(other)
     return not first.netloc or (first.scheme, first.netloc) == (second.scheme, second.netloc)
-
-
-def _refuse_other_samples(store: LogitStore, leaf: Snapshot) -> None:
-    difference = first_difference(store.meta, leaf.store_meta)
-    if difference:
-        field, expected, actual = difference
-        raise MismatchError(
-            f"{leaf.name} of {leaf.url} does not answer for the samples of {store.url}: {field} is "
-            f"{expected!r} there and {actual!r} here: build both from one dataset"
-        )

@@ -16,11 +16,13 @@ from logitstore.precompute.networks.pixels import parse_normalize
 from logitstore.reading.ensemble import Teacher, leaves
 from logitstore.reading.opening import open_store
 from logitstore.reading.store import LogitStore
+from logitstore.trainer.config.checks import needs_store, refuse_stages
 from logitstore.trainer.config.specs import split_share
-from logitstore.trainer.data.bind import bind, open_validation
+from logitstore.trainer.data.align import refuse_other_samples
+from logitstore.trainer.data.bind import bind, open_validation, refuse_other_names
 from logitstore.trainer.data.requirements import refuse_lost_tail
 from logitstore.trainer.data.source import Source
-from logitstore.trainer.data.teaching import open_teacher
+from logitstore.trainer.data.teaching import open_schedule
 from logitstore.trainer.evaluation.weights import Trained, find_trained
 from logitstore.trainer.measure.calibration import fit_temperature
 from logitstore.trainer.measure.figures import compare, fitted_figures, measure
@@ -93,7 +95,8 @@ def evaluate(
     taught = None
     if store is not None:
         opened = open_store(store, token)
-        teacher = open_teacher(opened, snapshot, temperature=at, token=token)
+        refuse_stages(snapshot)
+        teacher = open_schedule(opened, snapshot, temperature=at, token=token).first
         for leaf in leaves(teacher):
             refuse_lost_tail(leaf, at)
         taught = taught_source(
@@ -162,11 +165,13 @@ def taught_source(
     class_map: str | None = None,
     allow_mismatch: bool = False,
 ) -> Source:
-    """The same samples in the store's order, with the teacher's rows; raises what ``bind`` raises.
+    """Bind the same samples to a teacher's rows, in the store's order; raises what ``bind`` raises.
 
     ``class_map`` is for weights that are in no run that names its classes.
     """
-    trained.refuse_other_classes(store)
+    if trained.inputs is not None:
+        refuse_other_names(store, trained.inputs.class_names, str(trained.path))
+    refuse_other_samples(store, teacher)
     taught, _ = bind(
         store,
         teacher,
@@ -190,9 +195,10 @@ def _validation(trained: Trained, source: Source, val: str) -> Source:
 def _refuse_without_store(
     trained: Trained, match_by: str, class_map: str | None, temperature: float | None
 ) -> None:
-    flag = "--match-by" if match_by != "index" else "--temperature"
-    if match_by != "index" or temperature is not None:
-        raise InputError(f"{flag} without a store: give --store STORE, or drop {flag}")
+    if match_by != "index":
+        raise needs_store("match_by")
+    if temperature is not None:
+        raise needs_store("temperature")
     if class_map is not None and trained.inputs is None:
         raise InputError(
             f"--class-map: {trained.path} is in no run that names its classes: drop --class-map, "

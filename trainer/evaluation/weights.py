@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from logitstore.errors import InputError, MismatchError
+from logitstore.errors import InputError
 from logitstore.precompute.data.classes import (
     Classes,
     ClassMap,
@@ -26,10 +25,9 @@ from logitstore.precompute.networks.checkpoints import load_into, load_weights
 from logitstore.precompute.networks.factory import Shape, build_model
 from logitstore.precompute.networks.teachers import find_teachers
 from logitstore.precompute.views import Views, parse_views
-from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.config.specs import split_share
-from logitstore.trainer.data.samples import held_out
+from logitstore.trainer.data.bind import open_held_out
 from logitstore.trainer.data.source import Indices, Source
 from logitstore.trainer.run.device import own_randomness
 from logitstore.trainer.run.folder import run_of, weights_file
@@ -89,35 +87,13 @@ class Trained:
         load_into(model, load_weights(self.path)[0], str(self.path))
         return model.to(device)
 
-    def refuse_other_classes(self, store: LogitStore) -> None:
-        """MismatchError if a store numbers its classes otherwise: logits could not be compared."""
-        ours = None if self.inputs is None else self.inputs.class_names
-        theirs = store.meta.class_names
-        if ours is not None and theirs is not None and ours != theirs:
-            raise MismatchError(
-                f"{store.url} and {self.path} number their classes differently: give a store with "
-                "the classes of the run's"
-            )
-
     def _opened(self, data: str) -> tuple[ImageDataset, Indices | None]:
         """A dataset, and which of its samples are meant (None: all)."""
-        share = split_share(data)
-        if share is None:
+        if split_share(data) is None:
             return open_dataset(data), None
         if self.run is None:
             raise InputError(f"{data}: {self.path} is in no run that held samples out: give DATA")
-        config = TrainConfig.from_toml(self.run / CONFIG)
-        if config.val != data:
-            raise InputError(
-                f"{data}: {self.run} was validated on {config.val or 'nothing'}: give that, or DATA"
-            )
-        if config.match_by != "index":
-            raise InputError(
-                f"{data}: {self.run} held samples out of its store's order, and its data come in "
-                "another (--match-by key): give DATA"
-            )
-        dataset = open_dataset(config.data)
-        return dataset, held_out(np.arange(len(dataset)), share, config.limit_seed)[1]
+        return open_held_out(self.run, TrainConfig.from_toml(self.run / CONFIG), data)
 
     def _numbered(
         self, dataset: ImageDataset, class_map: str | None

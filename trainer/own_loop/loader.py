@@ -22,11 +22,12 @@ from logitstore.cache.cache import Cache
 from logitstore.cache.modes import ReadMode
 from logitstore.cache.prepare import prepare_reading
 from logitstore.cache.readers import TeacherReader
-from logitstore.errors import InputError, MismatchError
+from logitstore.errors import InputError
 from logitstore.format.encodings.rows import Rows
 from logitstore.reading.ensemble import Blend, Teacher
 from logitstore.reading.reader import RowReader
 from logitstore.threads import read_ahead
+from logitstore.trainer.data.bind import refuse_other_root
 from logitstore.trainer.own_loop.dataset import LogitDataset, LogitItem
 
 log = logging.getLogger(__name__)
@@ -83,11 +84,7 @@ def with_logits(
     teacher = snapshot.teacher if isinstance(snapshot, TeacherReader) else snapshot
     datasets = _logit_datasets(loader.dataset)
     for dataset in datasets:
-        if dataset.root != teacher.root:
-            raise MismatchError(
-                f"the loader's LogitDataset belongs to the snapshot with root {dataset.root}, "
-                f"{teacher.name!r} has root {teacher.root}: give both the same snapshot"
-            )
+        refuse_other_root(dataset.root, teacher)
     clocks = [*datasets, *_samplers(loader)]
     if not isinstance(snapshot, TeacherReader):
         snapshot = prepare_reading(snapshot, read, cache)

@@ -50,6 +50,7 @@ def report(
     >>> report(["runs/ce", "runs/kd"], "report.html").path    # doctest: +SKIP
     PosixPath('report.html')
     """
+    from logitstore.trainer.config.checks import needs_store
     from logitstore.trainer.reporting.findings import TeacherWish, find_all
     from logitstore.trainer.reporting.gather import chosen_data, read_runs
     from logitstore.trainer.reporting.page import render
@@ -57,7 +58,7 @@ def report(
 
     path = _place(Path(out))
     if snapshot is not None and store is None:
-        raise InputError("--snapshot without a store: give --store STORE, or drop --snapshot")
+        raise needs_store("snapshot")
     records = read_runs(runs)
     chosen = chosen_data(records, data)
     wish = TeacherWish(store=store, snapshot=snapshot, token=token)
