@@ -1,4 +1,7 @@
-"""Correct a trained network's bias for classes that it never saw: ``logitstore correct-bias``."""
+"""Correct a trained network's bias for classes that it never saw: ``logitstore correct-bias``.
+
+The shift comes from ``shifts``; here it meets a run's network, its data and its weights file.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ UNIFORM = "uniform"
 
 
 _CLOSE = 1e-3
-"""Of the largest logit: how far the corrected network's may be from what was asked for."""
+"""Share of the largest logit by which the corrected network's logits may miss the shifted ones."""
 
 
 def correct_bias(
@@ -74,7 +77,7 @@ def correct_bias(
         shift = np.full(len(numbers), correct_by_validation(logits, labels, numbers)[0])
     else:
         shift = correct_by_prior(logits, shares, numbers)
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "classes": numbers,
         "names": [source.dataset.class_names[i] for i in numbers]
         if source.dataset.class_names
@@ -87,22 +90,25 @@ def correct_bias(
     }
     if measured_on is not None:
         tested = network.logits(measured_on)
-        found["test"] = _figures(tested, labels_of(measured_on), numbers, shift)
+        document["test"] = _figures(tested, labels_of(measured_on), numbers, shift)
     if target is not None and last is not None:
         _add(network, last, source, numbers, shift)
         _put(target, pack_weights(network.model))
-    return found
+    return document
 
 
 def _put(target: Path, weights: bytes) -> None:
-    """Write them, unless other ones are there: they may be a run's."""
+    """Write the weights, unless the file holds other ones, which may be a run's."""
     if target.is_file() and target.read_bytes() != weights:
         raise InputError(f"--out {target}: other weights are there: give another name")
     write_file(target, weights)
 
 
 def last_linear(model: nn.Module, classes: int) -> nn.Linear:
-    """The last linear layer with an output and a bias for each class; InputError if none is."""
+    """Return the last linear layer with an output and a bias for each class.
+
+    InputError if the network has none.
+    """
     for module in reversed(list(model.modules())):
         if isinstance(module, nn.Linear) and module.out_features == classes:
             if module.bias is None:
@@ -117,7 +123,7 @@ def last_linear(model: nn.Module, classes: int) -> nn.Linear:
 def _add(
     network: Network, last: nn.Linear, source: Source, numbers: list[int], shift: NDArray[Any]
 ) -> None:
-    """Add the shift, and see on a few samples that the logits follow."""
+    """Add the shift to the layer's bias, and check on a few samples that the logits follow."""
     few = Source(
         dataset=source.dataset,
         views=source.views,
@@ -125,12 +131,12 @@ def _add(
         view_count=1,
         subset=source.samples()[:16],
     )
-    wanted = shifted(network.logits(few), numbers, shift)
+    expected = shifted(network.logits(few), numbers, shift)
     with torch.no_grad():
         moved = torch.from_numpy(shift).to(last.bias.device, last.bias.dtype)
         last.bias[torch.tensor(numbers, device=last.bias.device)] += moved
-    away = np.abs(network.logits(few) - wanted).max()
-    if not away <= _CLOSE * max(1.0, float(np.abs(wanted).max())):
+    away = np.abs(network.logits(few) - expected).max()
+    if not away <= _CLOSE * max(1.0, float(np.abs(expected).max())):
         raise InputError(
             "what comes after the network's last linear layer changes the shift on its way to the "
             "logits: drop --out and add the shift to the logits"
@@ -152,7 +158,7 @@ def _numbers(trained: Trained, source: Source, classes: Sequence[str | int]) -> 
 def _shares(
     prior: str | Sequence[float], source: Source, numbers: list[int], token: str | None
 ) -> NDArray[np.float64]:
-    """Shares of all classes (C,); of those in ``numbers`` only where no others are known."""
+    """Return the shares of all classes (C,), or 0 for others than ``numbers`` if not known."""
     if prior == UNIFORM:
         return np.full(source.classes, 1 / source.classes)
     if isinstance(prior, str):

@@ -1,8 +1,8 @@
-"""Classes that a student never sees, and the bias that makes up for it afterwards.
+"""Shifts of the logits of classes that a student never saw.
 
 Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 3: the soft targets of other images teach a
 class that is missing from the transfer set, all but its bias, which is learned far too low.  The
-paper tuned that on the test set; here a validation set does it, or no label at all.
+paper chose the shift on the test set; here validation data choose it, or the class prior alone.
 """
 
 from __future__ import annotations
@@ -21,20 +21,17 @@ Figures = Mapping[str, float | None]
 
 
 _BEYOND = 1.0
-"""How far a shift goes beyond the outermost breakpoint, where no interval has a middle."""
-
-
-_GRADIENT, _STEPS, _HALVINGS = 1e-10, 200, 60
+"""Distance of a shift from the outermost breakpoint, beyond which no interval has a middle."""
 
 
 def accuracy_on(logits: ArrayLike, labels: ArrayLike, classes: Sequence[int]) -> Figures:
-    """``samples``, ``errors`` and ``top1`` of labelled logits (N, C); the same of some classes.
+    """Count ``samples``, ``errors`` and ``top1`` of labelled logits (N, C), and of some classes.
 
-    ``class_top1`` is None without a sample of these.
+    ``class_top1`` is None if no sample is of these classes.
     """
     values, known = _labelled(logits, labels)
-    wrong, own = values.argmax(axis=1) != known, np.isin(known, classes)
-    count, errors = int(own.sum()), int(wrong[own].sum())
+    wrong, of_classes = values.argmax(axis=1) != known, np.isin(known, classes)
+    count, errors = int(of_classes.sum()), int(wrong[of_classes].sum())
     return {
         "samples": len(known),
         "errors": int(wrong.sum()),
@@ -46,7 +43,7 @@ def accuracy_on(logits: ArrayLike, labels: ArrayLike, classes: Sequence[int]) ->
 
 
 def shifted(logits: ArrayLike, classes: Sequence[int], shift: float | Floats) -> Floats:
-    """Logits (N, C) with ``shift`` (one for all, or (k,)) added to k classes, float64."""
+    """Return logits (N, C) with ``shift`` (one for all, or (k,)) added to k classes, in float64."""
     moved = np.array(logits, np.float64)
     moved[:, list(classes)] += shift
     return moved
@@ -55,18 +52,19 @@ def shifted(logits: ArrayLike, classes: Sequence[int], shift: float | Floats) ->
 def correct_by_validation(
     logits: ArrayLike, labels: ArrayLike, classes: Sequence[int]
 ) -> tuple[float, dict[str, Figures]]:
-    """One shift of some classes' logits with the highest accuracy; figures ``before``, ``after``.
+    """Return the shift of some classes' logits with the highest accuracy, and figures around it.
 
     Accuracy changes only where, for a sample, the best of these classes overtakes the best other
-    one, so every interval between such shifts is looked at.  Of the best intervals the one nearest
-    to 0 counts: the shift is 0 if that lies in it, else its middle (1 inside it at either end).
+    one, so every interval between such shifts is tried.  Of the best intervals the one nearest to
+    0 counts: the shift is 0 if 0 lies in it, else its middle (1 inside it at either end).  The
+    figures are ``accuracy_on`` ``before`` and ``after``.
     InputError if no labelled sample is of these classes, or none of another.
     """
     values, known = _labelled(logits, labels)
-    own = np.isin(known, classes)
-    if not own.any() or own.all():
+    of_classes = np.isin(known, classes)
+    if not of_classes.any() or of_classes.all():
         raise InputError(
-            f"{'no' if not own.any() else 'every'} labelled sample is of class "
+            f"{'no' if not of_classes.any() else 'every'} labelled sample is of class "
             f"{','.join(map(str, classes))}: nothing tells how far to shift its logits; give other "
             "data, or use --by prior"
         )
@@ -87,18 +85,18 @@ def correct_by_validation(
 def _breakpoints(
     values: Floats, known: NDArray[np.int64], classes: Sequence[int]
 ) -> tuple[Floats, Floats]:
-    """Where each sample that can be right becomes right (1) or wrong (-1) as the shift grows."""
+    """Return the shifts at which a sample becomes right (1) or wrong (-1) as the shift grows."""
     inside = np.isin(np.arange(values.shape[1]), classes)
-    best_own = np.flatnonzero(inside)[values[:, inside].argmax(axis=1)]
-    best_other = np.flatnonzero(~inside)[values[:, ~inside].argmax(axis=1)]
+    best_inside = np.flatnonzero(inside)[values[:, inside].argmax(axis=1)]
+    best_outside = np.flatnonzero(~inside)[values[:, ~inside].argmax(axis=1)]
     rows = np.arange(len(values))
-    gaps = values[rows, best_other] - values[rows, best_own]
-    gains = (best_own == known).astype(np.float64) - (best_other == known)
+    gaps = values[rows, best_outside] - values[rows, best_inside]
+    gains = (best_inside == known).astype(np.float64) - (best_outside == known)
     return gaps[gains != 0], gains[gains != 0]
 
 
 def _nearest_best(points: Floats, right: Floats) -> float:
-    """The shift, given rising breakpoints (n,) and the score below, between and above (n + 1,)."""
+    """Return the shift; ``points`` (n,) rise, ``right`` (n + 1,) is below, between and above."""
     low, high = np.append(-np.inf, points), np.append(points, np.inf)
     distance = np.maximum(np.maximum(low, -high), 0.0)
     distance[right < right.max()] = np.inf
@@ -113,20 +111,20 @@ def _nearest_best(points: Floats, right: Floats) -> float:
 
 
 def correct_by_prior(logits: ArrayLike, prior: ArrayLike, classes: Sequence[int]) -> Floats:
-    """A shift (k,) of k classes' logits (N, C) after which their mean probability is the prior's.
+    """Return the shift (k,) of k classes' logits (N, C) at which their mean probability is right.
 
-    No label is used.  ``prior`` (C,) are shares of all classes.  The shift minimises
-    mean log sum exp(z + b) - prior · b, which is convex, by Newton's method: the mean
-    probabilities are right to 1e-10.  InputError for a prior that is none, or leaves nothing to the
-    other classes.
+    Right is what ``prior`` says, the shares of all classes (C,); no label is used.  The shift
+    minimises mean log sum exp(z + b) - prior · b, which is convex; the mean probabilities are right
+    to 1e-10.
+    InputError for a prior that is none, or leaves nothing to the other classes.
     """
     values, shares = np.asarray(logits, np.float64), np.asarray(prior, np.float64)
     chosen = list(classes)
-    wanted = shares[chosen] if shares.shape == values.shape[1:] else np.zeros(0)
-    usable = len(wanted) and np.isfinite(shares).all() and (shares >= 0).all()
-    if not usable or (wanted <= 0).any() or not 0 < wanted.sum() < 1:
+    target = shares[chosen] if shares.shape == values.shape[1:] else np.zeros(0)
+    usable = len(target) and np.isfinite(shares).all() and (shares >= 0).all()
+    if not usable or (target <= 0).any() or not 0 < target.sum() < 1:
         raise InputError(
-            f"prior {', '.join(f'{share:g}' for share in wanted) or shares.shape} of class "
+            f"prior {', '.join(f'{share:g}' for share in target) or shares.shape} of class "
             f"{', '.join(map(str, chosen))}: expected a share above 0 for each corrected class, "
             f"below 1 in all, of {values.shape[1]} classes"
         )
@@ -134,30 +132,38 @@ def correct_by_prior(logits: ArrayLike, prior: ArrayLike, classes: Sequence[int]
     top = others.max(axis=1, keepdims=True)
     # All other classes keep their logits: to the corrected ones they are one class, at logit 0.
     relative = values[:, chosen] - top - np.log(np.exp(others - top).sum(axis=1, keepdims=True))
-    return _matched(relative, wanted)
+    return _matched(relative, target)
 
 
-def _matched(relative: Floats, wanted: Floats) -> Floats:
-    shift: Floats = np.log(wanted) - np.log(_predicted(relative, 0.0)[1].mean(axis=0))
-    for _ in range(_STEPS):
-        value, p = _predicted(relative, shift)
-        gradient = p.mean(axis=0) - wanted
-        if np.abs(gradient).max() <= _GRADIENT:
-            break
-        curvature = np.diag(p.mean(axis=0)) - p.T @ p / len(p)
-        step = np.linalg.lstsq(curvature, -gradient, rcond=None)[0]
-        now, slope = value.mean() - wanted @ shift, float(gradient @ step)
-        for _ in range(_HALVINGS):
-            trial = _predicted(relative, shift + step)[0].mean() - wanted @ (shift + step)
-            if trial <= now + 1e-4 * slope:
-                break
-            step, slope = step / 2, slope / 2
-        shift = shift + step
+def _matched(relative: Floats, target: Floats) -> Floats:
+    """Return the shift (k,) at which the mean probabilities are ``target`` (k,)."""
+    from scipy.optimize import minimize, root  # takes a second
+
+    def gradient(shift: Floats) -> Floats:
+        excess: Floats = _predicted(relative, shift)[1].mean(axis=0) - target
+        return excess
+
+    def curvature(shift: Floats) -> Floats:
+        p = _predicted(relative, shift)[1]
+        matrix: Floats = np.diag(p.mean(axis=0)) - p.T @ p / len(p)
+        return matrix
+
+    start = np.log(target) - np.log(_predicted(relative, 0.0)[1].mean(axis=0))
+    near = minimize(
+        lambda shift: _predicted(relative, shift)[0].mean() - target @ shift,
+        start,
+        jac=gradient,
+        hess=curvature,
+        method="trust-exact",
+        options={"gtol": 1e-10},
+    )
+    # Near the minimum the values differ by less than rounding: there the gradient alone tells more.
+    shift: Floats = root(gradient, near.x, jac=curvature, tol=1e-13).x
     return shift
 
 
 def _predicted(relative: Floats, shift: float | Floats) -> tuple[Floats, Floats]:
-    """log(1 + sum exp(z)) (N,) and the classes' probabilities (N, k), z = relative + shift."""
+    """Return log(1 + sum exp(z)) (N,) and probabilities (N, k), with z = relative + shift."""
     moved = relative + shift
     total = np.logaddexp(0.0, np.logaddexp.reduce(moved, axis=1))
     return total, np.exp(moved - total[:, None])

@@ -196,6 +196,18 @@ def test_several_classes_meet_their_priors_together() -> None:
     assert again == pytest.approx(np.zeros(3), abs=1e-7)
 
 
+@pytest.mark.parametrize("low", [-60.0, 60.0, 300.0])
+@pytest.mark.parametrize("scale", [1.0, 5.0, 30.0])
+def test_logits_far_from_the_prior_meet_it_too(low: float, scale: float) -> None:
+    prior = np.array([0.3, 0.05, 0.2, 0.15, 0.1, 0.2])
+    for seed in range(5):
+        logits = scale * np.random.default_rng(seed).standard_normal((50, 6))
+        logits[:, :3] -= low
+        shift = correct_by_prior(logits, prior, [0, 1, 2])
+        p = softmax(shifted(logits, [0, 1, 2], shift), axis=1).mean(0)
+        assert p[:3] == pytest.approx(prior[:3], abs=1e-9)
+
+
 @pytest.mark.parametrize(
     "prior", [[0.5, 0.5], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0], [np.nan, 0.5, 0.5], [-0.1, 0.6, 0.5]]
 )
