@@ -307,6 +307,8 @@ def test_topk_numbers_many_classes_in_four_bytes() -> None:
         (lambda: TopK(classes=10, k=0), "at least one class, not 0"),
         (lambda: parse_encoding("uint8:1", 10), "2 to 256 levels, not 1"),
         (lambda: parse_encoding("uint8:257", 10), "2 to 256 levels, not 257"),
+        (lambda: parse_encoding("topk", 10), "topk needs its K: write topk:K, like topk:10"),
+        (lambda: encoding("topk", 10, {}), "topk needs its K"),
         (lambda: parse_encoding("topk:ten", 10), "a whole number follows the colon"),
         (lambda: parse_encoding("float16:3", 10), "takes no parameter"),
         (lambda: encoding("uint8", 10, {"level": 3}), "did you mean 'levels'"),

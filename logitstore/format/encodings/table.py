@@ -9,7 +9,7 @@ shards, files or torch; a tensor is only made where one is asked for (``decode_t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 from logitstore.errors import InputError, UnknownName
 from logitstore.format.cards import EncodingCard
@@ -49,12 +49,18 @@ def encoding(name: str, classes: int, parameters: Mapping[str, int] | None = Non
     """
     if name not in ENCODINGS:
         raise UnknownName.among("encoding", name, ENCODINGS)
-    kind = ENCODINGS[name]
-    known = [field.name for field in fields(kind) if field.name != "classes"]
-    for parameter in parameters or {}:
+    kind, values = ENCODINGS[name], parameters or {}
+    known = {field.name: field.default for field in fields(kind) if field.name != "classes"}
+    for parameter in values:
         if parameter not in known:
             raise UnknownName.among(f"parameter of encoding {name}", parameter, known)
-    return kind(classes=classes, **(parameters or {}))
+    for parameter, default in known.items():
+        if default is MISSING and parameter not in values:
+            letter = parameter.upper()
+            raise InputError(
+                f"encoding {name} needs its {letter}: write {name}:{letter}, like topk:10"
+            )
+    return kind(classes=classes, **values)
 
 
 def parse_encoding(text: str, classes: int) -> Encoding:

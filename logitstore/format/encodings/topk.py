@@ -46,7 +46,7 @@ class TopK(Encoding):
     """
 
     name = "topk"
-    k: int = 10
+    k: int
 
     def __post_init__(self) -> None:
         if self.k < 1:
