@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from logitstore.errors import InputError
-from logitstore.format.grid import Shard
+from logitstore.format.grid import Span
 from logitstore.precompute.building.batches import feed
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
@@ -249,7 +249,7 @@ def test_a_mixed_view_costs_two_images_and_never_more() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_build_sees_each_sample_blended_with_its_partner(workers: int) -> None:
     dataset, views = digits(), Views((), size=12, seed=4, mix=BOTH)
-    spans = [Shard(5, 0, 40), Shard(5, 40, 60)]
+    spans = [Span(5, 0, 40), Span(5, 40, 60)]
     shown = torch.cat(list(feed(dataset, views, spans, workers=workers)))
     expected = torch.stack([by_hand(dataset, views, i, 5)[0] for i in range(60)])
     alone = torch.stack([views(dataset.item(i), sample=i, view=5) for i in range(60)])
