@@ -39,8 +39,8 @@ from logitstore.trainer.data.requirements import refuse_samples
 from logitstore.trainer.data.samples import choose_samples
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.data.specialist import own_and_others, specialised
-from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.run.checkpoint import begin_with
+from tests.support.runs import run_logits
 
 Build = Callable[..., Path]
 DATA, TEST = "digits?samples=0:300", "digits?train=false"
@@ -361,7 +361,7 @@ def test_a_specialist_learns_its_classes(runs: Path) -> None:
     assert result["metrics"]["train_accuracy"] > 0.9
     measured = evaluate(runs / "s1", TEST, device="cpu")
     assert measured["top1"] == pytest.approx(result["metrics"]["val_accuracy"])
-    logits, labels = logits_of(runs / "s1", TEST, device="cpu")
+    logits, labels = run_logits(runs / "s1", TEST)
     assert logits.shape == (597, 4)
     digits = open_dataset(TEST).labels
     assert labels.tolist() == [{1: 0, 7: 1, 9: 2}.get(int(each), 3) for each in digits]
@@ -395,7 +395,7 @@ def test_an_interrupted_specialist_ends_in_the_same_weights(runs: Path, tmp_path
 def test_a_built_specialist_knows_which_class_is_which_output(runs: Path, tmp_path: Path) -> None:
     build(BuildConfig(teachers=[str(runs / "s1")], data=TEST, out=str(tmp_path / "s.zarr")))
     store = open_store(tmp_path / "s.zarr")
-    logits, labels = logits_of(runs / "s1", TEST, device="cpu")
+    logits, labels = run_logits(runs / "s1", TEST)
     assert store.meta.class_names == ("1", "7", "9", "(rest)")
     assert store.labels.tolist() == labels.tolist()
     snapshot = store.snapshots["s1"]

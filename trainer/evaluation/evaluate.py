@@ -27,7 +27,6 @@ from logitstore.trainer.evaluation.weights import Trained, find_trained
 from logitstore.trainer.measure.calibration import fit_temperature
 from logitstore.trainer.measure.figures import compare, fitted_figures, measure
 from logitstore.trainer.measure.gather import (
-    Labels,
     Logits,
     check_forward,
     first_shape,
@@ -119,30 +118,6 @@ def evaluate(
         theirs = taught.snapshot.logits(taught.samples())
         measured |= compare(ours, theirs, at)
     return measured
-
-
-def logits_of(
-    run_or_checkpoint: str | Path,
-    data: str,
-    *,
-    student: str | None = None,
-    normalize: str | None = None,
-    view_spec: str | None = None,
-    size: int | None = None,
-    class_map: str | None = None,
-    batch_size: int = 256,
-    device: str | None = None,
-) -> tuple[Logits, Labels]:
-    """Logits float32 (N, C) and labels int32 (N,), -1 where unknown: what ``evaluate`` measures.
-
-    The arguments are those of ``evaluate``; samples come in the order of the data.
-    """
-    trained = find_trained(run_or_checkpoint, student, normalize)
-    _refuse_without_store(trained, "index", class_map, None)
-    source = trained.source(data, view_spec=view_spec, size=size, class_map=class_map)
-    check_labels(source.dataset, source.classes)
-    network = load_network(trained, source, device, batch_size)
-    return network.logits(source), labels_of(source)
 
 
 def load_network(trained: Trained, source: Source, device: str | None, batch_size: int) -> Network:

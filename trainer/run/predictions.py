@@ -46,10 +46,6 @@ class PastPredictions:
         rows = self.codes[:known, self._places(indices)]
         return torch.stack([_decoded(each) for each in rows]).mean(0)
 
-    def keep(self, indices: Indices, logits: Tensor, epoch: int) -> None:
-        """Remember the predictions of this epoch, logits (N, C), in place of the oldest ones."""
-        self.put(indices, encoded(logits), epoch)
-
     def put(self, indices: Indices, codes: Tensor, epoch: int) -> None:
         """Remember predictions that are already ``encoded``, uint8 (N, C)."""
         self.codes[epoch % len(self.codes), self._places(indices)] = codes

@@ -21,9 +21,9 @@ from logitstore.trainer.data.bind import held_out_source
 from logitstore.trainer.data.requirements import refuse_samples
 from logitstore.trainer.data.samples import choose_samples, held_out
 from logitstore.trainer.data.source import Source
-from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.measure.figures import measure
 from logitstore.trainer.metrics import accuracy
+from tests.support.runs import run_logits
 
 TEST = "digits?train=false"
 BASE = TrainConfig(data="digits", student="mlp", out="run")
@@ -195,10 +195,10 @@ def test_test_data_that_are_not_fresh_are_said_to_be_so(config: TrainConfig) -> 
 
 def test_one_path_gives_the_logits_and_their_figures(config: TrainConfig) -> None:
     run = train(replace(config, epochs=2)).run
-    logits, labels = logits_of(run, TEST, device="cpu")
+    logits, labels = run_logits(run, TEST)
     assert (logits.shape, logits.dtype) == ((597, 10), np.float32)
     assert measure(logits, labels) == evaluate(run, TEST, device="cpu")
-    held, held_labels = logits_of(run, "split:0.1", device="cpu")
+    held, held_labels = run_logits(run, "split:0.1")
     assert len(held) == 30
     assert accuracy(held, held_labels) == lines(run)[-1]["val_accuracy"]
 

@@ -28,8 +28,8 @@ from logitstore.trainer.data.batches import batches
 from logitstore.trainer.data.bind import open_source
 from logitstore.trainer.data.order import BatchOrder, views_seen
 from logitstore.trainer.data.teaching import open_schedule
-from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.schedules import teacher_at
+from tests.support.runs import run_logits
 
 DATA, SAMPLES = "digits?train=true&samples=0:200", 200
 
@@ -313,7 +313,7 @@ def test_a_student_is_measured_against_an_ensemble_but_not_against_a_schedule(
     config: TrainConfig, store: Path
 ) -> None:
     result = train(replace(config, epochs=1))
-    ours, _ = logits_of(result.run, DATA)
+    ours, _ = run_logits(result.run, DATA)
     a, b = rows_of(0)[0], rows_of(1)[0]
     powers = [np.exp(rows / 2) / np.exp(rows / 2).sum(1, keepdims=True) for rows in (a, b)]
     for text, teacher in (("logits(a,b)", (a + b) / 2), ("mean(a,b*3)", powers[0] + 3 * powers[1])):

@@ -25,8 +25,8 @@ from logitstore.trainer.data.requirements import refuse_samples
 from logitstore.trainer.data.samples import choose_samples
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.evaluation.bias import correct_bias
-from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.evaluation.shifts import correct_by_prior, correct_by_validation, shifted
+from tests.support.runs import run_logits
 
 TRAIN, TEST = "digits?samples=0:400", "digits?train=false"
 RNG = np.random.default_rng(0)
@@ -116,7 +116,7 @@ def test_the_run_never_learns_what_it_never_saw(run: Path) -> None:
     gone = int(np.isin(digits.labels, (3, 5)).sum())
     result = json.loads((run / "result.json").read_text())
     assert f"{gone} of 400 samples omitted, those of class 3,5" in result["notes"]
-    logits, labels = logits_of(run, TEST, device="cpu")
+    logits, labels = run_logits(run, TEST)
     guess = logits.argmax(1)
     assert not np.isin(guess, (3, 5)).any()
     assert (guess == labels)[~np.isin(labels, (3, 5))].mean() > 0.85
@@ -228,11 +228,11 @@ def test_the_corrected_weights_give_the_shifted_logits(run: Path, tmp_path: Path
     before, after = found["test"]["before"], found["test"]["after"]
     assert after["errors"] < before["errors"]
     assert before["class_errors"] == before["class_samples"]
-    logits, labels = logits_of(run, TEST, device="cpu")
-    moved, _ = logits_of(out, TEST, student="mlp?hidden=32", device="cpu")
+    logits, labels = run_logits(run, TEST)
+    moved, _ = run_logits(out, TEST, student="mlp?hidden=32")
     assert moved == pytest.approx(shifted(logits, [3, 5], np.array(found["shift"])), abs=1e-4)
     assert after["errors"] == (moved.argmax(1) != labels).sum()
-    chosen, figures = correct_by_validation(*logits_of(run, TRAIN, device="cpu"), [3, 5])
+    chosen, figures = correct_by_validation(*run_logits(run, TRAIN), [3, 5])
     assert found["shift"] == [chosen, chosen]
     assert found["data"] == figures
 
@@ -243,7 +243,7 @@ def test_the_prior_comes_from_a_store_or_from_the_command(
     labels = open_dataset(TRAIN).labels
     store = bound_store(tmp_path / "s.zarr", TRAIN, np.zeros((1, 400, 10), np.float32))
     shares = np.bincount(labels, minlength=10) / 400
-    logits, _ = logits_of(run, TRAIN, device="cpu")
+    logits, _ = run_logits(run, TRAIN)
     expected = correct_by_prior(logits, shares, [5, 3])
     told = ",".join(map(repr, shares[[5, 3]].tolist()))
     for prior in (str(store), told):

@@ -18,9 +18,9 @@ from logitstore.precompute.data.sources import open_dataset
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, evaluate, train
 from logitstore.trainer.data.samples import held_out
-from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.measure.calibration import fit_temperature
 from logitstore.trainer.measure.figures import compare, fitted_figures, measure
+from tests.support.runs import run_logits
 
 TRAIN, TEST = "digits?train=true&samples=0:300", "digits?train=false"
 NAMED = """
@@ -70,7 +70,7 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_teacher_is_compared_with_at_the_temperature_that_is_asked_for(
     run: Path, store: Path
 ) -> None:
-    ours, theirs = logits_of(run, TRAIN, device="cpu")[0], open_store(store).snapshots["teacher"]
+    ours, theirs = run_logits(run, TRAIN)[0], open_store(store).snapshots["teacher"]
     for given, temperature in ((None, 1.0), (4.0, 4.0)):
         found = evaluate(run, TRAIN, store=str(store), temperature=given, device="cpu")
         expected = compare(ours, theirs.logits(np.arange(300)), temperature)
@@ -83,7 +83,7 @@ def test_a_teacher_is_compared_with_at_the_temperature_that_is_asked_for(
 def test_held_out_samples_are_compared_with_their_own_rows(run: Path, store: Path) -> None:
     _, held = held_out(np.arange(300), 0.2, 0)
     found = evaluate(run, "split:0.2", store=str(store), device="cpu")
-    logits, labels = logits_of(run, "split:0.2", device="cpu")
+    logits, labels = run_logits(run, "split:0.2")
     assert np.array_equal(labels, open_dataset(TRAIN).labels[held])
     rows = open_store(store).snapshots["teacher"].logits(held)
     assert found == {**measure(logits, labels), **compare(logits, rows, 1.0)}
@@ -94,8 +94,8 @@ def test_held_out_samples_are_compared_with_their_own_rows(run: Path, store: Pat
 def test_calibration_is_told_raw_and_after_a_temperature_fitted_elsewhere(run: Path) -> None:
     plain = evaluate(run, TEST, device="cpu")
     found = evaluate(run, TEST, val="split:0.2", device="cpu")
-    fitted = fit_temperature(*logits_of(run, "split:0.2", device="cpu"))
-    assert found == {**plain, **fitted_figures(*logits_of(run, TEST, device="cpu"), fitted)}
+    fitted = fit_temperature(*run_logits(run, "split:0.2"))
+    assert found == {**plain, **fitted_figures(*run_logits(run, TEST), fitted)}
     own = evaluate(run, TEST, val=TEST, device="cpu")
     assert own["nll_fitted"] < min(found["nll_fitted"], plain["nll"])
 

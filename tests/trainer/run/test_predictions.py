@@ -16,8 +16,8 @@ from logitstore.errors import InputError
 from logitstore.progress import Silent
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, train
-from logitstore.trainer.evaluation.evaluate import logits_of
-from logitstore.trainer.run.predictions import PastPredictions
+from logitstore.trainer.run.predictions import PastPredictions, encoded
+from tests.support.runs import run_logits
 
 SAMPLES = np.array([3, 4, 7, 11])
 
@@ -66,7 +66,7 @@ def test_before_anything_was_predicted_a_row_is_one_hot_at_its_label() -> None:
 def test_a_row_is_found_by_its_sample_whatever_the_order() -> None:
     past = PastPredictions.begin(SAMPLES, np.zeros(4, np.int64), classes=5)
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    past.keep(np.array([7, 3, 11, 4]), logits, epoch=0)
+    past.put(np.array([7, 3, 11, 4]), encoded(logits), epoch=0)
     found = past.probabilities(np.array([4, 7]), epoch=1)
     torch.testing.assert_close(found, logits[[3, 0]].softmax(1), atol=0.005, rtol=0)
 
@@ -76,7 +76,7 @@ def test_a_row_is_found_by_its_sample_whatever_the_order() -> None:
 def test_a_kept_row_sums_to_one_and_is_near_its_original(classes: int, spread: float) -> None:
     logits = torch.randn(200, classes, generator=torch.Generator().manual_seed(1)) * spread
     past = PastPredictions.begin(np.arange(200), np.zeros(200, np.int64), classes)
-    past.keep(np.arange(200), logits, epoch=0)
+    past.put(np.arange(200), encoded(logits), epoch=0)
     found = past.probabilities(np.arange(200), epoch=1)
     assert past.codes.dtype == torch.uint8
     torch.testing.assert_close(found.sum(1), torch.ones(200))
@@ -87,9 +87,9 @@ def test_a_longer_history_is_the_mean_of_the_last_epochs() -> None:
     past = PastPredictions.begin(np.arange(2), np.zeros(2, np.int64), classes=4, epochs=2)
     drawn = [torch.randn(2, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     for epoch, logits in enumerate(drawn):
-        past.keep(np.arange(2), logits, epoch)
+        past.put(np.arange(2), encoded(logits), epoch)
     one_epoch = PastPredictions.begin(np.arange(2), np.zeros(2, np.int64), classes=4, epochs=2)
-    one_epoch.keep(np.arange(2), drawn[0], 0)
+    one_epoch.put(np.arange(2), encoded(drawn[0]), 0)
     probs = [logits.softmax(1) for logits in drawn]
     near = {"atol": 0.005, "rtol": 0}
     torch.testing.assert_close(one_epoch.probabilities(np.arange(2), 1), probs[0], **near)
@@ -137,12 +137,12 @@ def test_a_run_without_its_history_does_not_go_on(config: TrainConfig, tmp_path:
 def test_clean_predictions_are_those_of_the_epochs_end(config: TrainConfig) -> None:
     once = replace(config, epochs=1, past="clean", data="digits?train=true&samples=0:290")
     train(once)
-    logits, _ = logits_of(once.out, once.data)
+    logits, _ = run_logits(once.out, once.data)
     last = Path(once.out) / "checkpoints/last.safetensors"
     with safe_open(last, framework="pt") as file:
         codes = file.get_tensor("past")
     expected = PastPredictions.begin(np.arange(290), np.zeros(290, np.int64), classes=10)
-    expected.keep(np.arange(290), torch.from_numpy(logits), epoch=0)
+    expected.put(np.arange(290), encoded(torch.from_numpy(logits)), epoch=0)
     assert (codes.int() - expected.codes.int()).abs().max() <= 1
 
 

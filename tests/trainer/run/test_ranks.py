@@ -25,8 +25,8 @@ from logitstore.trainer import TrainConfig, train
 from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.requirements import refuse_ranks
 from logitstore.trainer.data.samples import chosen_samples
-from logitstore.trainer.evaluation.evaluate import logits_of
 from logitstore.trainer.run.predictions import encoded
+from tests.support.runs import run_logits
 
 ROOT = Path(__file__).parents[3]
 PLAIN = """
@@ -302,7 +302,7 @@ def test_killed_ranks_go_on_to_the_same_bytes(base: dict[str, TrainConfig], tmp_
     assert history(Path(whole.out)) == history(Path(killed.out))
     # What all ranks saw in a clean pass is what the weights and statistics that are kept predict.
     kept = load_file(Path(clean.out) / "checkpoints/last.safetensors")["past"][0]
-    logits, _ = logits_of(clean.out, clean.data)
+    logits, _ = run_logits(clean.out, clean.data)
     seen = chosen_samples(np.arange(300), clean.limit, clean.limit_seed)
     assert (kept.int() - encoded(torch.from_numpy(logits[seen])).int()).abs().max() <= 1
 
