@@ -1,4 +1,4 @@
-"""Many runs that answer one question: sweeps over teachers, figures over seeds, recipes.
+"""Studies of many runs: sweeps over teachers, recipes of papers, and figures over seeds.
 
-Starts runs by their public functions and commands; knows no step.
+They start runs by public functions and commands, and know nothing of a training step.
 """

@@ -92,7 +92,7 @@ class Effect:
     row: str
     over: str
     figure: str = FIGURES[0]
-    wanted: Literal["higher", "lower"] = "higher"
+    better: Literal["higher", "lower"] = "higher"
 
 
 @dataclass(frozen=True)

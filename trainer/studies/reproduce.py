@@ -143,7 +143,7 @@ def _table(scaled: ScaledRecipe) -> RecipeTable:
     effects = []
     for effect in scaled.scale.effects:
         row, over = (figures[label][effect.figure].values for label in (effect.row, effect.over))
-        gain = paired(row, over) if effect.wanted == "higher" else paired(over, row)
+        gain = paired(row, over) if effect.better == "higher" else paired(over, row)
         effects.append(TableEffect(effect=effect, gain=gain))
     return RecipeTable(scaled=scaled, rows=tuple(rows), effects=tuple(effects))
 

@@ -18,11 +18,11 @@ _SERIES = re.compile(r"\d+$")  # epoch-0005 and epoch-0030 are one teacher in ti
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The students of one method and teacher; ``snapshot`` None: without one.
+    """The students of one method and teacher; ``snapshot`` is None without a teacher.
 
     ``teacher_top1`` is on the store's labels.  ``last`` and ``best`` are the students' validation
     accuracies in their last and best epoch, ``gain`` is ``last`` less that of the plain student of
-    the same seed, ``kd_error`` the share of training images answered otherwise than by the teacher.
+    the same seed, ``kd_error`` the share of training images on which they differ from the teacher.
     """
 
     method: str
@@ -37,9 +37,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Which snapshot taught a method best, by the last epoch's mean; ``lead`` is over the last one.
+    """The snapshot that taught a method best, by the mean accuracy of the last epoch.
 
-    The last epoch chooses, not the best one: that was chosen on these very data.
+    The last epoch chooses, because the best one was chosen on these very data.  ``lead`` is the
+    gain over the last snapshot.
     """
 
     method: str
@@ -56,7 +57,7 @@ def row_of(
     runs: Mapping[int, Result],
     base: Mapping[int, Result] | None,
 ) -> Row:
-    """The figures of finished runs by seed; ``base`` are the plain students'."""
+    """Return the row of finished runs by seed; ``base`` are the plain students' runs."""
     results = runs.values()
     last = tuple(result.metrics["val_accuracy"] for result in results)
     best = tuple(result.best["val_accuracy"] for result in results if result.best is not None)
@@ -78,24 +79,25 @@ def row_of(
 
 
 def find_best(rows: Sequence[Row], names: Sequence[str]) -> Iterator[Finding]:
-    """For each method with a choice of teachers the best one; ``names`` are in their order.
+    """Yield the best teacher of each method that had several; ``names`` are in their order.
 
-    Of equal ones the latest.  The last one is the last snapshot: an ensemble has no place in time.
+    Of equal teachers the latest is the best.  An ensemble is never the last: it has no place in
+    time.
     """
     single = [name for name in names if _SERIES.search(name)] or list(names)
     for method in dict.fromkeys(row.method for row in rows if row.snapshot is not None):
-        taught = {row.snapshot: row for row in rows if row.method == method}
-        if len(taught) < 2:
+        by_teacher = {row.snapshot: row for row in rows if row.method == method}
+        if len(by_teacher) < 2:
             continue
-        best = max(reversed(names), key=lambda name: taught[name].last.mean)
+        best = max(reversed(names), key=lambda name: by_teacher[name].last.mean)
         last = single[-1]
-        lead = paired(taught[best].last.values, taught[last].last.values)
-        sentence = _sentence(method, taught[best], last, lead)
+        lead = paired(by_teacher[best].last.values, by_teacher[last].last.values)
+        sentence = _sentence(method, by_teacher[best], last, lead)
         yield Finding(method=method, best=best, last=last, lead=lead, sentence=sentence)
 
 
 def sweep_lines(rows: Sequence[Row], findings: Sequence[Finding]) -> list[str]:
-    """The table, and a sentence for each method."""
+    """Return the table, and a sentence for each method."""
     header = ["snapshot", "method", "teacher", "val, last epoch", "val, best epoch"]
     header += [f"gain over {BASELINE}", "KD error"]
     order = {name: i for i, name in enumerate(dict.fromkeys(row.snapshot for row in rows))}

@@ -62,7 +62,7 @@ def scale(s):
         ),
         rows={"ce": "ce-$SEED", **{f"kd {weight}": f"kd-{weight}-$SEED" for weight in WEIGHTS}},
         effects=(
-            Effect("KD beats ce", "kd 0.9", over="ce", figure="test.nll", wanted="lower"),
+            Effect("KD beats ce", "kd 0.9", over="ce", figure="test.nll", better="lower"),
         ),
     )
 

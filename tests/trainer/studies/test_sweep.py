@@ -19,7 +19,7 @@ from logitstore.progress import Silent
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, sweep, train
 from logitstore.trainer.studies.seeds import OverSeeds
-from logitstore.trainer.studies.sweep import chosen_teachers
+from logitstore.trainer.studies.sweep_students import chosen_teachers
 from logitstore.trainer.studies.sweep_table import Row, find_best, sweep_lines
 
 DATA, VAL = "digits?train=true&samples=0:300", "digits?train=false"

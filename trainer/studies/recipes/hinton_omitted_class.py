@@ -91,14 +91,14 @@ def scale(s: Settings, check: str) -> Scale:
                 "kd without 3, by validation",
                 over="hard labels without 3, by validation",
                 figure="test.after.class_errors",
-                wanted="lower",
+                better="lower",
             ),
             Effect(
                 "… and with the prior alone, without labels",
                 "kd without 3, by prior",
                 over="hard labels without 3, by prior",
                 figure="test.after.class_errors",
-                wanted="lower",
+                better="lower",
             ),
             Effect(
                 (
@@ -108,7 +108,7 @@ def scale(s: Settings, check: str) -> Scale:
                 "kd without 3, by validation",
                 over="kd without 3, by prior",
                 figure="test.after.errors",
-                wanted="lower",
+                better="lower",
             ),
         ),
     )

@@ -93,12 +93,12 @@ def scale(s: Settings) -> Scale:
         rows={"ce": "ce-$SEED", "label smoothing": "smoothing-$SEED", "PS-KD": "ps-kd-$SEED"},
         effects=(
             Effect("PS-KD is more accurate than cross-entropy", "PS-KD", over="ce"),
-            Effect("PS-KD has a lower NLL", "PS-KD", over="ce", figure="test.nll", wanted="lower"),
+            Effect("PS-KD has a lower NLL", "PS-KD", over="ce", figure="test.nll", better="lower"),
             Effect(
-                "PS-KD has a lower ECE", "PS-KD", over="ce", figure="test.ece10", wanted="lower"
+                "PS-KD has a lower ECE", "PS-KD", over="ce", figure="test.ece10", better="lower"
             ),
             Effect(
-                "PS-KD has a lower AURC", "PS-KD", over="ce", figure="test.aurc", wanted="lower"
+                "PS-KD has a lower AURC", "PS-KD", over="ce", figure="test.aurc", better="lower"
             ),
             Effect("PS-KD is more accurate than label smoothing", "PS-KD", over="label smoothing"),
             Effect(
@@ -106,7 +106,7 @@ def scale(s: Settings) -> Scale:
                 "PS-KD",
                 over="label smoothing",
                 figure="test.aurc",
-                wanted="lower",
+                better="lower",
             ),
         ),
     )
