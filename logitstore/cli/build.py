@@ -1,8 +1,4 @@
-"""The command line: one library call per command.
-
-This file is the composition root: it alone imports ``api`` and ``trainer``, inside command bodies,
-where the heavy imports are too (``logitstore --help`` takes 0.2 s).
-"""
+"""The commands ``build`` and ``plan``: a teacher's logits, and what they will cost."""
 
 from __future__ import annotations
 
@@ -21,7 +17,6 @@ from logitstore.cli.options import (
     MaxKl,
     Normalization,
     Precision,
-    with_options_of,
 )
 
 if TYPE_CHECKING:
@@ -29,66 +24,110 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+Teachers = Annotated[
+    list[str],
+    typer.Option(
+        "--teacher",
+        metavar="CKPT|GLOB|RUN",
+        help="Checkpoint, folder, glob or training run; repeat for several teachers.",
+    ),
+]
+
+More = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CKPT]...", help="More checkpoints, as a shell's * gives them."),
+]
+
+Arch = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Network of the teachers: torchvision:NAME, timm:NAME, module:factory, "
+        "file.py:factory, resnet20 to resnet110, cnn5, mlp?hidden=256,256. One for all teachers, "
+        "or repeat, one for each. A training run knows its own.",
+    ),
+]
+
+Snapshots = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--snapshot",
+        help="Name of the snapshot; repeat, one for each teacher. Without it the checkpoint's name "
+        "without its ending.",
+    ),
+]
+
+ViewSpec = Annotated[
+    str,
+    typer.Option(
+        metavar="PRESET|FILE",
+        help="How views are made of a sample: eval, cifar-train, cifar-strong, cifar-autoaugment, "
+        "imagenet-train, imagenet-eval or FILE.json.",
+    ),
+]
+
+Size = Annotated[
+    int | None,
+    typer.Option(help="Side of the view, if not the preset's or the image's own."),
+]
+
+Views = Annotated[int, typer.Option(help="Number of views of each sample.")]
+
+FirstView = Annotated[
+    int, typer.Option(help="Number of the first view, to add views to those of another snapshot.")
+]
+
+Mix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIX", help="Mix pairs of images: mixup:ALPHA, cutmix:ALPHA, or both with a comma."
+    ),
+]
+
+Seed = Annotated[int, typer.Option(help="Seed of the views.")]
+
+BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.")]
+
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Processes that read images; without it none for data that are in memory."),
+]
+
+ForwardPrecision = Annotated[Precision, typer.Option(help="Arithmetic of the forward pass.")]
+
+WeightsKey = Annotated[
+    str | None, typer.Option(help="Entry of the checkpoint to use, such as model_ema.")
+]
+
+ShardRows = Annotated[
+    int | None,
+    typer.Option(help="Rows of a shard, a power of two: what an interruption loses at most."),
+]
+
 
 @commands.command()
 def build(
-    teacher: Annotated[
-        list[str],
-        typer.Option(
-            metavar="CKPT|GLOB|RUN", help="Checkpoint, folder, glob or training run; repeat."
-        ),
-    ],
+    teacher: Teachers,
     data: Data,
-    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make, resume or add to.")],
-    more: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CKPT]...", help="More checkpoints, as a shell's * gives."),
-    ] = None,
-    arch: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="torchvision:NAME, timm:NAME, module:factory, file.py:factory, resnet20 to "
-            "resnet110, cnn5, mlp?hidden=256,256; one for all teachers or one for each; a run "
-            "knows its own."
-        ),
-    ] = None,
-    snapshot: Annotated[
-        list[str] | None, typer.Option(help="Snapshot names; default: the checkpoints' stems.")
-    ] = None,
+    out: Annotated[str, typer.Option(metavar="STORE", help="Store to make, resume or add to.")],
+    more: More = None,
+    arch: Arch = None,
+    snapshot: Snapshots = None,
     normalize: Normalization = None,
-    view_spec: Annotated[
-        str,
-        typer.Option(
-            metavar="PRESET|FILE",
-            help="eval, cifar-train, cifar-strong, cifar-autoaugment, imagenet-train, "
-            "imagenet-eval or FILE.json.",
-        ),
-    ] = "eval",
-    size: Annotated[
-        int | None, typer.Option(help="Side of the view; default: the preset's, else as it comes.")
-    ] = None,
-    views: Annotated[int, typer.Option(help="Views of each sample.")] = 1,
-    first_view: Annotated[
-        int, typer.Option(help="Number of the first one: to add views beside a snapshot's.")
-    ] = 0,
-    mix: Annotated[
-        str | None,
-        typer.Option(metavar="MIX", help="mixup:ALPHA, cutmix:ALPHA or both, with a comma."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the views.")] = 0,
+    view_spec: ViewSpec = "eval",
+    size: Size = None,
+    views: Views = 1,
+    first_view: FirstView = 0,
+    mix: Mix = None,
+    seed: Seed = 0,
     encoding: Encoding = None,
     max_kl: MaxKl = None,
     at_temperature: AtTemperature = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
-    workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
+    batch_size: BatchSize = 256,
+    workers: Workers = None,
     device: Device = None,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic of the forward pass.")] = "fp32",
-    weights_key: Annotated[
-        str | None, typer.Option(help="Entry of the checkpoint to use, such as model_ema.")
-    ] = None,
-    shard_rows: Annotated[
-        int | None, typer.Option(help="Rows of a shard: what an interruption can lose at most.")
-    ] = None,
+    precision: ForwardPrecision = "fp32",
+    weights_key: WeightsKey = None,
+    shard_rows: ShardRows = None,
     fresh: Fresh = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the cost, write nothing.")
@@ -105,9 +144,9 @@ def build(
         --data 'npz:cifar10.npz?x=x_train&y=y_train' --out c10.zarr
     logitstore build --teacher runs/teacher --data digits --out digits.zarr
     """
-    values = dict(locals())
-    del values["dry_run"], values["as_json"]
-    config = _build_config(**values)
+    options = dict(locals())
+    del options["dry_run"], options["as_json"]
+    config = _build_config(**options)
     if dry_run:
         _print_estimate(config, 30, as_json)
         return
@@ -120,15 +159,35 @@ def build(
 
 
 @commands.command()
-@with_options_of(build, without=("fresh", "dry_run"))
 def plan(
+    teacher: Teachers,
+    data: Data,
     out: Annotated[
         str | None, typer.Option(metavar="STORE", help="Also check that this store may be built.")
     ] = None,
+    more: More = None,
+    arch: Arch = None,
+    snapshot: Snapshots = None,
+    normalize: Normalization = None,
+    view_spec: ViewSpec = "eval",
+    size: Size = None,
+    views: Views = 1,
+    first_view: FirstView = 0,
+    mix: Mix = None,
+    seed: Seed = 0,
+    encoding: Encoding = None,
+    max_kl: MaxKl = None,
+    at_temperature: AtTemperature = None,
+    batch_size: BatchSize = 256,
+    workers: Workers = None,
+    device: Device = None,
+    precision: ForwardPrecision = "fp32",
+    weights_key: WeightsKey = None,
+    shard_rows: ShardRows = None,
     epochs: Annotated[
-        int, typer.Option(help="Of a student, to compare with its teacher run live.")
+        int, typer.Option(help="Epochs of a student that would otherwise run its teacher live.")
     ] = 30,
-    **options: Any,
+    as_json: Json = False,
 ) -> None:
     """Say what a build would cost.
 
@@ -139,11 +198,13 @@ def plan(
     logitstore plan --teacher resnet56.th --arch resnet56 --normalize imagenet \\
         --data 'npz:cifar10.npz?x=x_train&y=y_train' --view-spec cifar-train --views 8 --epochs 60
     """
+    options = dict(locals())
+    del options["epochs"], options["as_json"]
     from tempfile import TemporaryDirectory
 
-    as_json = options.pop("as_json")
     with TemporaryDirectory() as nowhere:
-        _print_estimate(_build_config(out=out or nowhere, **options), epochs, as_json)
+        config = _build_config(**{**options, "out": out or nowhere})
+        _print_estimate(config, epochs, as_json)
 
 
 def _build_config(
@@ -153,7 +214,7 @@ def _build_config(
     snapshot: list[str] | None,
     **same: Any,
 ) -> BuildConfig:
-    """The options of ``build``, all but its flags, as the library takes them."""
+    """Return the options of ``build``, all but its switches, as the library takes them."""
     from logitstore.precompute.building.config import BuildConfig
 
     return BuildConfig(

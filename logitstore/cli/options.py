@@ -5,9 +5,7 @@ Like ``cli``, this imports nothing but the standard library and typer.
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -127,23 +125,3 @@ def read_token(path: Path | None) -> str | None:
     if len(words) != 1:
         raise InputError(f"{path}: expected exactly one token, found {len(words)} words")
     return words[0]
-
-
-def with_options_of(
-    shared: Callable[..., None], *, without: Sequence[str]
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator: all options of ``shared`` beside a command's own, which gets them as a dict.
-
-    They come as its ``**options``; ``without`` are those that it does not have.
-    """
-
-    def widened(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True).parameters
-        merged = {**inspect.signature(shared, eval_str=True).parameters, **own}
-        for name in ("options", *without):
-            del merged[name]
-        keyword_only = [each.replace(kind=each.KEYWORD_ONLY) for each in merged.values()]
-        command.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]  # typer asks for it
-        return command
-
-    return widened
