@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from logitstore.cli import app
+from logitstore.cli.settings import given_settings
 from logitstore.cli.train import train_config
 from logitstore.errors import InputError, NotFound, UnknownName
 from logitstore.trainer.studies import recipes
@@ -126,7 +127,7 @@ def test_every_command_of_a_recipe_is_one_that_the_command_line_takes(
     for command in scaled.commands():
         ctx = parsed(list(command.arguments))
         if ctx.info_name == "train":
-            config = train_config({**ctx.params, "ctx": ctx})
+            config = train_config(None, given_settings(ctx))
             assert Path(config.out) not in made
             made.add(Path(config.out))
         made.add(command.save)
@@ -161,21 +162,21 @@ command_line = cache(partial(typer.main.get_command, app))
 
 
 def parsed(arguments: list[str]) -> typer.Context:
-    """The context of a command that is not run; options that it does not know are refused."""
-    found = command_line()
-    ctx = typer.Context(found)
-    while isinstance(found, TyperGroup):
-        name, found, arguments = found.resolve_command(ctx, arguments)
-        assert found is not None
-        ctx = typer.Context(found, info_name=name, parent=ctx)
-    return found.make_context(ctx.info_name, arguments, parent=ctx.parent)
+    """Parse a command without running it; options that it does not know are refused."""
+    command = command_line()
+    ctx = typer.Context(command)
+    while isinstance(command, TyperGroup):
+        name, command, arguments = command.resolve_command(ctx, arguments)
+        assert command is not None
+        ctx = typer.Context(command, info_name=name, parent=ctx)
+    return command.make_context(ctx.info_name, arguments, parent=ctx.parent)
 
 
 def test_the_recipes_cover_the_five_papers_and_say_what_they_cost() -> None:
-    listed = list_recipes()
+    entries = list_recipes()
     for paper in ("1503.02531", "1910.01348", "1909.11723", "2203.08679", "2006.12000"):
-        assert any(paper in entry["paper"] for entry in listed)
-    assert all(set(entry["cost"]) == {"small", "paper"} for entry in listed)
+        assert any(paper in entry["paper"] for entry in entries)
+    assert all(set(entry["cost"]) == {"small", "paper"} for entry in entries)
 
 
 def test_a_recipe_runs_once_and_its_table_says_what_the_results_say(
@@ -183,7 +184,7 @@ def test_a_recipe_runs_once_and_its_table_says_what_the_results_say(
 ) -> None:
     scaled = set_up(str(tiny), root=tmp_path, out=tmp_path / "out")
     made = reproduce(scaled, run)
-    found = made.document()
+    document = made.document()
     written = {path: path.stat().st_mtime_ns for path in scaled.out.rglob("*") if path.is_file()}
     table = (scaled.out / "table.md").read_text()
     results = [
@@ -193,17 +194,17 @@ def test_a_recipe_runs_once_and_its_table_says_what_the_results_say(
         ]
         for name in ("ce", "kd-0.5", "kd-0.9")
     ]
-    for row, runs in zip(found["rows"], results, strict=True):
+    for row, runs in zip(document["rows"], results, strict=True):
         assert list(row["values"]["test.top1"]) == [figures["top1"] for figures in runs]
     shares = [100 * figures["top1"] for figures in results[2]]
     gains = [a - 100 * b["top1"] for a, b in zip(shares, results[0], strict=True)]
     assert f"| kd 0.9 | 2 | {mean(shares):.2f} ± {stdev(shares):.2f} |" in table
     assert f"| {mean(gains):+.2f} ± {stdev(gains):.2f} |" in table
     gained = [a["nll"] - b["nll"] for a, b in zip(results[0], results[2], strict=True)]
-    assert found["effects"][0]["gain"] == pytest.approx(mean(gained))
+    assert document["effects"][0]["gain"] == pytest.approx(mean(gained))
     assert json.loads((scaled.out / "store.json").read_text())["output"]["classes"] == 10
 
-    assert json.loads((scaled.out / "table.json").read_text()) == found
+    assert json.loads((scaled.out / "table.json").read_text()) == document
     assert reproduce(scaled, run) == made
     again = {path: path.stat().st_mtime_ns for path in scaled.out.rglob("*") if path.is_file()}
     assert {path for path in again if again[path] != written[path]} <= {
@@ -231,18 +232,18 @@ def test_data_that_are_not_there_are_named_before_any_work(tiny: Path, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_asked_for_must_be_there(tiny: Path, tmp_path: Path) -> None:
-    def asked(name: str = str(tiny), **given: Any) -> ScaledRecipe:
-        return set_up(name, root=tmp_path, out=tmp_path / "out", **given)
+def test_a_recipe_a_scale_and_seeds_must_be_there(tiny: Path, tmp_path: Path) -> None:
+    def scaled_recipe(name: str = str(tiny), **options: Any) -> ScaledRecipe:
+        return set_up(name, root=tmp_path, out=tmp_path / "out", **options)
 
     with pytest.raises(InputError, match="--seeds must be at least 1, not 0"):
-        asked(seeds=0)
+        scaled_recipe(seeds=0)
     with pytest.raises(UnknownName, match="unknown scale of recipe tiny 'paper'"):
-        asked(scale="paper")
+        scaled_recipe(scale="paper")
     with pytest.raises(UnknownName, match="did you mean 'zhao-dkd'"):
-        asked("zhao-kdk")
+        scaled_recipe("zhao-kdk")
     with pytest.raises(NotFound, match=r"no\.py: there is no such recipe"):
-        asked("no.py")
+        scaled_recipe("no.py")
 
 
 @pytest.mark.parametrize(
@@ -282,8 +283,8 @@ def test_the_command_line_lists_recipes_and_prints_commands_without_running_them
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(["reproduce"])
-    listed = capsys.readouterr().out
-    assert all(name in listed for name in recipe_names())
+    output = capsys.readouterr().out
+    assert all(name in output for name in recipe_names())
     run(["reproduce", "zhao-dkd", "--root", "/data", "--out", str(tmp_path / "o"), "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("logitstore build --teacher /data/teachers/resnet56-4bfd9763.th")
