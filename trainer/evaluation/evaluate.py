@@ -1,4 +1,4 @@
-"""Measure weights on a dataset: logits are gathered once, in eval mode, for all figures."""
+"""Measure weights on a dataset, in eval mode: all figures come from one pass over the images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from logitstore.trainer.run.device import training_device
 
 @dataclass(frozen=True)
 class Network:
-    """Weights on a device, ready to be shown images."""
+    """A network on a device, with what it needs to take images."""
 
     model: nn.Module
     normalize: Normalize | None
@@ -46,7 +46,7 @@ class Network:
     batch_size: int
 
     def logits(self, source: Source) -> Logits:
-        """Logits float32 (N, C) of every sample there is."""
+        """Return logits float32 (N, C) of every sample that has an image."""
         place, size = self.device, self.batch_size
         return gather_logits(self.model, source, self.normalize, place, batch_size=size)
 
@@ -69,17 +69,17 @@ def evaluate(
     batch_size: int = 256,
     device: str | None = None,
 ) -> dict[str, float]:
-    """The figures of some weights on some data: those of ``measure``, and more if more is given.
+    """Return the figures of some weights on some data: those of ``measure``, and more on request.
 
     A run, or a checkpoint inside one, knows its ``student``, ``normalize`` and image preparation;
-    they may be given for any other checkpoint.  With ``val`` also ``nll_fitted``, ``ece10_fitted``
-    and ``ece15_fitted`` after one temperature fitted there, ``fitted_temperature``.  The val
-    split:SHARE of a run that held samples out may be given as either data.
-    With a store of the same data also ``kd_error``, ``agreement`` and ``kd_loss`` (T² · KL from the
-    teacher at ``temperature``, None: 1), on the snapshot's view 0 (imported logits: by labels
-    alone); ``snapshot`` may be an ensemble, but no schedule.  Everything else is measured without
-    anything random.  ``match_by`` and ``class_map`` are as in ``TrainConfig``; a run's own map and
-    class names hold for the data that it is measured on.
+    they may be given for any other checkpoint.  ``val`` adds ``fitted_temperature``, a temperature
+    fitted on these data, and ``nll_fitted``, ``ece10_fitted`` and ``ece15_fitted`` after it.  Of a
+    run that held samples out, ``split:SHARE`` may stand for either data.
+    A store of the same data adds ``kd_error``, ``agreement`` and ``kd_loss`` (T² · KL from the
+    teacher at ``temperature``, None: 1) on the snapshot's view 0; imported logits are matched by
+    labels alone.  ``snapshot`` may be an ensemble, but no schedule.  All else is measured on images
+    without anything random.  ``match_by`` and ``class_map`` are as in ``TrainConfig``; a run's own
+    class map and names hold for the data that it is measured on.
 
     >>> evaluate("runs/student", "digits?train=false")["top1"]    # doctest: +SKIP
     0.9715
@@ -101,7 +101,7 @@ def evaluate(
         taught = taught_source(
             trained, source, opened, teacher, match_by=match_by, class_map=class_map
         )
-        # One pass serves both, unless the teacher saw what nobody should be measured on.
+        # One pass serves both figures, unless the teacher saw random views.
         plain = replace(taught, views=source.views, first_view=0)
         source = plain if taught.views.random else taught
     check_labels(source.dataset, source.classes)
@@ -121,7 +121,7 @@ def evaluate(
 
 
 def load_network(trained: Trained, source: Source, device: str | None, batch_size: int) -> Network:
-    """Weights ready for a source; InputError or MismatchError if they do not fit it."""
+    """Load weights for a source; InputError or MismatchError if they do not fit it."""
     place = training_device(device, "fp32")
     shape = first_shape(source)
     model = trained.load(source.classes, shape, place)

@@ -1,6 +1,6 @@
-"""A linear probe: how well do a student's features tell the classes of another dataset?
+"""Measure by a linear probe how well a student's features tell the classes of another dataset.
 
-Features are what the network's last Linear layer is given.  A logistic regression on them is
+Features are the inputs of the network's last Linear layer.  A logistic regression on them is
 trained on one part of the dataset and measured on another; the network itself stays as it is.
 Kornblith, Shlens, Le 2019, arXiv:1805.08974; Tian et al. 2020, arXiv:1910.10699, table 4.
 """
@@ -33,6 +33,7 @@ Features = NDArray[np.float32]
 
 
 ITERATIONS = 2000
+"""Iterations after which the regression ends without having found its optimum."""
 
 
 def probe_features(
@@ -50,18 +51,18 @@ def probe_features(
 ) -> dict[str, float]:
     """Train a linear probe on ``data`` and measure it on ``test``, both of any classes.
 
-    ``top1`` on ``samples`` of the test data, ``train_top1`` on ``train_samples``, ``features`` (how
-    many a sample has), and ``converged``, 1 if the regression found its optimum.  It is
-    scikit-learn's LogisticRegression (C = 1) on features standardised over ``data``; samples
+    Returns ``top1`` on ``samples`` of the test data, ``train_top1`` on ``train_samples``,
+    ``features`` (how many a sample has), and ``converged``, 1 if the regression found its optimum.
+    It is scikit-learn's LogisticRegression (C = 1) on features standardised over ``data``; samples
     without a label are left out.  A run knows how images are prepared and its number of
-    ``classes``; of any other checkpoint ``student`` and ``classes`` must be told.
+    ``classes``; any other checkpoint needs ``student`` and ``classes``.
 
     InputError for a network whose output does not come from a Linear layer, and for data of one
     class; NotFound, UnknownName or MismatchError for what cannot be opened or is of other classes.
     """
     trained = find_trained(run_or_checkpoint, student, normalize)
     count = _classes(trained, classes)
-    train = _shown(trained, data, view_spec, size)
+    train = _open(trained, data, view_spec, size)
     if len(np.unique(train.dataset.labels[train.dataset.labels >= 0])) < 2:
         raise InputError(f"--data {data}: a probe needs labels of two classes at least")
     measured = open_validation(test, train, flag="--test")
@@ -73,20 +74,20 @@ def probe_features(
     return _figures(*_features(network, head, train), *_features(network, head, measured))
 
 
-def _classes(trained: Trained, given: int | None) -> int:
-    """How many outputs the network has."""
+def _classes(trained: Trained, classes: int | None) -> int:
+    """Return how many outputs the network has."""
     if trained.inputs is not None:
         return trained.inputs.classes
-    if given is None:
+    if classes is None:
         raise InputError(
             f"{trained.path} is in no run that says how many classes its network has: give "
             "--classes N"
         )
-    return given
+    return classes
 
 
-def _shown(trained: Trained, data: str, view_spec: str | None, size: int | None) -> Source:
-    """Data in a numbering of their own, prepared as for the network."""
+def _open(trained: Trained, data: str, view_spec: str | None, size: int | None) -> Source:
+    """Open data in a numbering of their own, prepared as for the network."""
     dataset = open_dataset(data)
     classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
     views = trained.views(view_spec, size)
@@ -94,12 +95,12 @@ def _shown(trained: Trained, data: str, view_spec: str | None, size: int | None)
 
 
 def _head(network: Network, source: Source, classes: int, trained: Trained) -> nn.Linear:
-    """The Linear layer that is called last, found by running the network on one sample."""
+    """Return the Linear layer that is called last, found by running the network on one sample."""
     called: list[tuple[nn.Linear, Tensor]] = []
 
-    def note(layer: nn.Module, given: tuple[Any, ...], _: Any) -> None:
+    def note(layer: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
         assert isinstance(layer, nn.Linear)
-        called.append((layer, given[0]))
+        called.append((layer, inputs[0]))
 
     layers = [layer for layer in network.model.modules() if isinstance(layer, nn.Linear)]
     hooks = [layer.register_forward_hook(note) for layer in layers]
@@ -117,13 +118,13 @@ def _head(network: Network, source: Source, classes: int, trained: Trained) -> n
 
 
 def _features(network: Network, head: nn.Linear, source: Source) -> tuple[Features, Labels]:
-    """Features float32 (N, D) and labels (N,) of all labelled samples."""
+    """Return features float32 (N, D) and labels (N,) of all labelled samples."""
     labels = labels_of(source)
     known = source.samples()[labels >= 0]
     seen: list[Tensor] = []
 
-    def keep(_: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.append(given[0].float().cpu())
+    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0].float().cpu())
 
     hook = head.register_forward_pre_hook(keep)
     try:

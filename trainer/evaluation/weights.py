@@ -1,6 +1,6 @@
-"""Trained weights on disk: which network they are of, and what it expects to be shown.
+"""Find trained weights, and prepare data as their network expects it.
 
-A run, or a checkpoint inside one, knows that by itself; of any other checkpoint it is told.
+A run, or a checkpoint inside one, knows its network; for any other checkpoint the caller says it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Trained:
         size: int | None = None,
         class_map: str | None = None,
     ) -> Source:
-        """Data to measure on, prepared as the run's were but for what is random.
+        """Open data to measure on, prepared as the run's were but for what is random.
 
         Their classes are numbered as the network's outputs where the run knows these.  The ``val``
         of a run that held samples out, split:SHARE, stands for these samples.
@@ -70,14 +70,14 @@ class Trained:
         )
 
     def views(self, view_spec: str | None, size: int | None) -> Views:
-        """How images are prepared: as told, else as the run's were; nothing random."""
+        """Return how to prepare images: as the caller says, else as in the run; nothing random."""
         if view_spec is None and self.inputs is not None:
-            own = self.inputs.size if size is None else size
-            return Views(self.inputs.view_spec, own).evaluation()
+            size = self.inputs.size if size is None else size
+            return Views(self.inputs.view_spec, size).evaluation()
         return parse_views(view_spec or "eval", size).evaluation()
 
     def load(self, classes: int, shape: Shape, device: torch.device) -> nn.Module:
-        """The network with its weights on a device; InputError if they do not fit each other.
+        """Load the network with its weights to a device; InputError if they do not fit each other.
 
         It is built for images of ``shape``, or for those of its run.
         """
@@ -88,7 +88,7 @@ class Trained:
         return model.to(device)
 
     def _opened(self, data: str) -> tuple[ImageDataset, Indices | None]:
-        """A dataset, and which of its samples are meant (None: all)."""
+        """Open a dataset, and say which of its samples are meant (None: all)."""
         if split_share(data) is None:
             return open_dataset(data), None
         if self.run is None:
@@ -98,29 +98,29 @@ class Trained:
     def _numbered(
         self, dataset: ImageDataset, class_map: str | None
     ) -> tuple[ImageDataset, ClassMap | None]:
-        """The dataset with its classes numbered as the run's, and the map for other data too."""
+        """Return the dataset with its classes numbered as the run's, and the map for other data."""
         if self.inputs is None:
             return dataset, None
         classes = Classes(
             owner=str(self.path), count=self.inputs.classes, names=self.inputs.class_names
         )
-        told = read_class_map(class_map)
-        own = map_for(dataset, self.inputs.class_map)
-        return renumbered(dataset, classes, own if told is None else told), (
-            self.inputs.class_map if told is None else told
-        )
+        if class_map is None:
+            numbers = map_for(dataset, self.inputs.class_map)
+            return renumbered(dataset, classes, numbers), self.inputs.class_map
+        chosen = read_class_map(class_map)
+        return renumbered(dataset, classes, chosen), chosen
 
 
 def find_trained(
     run_or_checkpoint: str | Path, student: str | None = None, normalize: str | None = None
 ) -> Trained:
-    """Find weights; ``student`` and ``normalize`` go before what their run says.
+    """Find weights; ``student`` and ``normalize`` replace what their run says.
 
     NotFound if there are none, InputError for a checkpoint of a network that nobody names.
     """
     path = weights_file(Path(run_or_checkpoint))
-    found = find_teachers([str(path)])[0]
-    arch = student or found.arch
+    checkpoint = find_teachers([str(path)])[0]
+    arch = student or checkpoint.arch
     if arch is None:
         raise InputError(
             f"{path}: say which network this is with --student (resnet20, torchvision:NAME, "
@@ -130,7 +130,7 @@ def find_trained(
     return Trained(
         path=path,
         arch=arch,
-        normalize=normalize or found.normalize,
+        normalize=normalize or checkpoint.normalize,
         run=run,
         inputs=None
         if run is None

@@ -1,3 +1,5 @@
+"""Compute the figures of logits: what ``evaluate`` prints and a run records on its test data."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from logitstore.trainer.metrics import ece, nll
 def fitted_figures(
     logits: NDArray[np.float32], labels: ArrayLike, temperature: float
 ) -> dict[str, float]:
-    """The figures that a fitted temperature changes, of logits (N, C) with their labels (N,)."""
+    """Return what a fitted temperature changes, for logits (N, C) with their labels (N,)."""
     scaled = logits.astype(np.float64) / temperature
     return {
         "fitted_temperature": temperature,
@@ -27,7 +29,7 @@ def fitted_figures(
 
 
 def measure(logits: Logits, labels: Labels) -> dict[str, float]:
-    """The figures of some logits (N, C) with their labels (N,); shares are in [0, 1], nats.
+    """Return the figures of logits (N, C) with their labels (N,): shares in [0, 1], and nats.
 
     ``top1``, ``top5`` (if C > 5), ``nll``, ``ece10``, ``ece15``, ``aurc``, ``eaurc``, ``samples``.
     """
@@ -45,16 +47,16 @@ def measure(logits: Logits, labels: Labels) -> dict[str, float]:
 
 
 def compare(student: Logits, teacher: Logits, temperature: float) -> dict[str, float]:
-    """How far a student's logits (N, C) are from its teacher's, KL at a temperature."""
+    """Return how far a student's logits (N, C) are from its teacher's; KL at a temperature."""
     error = metrics.kd_error(student, teacher)
     loss = metrics.kd_loss(student, teacher, temperature)
     return {"kd_error": error, "agreement": 1 - error, "kd_loss": loss}
 
 
 def test_figures(gather: Callable[[Source], Logits], eval_data: EvalData) -> dict[str, float]:
-    """The figures on the test data, also after one temperature fitted on the validation data.
+    """Return the figures on the test data, also after a temperature fitted on validation data.
 
-    ``gather`` gives the logits of the weights to measure, of all samples that a source has.
+    ``gather`` returns the logits of a source's samples from the weights that are measured.
     """
     assert eval_data.test is not None
     assert eval_data.val is not None  # a resolved run with test data has some

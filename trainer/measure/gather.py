@@ -1,4 +1,4 @@
-"""What shape a network gets of a source's images, and whether it runs on them: before any work."""
+"""Run a network on a source's images: once to see that it fits, and for all logits in eval mode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Labels = NDArray[np.int32]
 
 
 def labels_of(source: Source) -> Labels:
-    """Labels int32 (N,), -1 where unknown, in the order of ``gather_logits``."""
+    """Return labels int32 (N,), -1 where unknown, in the order of ``gather_logits``."""
     labels: Labels = source.dataset.labels[source.samples()]
     return labels
 
@@ -34,7 +34,7 @@ def gather_logits(
     batch_size: int,
     workers: int | None = None,
 ) -> Logits:
-    """Logits float32 (N, C) of every sample there is, in the source's first view; eval, fp32."""
+    """Return logits float32 (N, C) of every sample in the source's first view, in eval mode."""
     view, samples = source.first_view, source.samples()
     items = (
         [(view, int(sample)) for sample in samples[start : start + batch_size]]
@@ -55,7 +55,7 @@ def gather_logits(
 
 
 def first_shape(source: Source) -> tuple[int, int, int]:
-    """Shape (C, H, W) of a sample as the network gets it."""
+    """Return the shape (C, H, W) of a sample as the network gets it."""
     item = [(source.first_view, int(source.samples()[0]))]
     images = next(image_batches(source.dataset, source.views, [item], workers=0))
     return images.shape[1], images.shape[2], images.shape[3]
@@ -64,7 +64,7 @@ def first_shape(source: Source) -> tuple[int, int, int]:
 def check_forward(
     model: nn.Module, source: Source, normalize: Normalize | None, device: torch.device
 ) -> None:
-    """Run the network on one sample: InputError or MismatchError if it does not fit."""
+    """Run the network on one sample; InputError or MismatchError if it does not fit."""
     item = [(source.first_view, int(source.samples()[0]))]
     images = next(image_batches(source.dataset, source.views, [item], workers=0))
     where = f"the student on {source.dataset.name}"

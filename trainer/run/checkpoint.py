@@ -1,7 +1,8 @@
-"""Weights and checkpoints as safetensors bytes: everything that a resumed run needs, and no pickle.
+"""Pack weights and checkpoints as safetensors bytes, without pickle, and restore them.
 
-A checkpoint is one file: model with buffers, optimiser, random states, the epoch's sums so far, and
-in its header the position and the gradient scaler.  The run's folder writes it, atomically.
+A checkpoint is one file with all that a resumed run needs: model with buffers, optimiser, random
+states, the epoch's sums so far, and in its header the position and the gradient scaler.  The run's
+folder writes it.
 """
 
 from __future__ import annotations
@@ -26,19 +27,18 @@ from logitstore.trainer.run.predictions import PastPredictions
 
 FORMAT_VERSION = 1
 
-
 _HEADER = "logitstore"  # one entry only: safetensors writes several in no fixed order
 
 
 class Position(NamedTuple):
-    """The next step to do; both count from 0."""
+    """The next step of a run; epoch and step count from 0."""
 
     epoch: int
     step: int
 
 
 class Learner(NamedTuple):
-    """What changes while a student learns."""
+    """All that changes while a student learns."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -47,7 +47,7 @@ class Learner(NamedTuple):
 
 
 def pack_weights(model: nn.Module) -> bytes:
-    """A model's state dict as safetensors bytes: plain ``load_file`` gives the state dict back."""
+    """Return a model's state dict as safetensors bytes, which plain ``load_file`` reads."""
     return save(_state(model))
 
 
@@ -57,7 +57,7 @@ def pack(
     sums: Tensor | None,
     past: PastPredictions | None = None,
 ) -> bytes:
-    """A checkpoint's bytes; ``sums`` are the epoch's running sums, None between epochs.
+    """Return a checkpoint's bytes; ``sums`` are the epoch's running sums, None between epochs.
 
     ``past`` are the predictions that the method learns from, None if it does not.
     """
@@ -85,7 +85,7 @@ def pack(
 def restore(
     path: Path, learner: Learner, past: PastPredictions | None = None
 ) -> tuple[Position, Tensor | None]:
-    """Load a checkpoint into the learner, ``past`` and the random states; (position, sums).
+    """Load a checkpoint into the learner, ``past`` and random states; return (position, sums).
 
     Damaged if the file is not whole; InputError if it is of another network, or lacks the past
     predictions that are needed.
@@ -144,7 +144,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict on the CPU; every entry has memory of its own, also where weights are tied."""
+    """Return the state dict on the CPU; tied weights get separate memory, too."""
     state = model.state_dict()
     for key, value in state.items():
         if not isinstance(value, Tensor):
@@ -171,18 +171,18 @@ def begin_with(model: nn.Module, weights: Path) -> list[str]:
 
     Returns a note if it does.  InputError lists what else does not fit.
     """
-    wanted = model.state_dict()
-    state = unwrapped(load_weights(weights)[0], set(wanted))
+    fresh = model.state_dict()
+    state = unwrapped(load_weights(weights)[0], set(fresh))
     name, last = [
         (name, module)
         for name, module in model.named_modules()
         if next(module.parameters(recurse=False), None) is not None
     ][-1]
     keys = [f"{name}.{key}" if name else key for key in last.state_dict()]
-    fresh = any(key in state and state[key].shape != wanted[key].shape for key in keys)
-    if fresh:
-        state |= {key: wanted[key] for key in keys}
+    differs = any(key in state and state[key].shape != fresh[key].shape for key in keys)
+    if differs:
+        state |= {key: fresh[key] for key in keys}
     load_into(model, state, f"--init {weights}")
-    if not fresh:
+    if not differs:
         return []
     return [f"{weights}: its last layer, {name or 'the only one'}, has another shape: begun afresh"]

@@ -1,4 +1,4 @@
-"""The device of a run: its memory, its random generators, and what makes it repeatable."""
+"""Choose a run's device, seed its generators, make it repeatable, and cap its memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from logitstore.trainer.config.checks import needs_gpu
 
 
 def training_device(name: str | None, precision: str) -> torch.device:
-    """The device asked for, or a GPU if there is one; InputError if it cannot do ``precision``."""
+    """Return the named device, else a GPU if there is one; InputError without ``precision``."""
     device = pick_device(name)
     if device.type == "cpu" and precision != "fp32":
         raise InputError(
@@ -29,7 +29,7 @@ def training_device(name: str | None, precision: str) -> torch.device:
 
 @contextmanager
 def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's generators seeded for this run; afterwards the caller's are as they were."""
+    """Seed torch's generators for this run; afterwards the caller's are as they were."""
     gpus = [device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         seed_generators(seed, device)
@@ -45,7 +45,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Only kernels of cuDNN that give the same bits each time; afterwards the caller's choice."""
+    """Use only cuDNN kernels that give the same bits each time; afterwards the caller's choice."""
     if device.type != "cuda":
         yield
         return
@@ -60,19 +60,19 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak since ``reproducible`` began, or this process's largest size so far."""
+    """Return the GPU's peak bytes since ``reproducible`` began, or the process's largest size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def peak_reserved(device: torch.device) -> int | None:
-    """Bytes: what the GPU's allocator held at most, its cache included; None on the CPU."""
+    """Return the most bytes that the GPU's allocator held, with its cache; None on the CPU."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 class Budget:
-    """All that this process may hold on a GPU, in bytes: its CUDA context included.
+    """The bytes that this process may hold on a GPU, its CUDA context included.
 
     PyTorch can cap its allocator only; the context (driver, libraries, loaded kernels) lies outside
     and grows when a kernel is first used.  Its share is what is in use on the GPU less what the
@@ -85,7 +85,7 @@ class Budget:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """The allocator capped; afterwards as it was.  InputError where nothing is left for it."""
+        """Cap the allocator; afterwards it is as before.  InputError if nothing is left for it."""
         torch.cuda.empty_cache()
         before = torch.cuda.get_per_process_memory_fraction(self._device)
         self.tighten()
@@ -101,7 +101,7 @@ class Budget:
         torch.cuda.set_per_process_memory_fraction(fraction, self._device)
 
     def fraction(self, free: int, total: int, reserved: int) -> float:
-        """The allocator's share of a GPU with so many bytes, of which it has reserved some."""
+        """Return the allocator's share of a GPU with ``total`` bytes."""
         self.context = max(0, total - free - reserved - self._others)
         if self.context >= self.limit:
             raise InputError(
@@ -114,7 +114,7 @@ class Budget:
 def budgeted_device(
     name: str | None, precision: str, limit: str | None
 ) -> tuple[torch.device, Budget | None]:
-    """The device of ``training_device``, and its budget if there is a limit; needs a GPU then."""
+    """Return the device of ``training_device``, and its budget if a GPU is limited."""
     if limit is None:
         return training_device(name, precision), None
     fresh = not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -127,11 +127,11 @@ def budgeted_device(
 
 
 def memory_in_use() -> dict[str, int]:
-    """Bytes in use on each GPU by its UUID, as the driver tells; {} where it cannot be asked."""
-    ask = ["nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits"]
+    """Return the bytes in use on each GPU by its UUID; {} where the driver cannot be asked."""
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout
-        pairs = [line.split(", ") for line in told.splitlines()]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+        pairs = [line.split(", ") for line in done.stdout.splitlines()]
         return {uuid: int(mebibytes) << 20 for uuid, mebibytes in pairs}
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}

@@ -1,3 +1,5 @@
+"""Write a run's metrics for TensorBoard, beside the file that they come from."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from logitstore.trainer.run.result import Line
 
 
 class Events:
-    """TensorBoard's view of the history; written anew at each start, so that it never repeats."""
+    """TensorBoard's file of a run's history, written anew at each start: no epoch comes twice."""
 
     def __init__(self, folder: Path, history: list[Line]) -> None:
         self._folder = folder

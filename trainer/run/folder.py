@@ -1,4 +1,4 @@
-"""A run's folder: is the run new, interrupted or finished; may it go on; its files, all atomic.
+"""Keep a run's files, each written whole or not at all, and say whether the run may go on.
 
 config.toml                 the resolved TrainConfig
 inputs.json                 what its specs turned out to be: digests, root, classes, device
@@ -40,22 +40,22 @@ _ONE_RUN_EACH = "use another --out, or give the same arguments"
 
 
 class RunFolder:
-    """The files of one run."""
+    """The files of one run, new, interrupted or finished."""
 
     def __init__(self, out: str) -> None:
         self.path = Path(out)
         self._storage = open_storage(out)
 
     def finished(self, config: TrainConfig) -> Result | None:
-        """The result if this very run is finished; reads only.
+        """Return the result if this very run is finished; write nothing.
 
         MismatchError if another run is here, InputError if something else is.
         """
         with os_errors_as_ours(str(self.path), CONFIG):
             begun = (self.path / CONFIG).is_file()
         if not begun:
-            found = self._storage.keys()
-            other = next((key for key in found if key != LOCK and not is_temporary(key)), None)
+            keys = self._storage.keys()
+            other = next((key for key in keys if key != LOCK and not is_temporary(key)), None)
             if other is not None:
                 raise InputError(
                     f"{self.path}: not empty and not a training run (there is {other}, and no "
@@ -71,25 +71,25 @@ class RunFolder:
         return Result(run=self.path, **{**document, **lists})
 
     def inputs(self) -> Inputs | None:
-        """What the run here was begun with, None if it has not begun."""
+        """Return what the run was begun with, None if it has not begun."""
         try:
             return Inputs.parse(f"{self.path}/{INPUTS}", self._storage.get(INPUTS))
         except NotFound:
             return None
 
     def store(self) -> str | None:
-        """The store that the run here was begun with; elsewhere, another root may lie."""
+        """Return the store that the run was begun with; another place may hold another root."""
         return TrainConfig.from_toml(self.path / CONFIG).store
 
     def begin(self, config: TrainConfig, inputs: Inputs) -> None:
-        """Write down what the run is, or check that it is the one here."""
+        """Write down what the run is; MismatchError if another one was begun here."""
         if self.finished(config) is None and not (self.path / CONFIG).is_file():
             self.put(CONFIG, config.to_toml().encode())
-        found = self.inputs()
-        if found is None:
+        recorded = self.inputs()
+        if recorded is None:
             self.put(INPUTS, inputs.to_bytes())
             return
-        difference = first_difference(found, inputs)
+        difference = first_difference(recorded, inputs)
         if difference:
             field, before, now = difference
             raise MismatchError(
@@ -122,11 +122,11 @@ class RunFolder:
         self._storage.put(key, data)
 
     def checkpoint(self) -> Path | None:
-        """Where the last checkpoint lies, None if there is none yet."""
+        """Return the path of the last checkpoint, None if there is none yet."""
         return self.path / LAST if (self.path / LAST).is_file() else None
 
     def history(self, epochs: int) -> list[Line]:
-        """The metrics of the first ``epochs`` epochs, one line each; later lines are dropped.
+        """Return the metrics of the first ``epochs`` epochs, one line each; drop later lines.
 
         A line is written before its epoch's checkpoint, so an interruption may leave one too many.
         """
@@ -153,28 +153,28 @@ class RunFolder:
         self.put(RESULT, (json.dumps(document, indent=2) + "\n").encode())
 
     def _refuse_other(self, config: TrainConfig) -> None:
-        there = TrainConfig.from_toml(self.path / CONFIG)
+        recorded = TrainConfig.from_toml(self.path / CONFIG)
         for name in settings():
-            before, now = getattr(there, name), getattr(config, name)
+            before, now = getattr(recorded, name), getattr(config, name)
             if name not in EXECUTION and before != now:
                 raise MismatchError(
                     f"{self.path} is a run with {name} = {before!r}, asked for is {now!r}: "
                     f"{_ONE_RUN_EACH}"
                 )
-        if (there.store is None) != (config.store is None):
+        if (recorded.store is None) != (config.store is None):
             raise MismatchError(
-                f"{self.path} is a run {'without' if there.store is None else 'with'} a store, "
+                f"{self.path} is a run {'without' if recorded.store is None else 'with'} a store, "
                 f"asked for is one {'without' if config.store is None else 'with'}: {_ONE_RUN_EACH}"
             )
 
 
 def _json(path: Path, text: str | bytes) -> dict[str, Any]:
-    """A JSON object; Damaged if it is none."""
+    """Read a JSON object; Damaged if it is none."""
     try:
-        found: dict[str, Any] = json.loads(text)
+        document: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise Damaged(f"{path}: not whole ({error}): bring it back, or use another --out") from None
-    return found
+    return document
 
 
 def weights_file(path: Path) -> Path:

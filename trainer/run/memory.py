@@ -1,8 +1,8 @@
-"""The size of a batch's parts: as told, as begun, or the largest that a memory limit holds.
+"""Find the size of a batch's parts: as the settings say, or the largest that a memory limit holds.
 
 It is found by trying real steps before training begins, and recorded in the run, so that a resumed
-run cuts its batches as before.  A trial leaves no trace: weights, buffers, gradients, optimiser and
-random states are put back bit for bit.
+run splits its batches as before.  A trial leaves no trace: weights, buffers, gradients, optimiser
+and random states are put back bit for bit.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ def micro_batch(
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> int | None:
-    """How many samples at most go through the network at once, None: a whole batch.
+    """Return how many samples may go through the network at once, None: a whole batch.
 
-    Within a budget a size that was told or recorded is tried too: InputError before any work.  Of
-    several ranks each tries alone, and the smallest size found is everyone's.
+    Within a budget a size from the settings or the run is tried too: InputError before any work.
+    Each rank tries alone, and the smallest size that any of them finds is everyone's.
     """
     size = config.micro_batch if recorded is None else recorded.micro_batch
     if budget is not None:
         step, batch = _step(config, normalize, context), _first_batch(source, order)
         known = size if recorded is None else size or config.batch_size
         sizes = halvings(len(batch.labels)) if known is None else [known]
-        found = find_micro_batch(learner, batch, sizes, step, budget.tighten)
-        if found is None:
+        fitting = find_micro_batch(learner, batch, sizes, step, budget.tighten)
+        if fitting is None:
             raise _too_large(config, sizes[-1])
-        size = ranks.smallest(found) if known is None else size
+        size = ranks.smallest(fitting) if known is None else size
     if size is not None:
         _announce(progress, size, config.batch_size, has_batchnorm(learner.model))
     return size
@@ -92,7 +92,7 @@ def _announce(progress: Progress, size: int, batch_size: int, batchnorm: bool) -
 
 
 def halvings(count: int) -> list[int]:
-    """The sizes to try, largest first: ceil(count / k) for k = 1, 2, 4, …, down to 1."""
+    """Return the sizes to try, largest first: ceil(count / k) for k = 1, 2, 4, …, down to 1."""
     sizes = [count]
     while sizes[-1] > 1:
         sizes.append(-(-count // 2 ** len(sizes)))
@@ -100,7 +100,7 @@ def halvings(count: int) -> list[int]:
 
 
 def largest_fitting(sizes: Iterable[int], attempt: Callable[[int], bool]) -> int | None:
-    """The first size that can be done, or None."""
+    """Return the first size at which an attempt succeeds, or None."""
     return next((size for size in sizes if attempt(size)), None)
 
 
@@ -111,7 +111,7 @@ def find_micro_batch(
     step: Step,
     tighten: Callable[[], None],
 ) -> int | None:
-    """The first of the sizes at which ``step(learner, batch, size)`` has enough memory, or None.
+    """Return the first size at which ``step(learner, batch, size)`` has enough memory, or None.
 
     Each is tried in two steps of up to two parts: the first step makes the optimiser's state and
     loads kernels into the CUDA context, for which ``tighten`` may make room before each step; the
@@ -129,14 +129,14 @@ def find_micro_batch(
         except torch.OutOfMemoryError:
             return False
 
-    found = largest_fitting(sizes, attempt)
+    fitting = largest_fitting(sizes, attempt)
     _release(learner.device)
-    return found
+    return fitting
 
 
 @contextmanager
 def _rehearsal(learner: Learner) -> Iterator[Learner]:
-    """The learner to try steps with; afterwards all of it, and the random states, are as before.
+    """Lend the learner to try steps with; afterwards it and the random states are as before.
 
     The copies are on the host: they must not take the memory that is measured.
     """
@@ -167,7 +167,7 @@ def _rehearsal(learner: Learner) -> Iterator[Learner]:
 
 
 def _release(device: torch.device) -> None:
-    """Free what an attempt left: graphs in reference cycles, the allocator's cache, its peak."""
+    """Free what an attempt leaves: graphs in reference cycles, the allocator's cache, its peak."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
@@ -176,7 +176,7 @@ def _release(device: torch.device) -> None:
 
 @contextmanager
 def oom_as_input_error(config: TrainConfig, size: int | None) -> Iterator[None]:
-    """InputError with the ways out where training with parts of ``size`` runs out of memory."""
+    """Raise InputError with the ways out where parts of ``size`` run out of memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -185,7 +185,7 @@ def oom_as_input_error(config: TrainConfig, size: int | None) -> Iterator[None]:
 
 
 def _too_large(config: TrainConfig, size: int, reason: str = "") -> InputError:
-    """What to do when ``size`` images at once take more memory than there is."""
+    """Return what to do when ``size`` images at once take more memory than there is."""
     limit = config.memory_limit
     ways = [] if config.recompute else ["add --recompute"]
     if size > 1:

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block keeps its input alone and runs again in the backward pass.
+"""Checkpoint activations: a block keeps its input alone and runs again in the backward pass.
 
 Chen et al. 2016, arXiv:1604.06174.  One more forward pass buys the memory of all that the blocks
 computed.  The second run is the same as the first: same dropout, same autocast, and the buffers as
@@ -27,7 +27,7 @@ Buffers = list[tuple[nn.Module, str, Tensor]]
 
 @contextmanager
 def recomputed(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's blocks are recomputed; its parameters, names and hooks stay as they are.
+    """Recompute the model's blocks inside; its parameters, names and hooks stay as they are.
 
     InputError for a model without parts, or one whose blocks do not do the same a second time.
     """
@@ -47,14 +47,14 @@ def recomputed(model: nn.Module) -> Iterator[None]:
             f"({str(error).splitlines()[0]}): drop --recompute"
         ) from error
     finally:
-        for module, own in before:
+        for module, original in before:
             del vars(module)["forward"]
-            if own is not None:
-                vars(module)["forward"] = own
+            if original is not None:
+                vars(module)["forward"] = original
 
 
 def _replacements(model: nn.Module) -> list[tuple[nn.Module, Forward]]:
-    """The modules to recompute, each with the forward that does so."""
+    """Return the modules to recompute, each with the forward that does so."""
     blocks = _blocks(model)
     if blocks:
         return [(block, _recomputing(block.forward, [block])) for block in blocks]
@@ -68,7 +68,7 @@ def _replacements(model: nn.Module) -> list[tuple[nn.Module, Forward]]:
 
 
 def _blocks(module: nn.Module, listed: bool = False) -> list[nn.Module]:
-    """What stands in a Sequential or ModuleList and has children of its own.
+    """Return the modules in a Sequential or ModuleList that have children themselves.
 
     Several such blocks inside a block are taken instead of it: the smaller the blocks, the less is
     alive while one is recomputed.
@@ -84,7 +84,7 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _in_sections(chain: nn.Module) -> Forward:
-    """The forward of a Sequential of n simple layers in about sqrt(n) recomputed sections.
+    """Return the forward of a chain of n simple layers in about sqrt(n) recomputed sections.
 
     A section begins with a layer that has parameters: an in-place activation would overwrite the
     input that the section keeps.
@@ -112,13 +112,13 @@ def _run(layers: Sequence[nn.Module], value: Any) -> Any:
 
 
 def _recomputing(run: Forward, modules: Sequence[nn.Module]) -> Forward:
-    def forward(*values: Any, **given: Any) -> Any:
+    def forward(*values: Any, **keywords: Any) -> Any:
         # A list or dict may have changed when the backward pass comes back to it.
-        changeable = any(isinstance(value, (list, dict)) for value in (*values, *given.values()))
+        changeable = any(isinstance(value, (list, dict)) for value in (*values, *keywords.values()))
         if changeable or not torch.is_grad_enabled():
-            return run(*values, **given)
+            return run(*values, **keywords)
         return checkpoint(
-            partial(run, **given),
+            partial(run, **keywords),
             *values,
             use_reentrant=False,
             context_fn=partial(_contexts, modules),
@@ -130,7 +130,7 @@ def _recomputing(run: Forward, modules: Sequence[nn.Module]) -> Forward:
 def _contexts(
     modules: Sequence[nn.Module],
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of the first run and of the second, made before the first."""
+    """Return the contexts of the first run and of the second; they are made before the first."""
     copies = [(owner, name, buffer.clone()) for owner, name, buffer in _buffers(modules)]
     return nullcontext(), _with_buffers(copies)
 
@@ -146,7 +146,7 @@ def _buffers(modules: Sequence[nn.Module]) -> Buffers:
 
 @contextmanager
 def _with_buffers(copies: Buffers) -> Iterator[None]:
-    """These tensors in the place of the modules' buffers."""
+    """Put these tensors in the place of the modules' buffers."""
     owned = [(owner, name, getattr(owner, name)) for owner, name, _ in copies]
     try:
         for owner, name, copy in copies:

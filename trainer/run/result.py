@@ -1,3 +1,5 @@
+"""The records of a run: the names of its files, what its specs led to, and its result."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -20,7 +22,7 @@ Line = dict[str, Any]
 
 
 class Inputs(Document):
-    """What a run's specs turned out to be; a resumed run must find the same."""
+    """What a run's specs led to; a resumed run must find the same."""
 
     format_version: int = 1
     data: DatasetCard
@@ -41,15 +43,15 @@ class Inputs(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A finished run.  ``metrics`` are the last epoch's; epochs count from 1; bytes and seconds.
+    """A finished run: ``metrics`` of the last epoch, epochs counted from 1, bytes and seconds.
 
     ``best_epoch`` is the first one with the highest validation accuracy, None without validation;
     ``best`` are its validation figures.  ``test`` and ``test_best`` are the figures (``measure``)
     of the last and the best epoch's weights on the test data, None without any; those ending in
     ``_fitted`` after one temperature fitted to the same weights' logits of the validation data.
-    ``views_seen`` says in how many epochs each of the teacher's views was shown; ``notes`` what was
-    accepted though it is not quite what the teacher saw.
-    ``micro_batch`` is how many samples at most went through the network at once, None: the batch.
+    ``views_seen`` counts the epochs in which each of the teacher's views was shown; ``notes`` say
+    what was accepted though it is not quite what the teacher saw.
+    ``micro_batch`` is the most samples that went through the network at once, None: the batch.
     ``peak_memory`` is what tensors took on the GPU if one was used, else the process's size;
     ``peak_reserved`` is what the GPU's allocator held for them.  ``context_memory`` is the CUDA
     context's share of ``memory_limit``, outside the allocator; None without a limit.
@@ -71,7 +73,7 @@ class Result:
     seconds: float
 
     def summary(self) -> dict[str, Any]:
-        """Everything as one flat dict that JSON can hold."""
+        """Return everything as one flat dict that JSON can hold."""
         document = asdict(self)
         flat = document.pop("metrics")
         for part in ("best", "test", "test_best"):

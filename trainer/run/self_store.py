@@ -1,6 +1,6 @@
-"""Each epoch's logits in eval mode, as snapshots of a store of the run's own: ``--record-logits``.
+"""Store each epoch's eval-mode logits as a snapshot of RUN/self.zarr: ``--record-logits``.
 
-They teach, are served, compared and drawn like any teacher's: the student's own past.
+They are a store like any other: they can teach, be served, compared and drawn.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def record_logits(
 ) -> None:
     """Build snapshot ``epoch-NNNN`` of RUN/self.zarr from that epoch's weights (1 is the first).
 
-    The whole dataset is shown as the student sees it, without what is random.  An epoch that is
-    there already stays as it is.  Raises what a build raises.
+    The student sees the whole dataset without what is random.  A snapshot that exists stays as it
+    is.  Raises what a build raises.
     """
-    shown = views.evaluation()
+    plain = views.evaluation()
     spec = "eval"
-    if shown.spec:
-        run.put(_VIEW, json.dumps(shown.spec).encode())
+    if plain.spec:
+        run.put(_VIEW, json.dumps(plain.spec).encode())
         spec = str(run.path / _VIEW)
     build(
         BuildConfig(
@@ -41,7 +41,7 @@ def record_logits(
             data=config.data,
             out=str(run.path / STORE),
             view_spec=spec,
-            size=shown.size,
+            size=plain.size,
             batch_size=micro_batch or _BATCH,
             workers=config.workers,
             device=config.device,

@@ -1,6 +1,6 @@
-"""One training step, and the sums that an epoch's figures come from.
+"""Take one training step, and add up what an epoch's figures come from.
 
-The sums stay on the device until the epoch ends: asking for a number at each step would make the
+The sums stay on the device until the epoch ends: to ask for a number at each step would make the
 device wait for the host.
 """
 
@@ -26,6 +26,7 @@ from logitstore.trainer.run.parts import batchnorm_momentum, split_batch
 from logitstore.trainer.run.predictions import PastPredictions, encoded
 
 CHECK_EVERY = 16
+"""Steps between two looks at the losses, each of which waits for the device."""
 
 
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,7 +53,7 @@ NO_CONTEXT = StepContext()
 
 
 def make_learner(config: TrainConfig, model: torch.nn.Module, device: torch.device) -> Learner:
-    """The model on its device with its optimiser and, for fp16, its gradient scaler."""
+    """Put the model on its device, with its optimiser and, for fp16, its gradient scaler."""
     model.to(device).train()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"{config.student}: this student has no weights to train")
@@ -89,7 +90,7 @@ def take_step(
     ranks: Ranks = ALONE,
     whole: int | None = None,
 ) -> dict[str, Tensor]:
-    """Learn from one batch; sums over its samples: loss, each term, and counts (float64, 0-d).
+    """Learn from one batch; return sums over its samples: loss, terms, counts (float64, 0-d).
 
     The batch is this rank's part of one of ``whole`` samples (None: all of it); sums and gradient
     are those of the whole: of its mean loss.  At most ``micro_batch`` samples (None: all) go
@@ -121,14 +122,14 @@ def take_step(
 def _remember(
     past: PastPredictions, request: Request, student: Tensor, samples: int, ranks: Ranks
 ) -> None:
-    """Keep what the whole batch's samples were predicted to be; every rank keeps all."""
+    """Keep the predictions of the whole batch; every rank keeps all of them."""
     codes = ranks.gathered(encoded(student), samples)
     indices = ranks.gathered(torch.from_numpy(request.indices), samples)
     past.put(indices.numpy(), codes, request.epoch)
 
 
 def _add_up(learner: Learner, values: Tensor, ranks: Ranks) -> None:
-    """Add up the ranks' gradients and sums; a parameter without gradient in all of them keeps none.
+    """Add up the ranks' gradients and sums; a parameter that has none in any rank keeps none.
 
     Zeros in its place would let weight decay and momentum change it.
     """
@@ -155,7 +156,7 @@ def _learn(
     precision: str,
     context: StepContext,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add a part's gradients of the mean over ``samples``; its logits and the part's sums."""
+    """Add a part's gradients of the mean over ``samples``; return its logits and sums."""
     model, device = learner.model, learner.device
     images = to_input(part.images.to(device, non_blocking=True), normalize)
     labels = part.labels.to(device, non_blocking=True)
@@ -212,7 +213,7 @@ def _sums(outputs: Outputs, loss: Tensor, terms: Mapping[str, Tensor]) -> dict[s
 
 
 def epoch_figures(names: list[str], sums: Tensor, samples: int) -> dict[str, float]:
-    """An epoch's means from its sums; without labels there is no accuracy."""
+    """Return an epoch's means from its sums; without labels there is no accuracy."""
     values = dict(zip(names, sums.tolist(), strict=True))
     figures = {name: value / samples for name, value in values.items() if name not in _TAIL}
     if values["labelled"]:
@@ -234,7 +235,7 @@ class LossWatch:
             self.check()
 
     def check(self) -> None:
-        """NonFinite names the epoch and the step, both counted from 1."""
+        """Raise NonFinite with the epoch and the step, both counted from 1."""
         pending, self._pending = self._pending, []
         if not pending or torch.stack([loss for *_, loss in pending]).isfinite().all():
             return
@@ -246,7 +247,7 @@ class LossWatch:
 
 
 def check_weights(model: torch.nn.Module, epoch: int, step: int) -> None:
-    """NonFinite if a weight is not finite, so that no checkpoint ever holds such weights."""
+    """Raise NonFinite if a weight is not finite, so that no checkpoint ever holds such weights."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise NonFinite(
