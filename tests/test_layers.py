@@ -163,6 +163,7 @@ def test_every_module_says_what_it_is_for(module: str) -> None:
         ("logitstore.api.app", ("torch", "logitstore.precompute", "logitstore.trainer")),
         ("logitstore.trainer", ("torch", "numpy", "zarr", "pydantic")),
         ("logitstore.trainer.methods", ("torch", "numpy", "zarr", "scipy")),
+        ("logitstore.trainer.studies.reproduce", ("torch", "numpy", "zarr", "scipy", "pydantic")),
         ("logitstore.trainer.config.settings", ("torch", "numpy", "zarr", "scipy")),
     ],
 )
