@@ -1,7 +1,7 @@
-"""The command line: one file per noun, and this one, which says which commands there are.
+"""The command line: one file per noun; this one registers all commands.
 
-Commands are a signature and one library call.  They alone import ``logitstore.api`` and
-``logitstore.trainer``, inside their bodies, as they do all that is heavy.
+A command is a signature and one library call.  Commands alone import ``logitstore.api`` and
+``logitstore.trainer``, and they import what is heavy inside their bodies.
 """
 
 from logitstore.cli import build, demo, inspect, serve, snapshots, specialists, studies, train

@@ -1,3 +1,5 @@
+"""The command line itself: its name, its help, its exit codes and ``--version``."""
+
 from __future__ import annotations
 
 from typing import Annotated
@@ -34,5 +36,5 @@ def _main(
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line: the entry point of the console script."""
     app()

@@ -1,6 +1,6 @@
-"""What the command line shows: errors and exit codes, progress, tables and sizes.
+"""How the command line reports: errors as one message and an exit code, progress, JSON or lines.
 
-Imported by ``cli`` at start, so the top imports only the standard library and typer.
+The top imports nothing but the standard library and typer, as every start of a command runs it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from typer.core import TyperGroup
 from logitstore.errors import LogitstoreError, MissingExtra
 
 INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 _TRAIN = (
     *("torch", "torchvision", "PIL", "scipy", "sklearn", "tensorboard", "tomli_w"),
     *("matplotlib", "jinja2", "markupsafe", "threadpoolctl"),
 )
+"""Packages that the extra ``train`` installs."""
 
 
 _SERVE = ("fastapi", "uvicorn", "starlette", "httptools", "uvloop")
+"""Packages that the extra ``serve`` installs."""
 
 
 class Commands(TyperGroup):
-    """Runs a command; errors that users can cause become one message and an exit code."""
+    """Run a command and turn errors that users can cause into one message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -57,7 +60,7 @@ def fail(message: str, code: int) -> None:
 
 @contextmanager
 def progress_on_stderr() -> Iterator[Any]:
-    """A bar on a terminal, plain lines elsewhere; on stderr."""
+    """Give a progress bar on a terminal, plain lines elsewhere, both on stderr."""
     from logitstore.progress import Bar, Lines
 
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":

@@ -1,6 +1,6 @@
-"""Options that several commands have: their types, and what ``--help`` says of them.
+"""The options that several commands have, as types with their help, and how their texts are read.
 
-Like ``cli``, this imports nothing but the standard library and typer.
+Nothing but the standard library and typer is imported here.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ Data = Annotated[
     str,
     typer.Option(
         metavar="DATA",
-        help="npz:FILE?x=X&y=Y, torchvision:NAME?root=R&train=true, imagefolder:PATH, digits, "
-        "module:factory or file.py:factory; any of them with samples=START:STOP.",
+        help="Data: npz:FILE?x=X&y=Y, torchvision:NAME?root=R&train=true, imagefolder:PATH, "
+        "digits, module:factory or file.py:factory; any of them with samples=START:STOP.",
     ),
 ]
 
 
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an unfinished build of that name.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an unfinished build of this name.")]
 
 
 TokenFile = Annotated[
     Path | None,
     typer.Option(
-        help="File with the server's bearer token (else the environment's LOGITSTORE_TOKEN)."
+        help="File with the server's bearer token, if not the environment's LOGITSTORE_TOKEN."
     ),
 ]
 
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="TOML file with settings; options go before it."),
+    typer.Option(
+        metavar="FILE",
+        help="TOML file with settings, such as a run's config.toml. Options win over it.",
+    ),
 ]
 
 
@@ -52,39 +55,42 @@ Encoding = Annotated[
     typer.Option(
         metavar="ENCODING",
         help="How rows are kept: float32, float16, uint8[:LEVELS], topk:K, or auto, the smallest "
-        "within --max-kl. Default: uint8 for 33 to 4,096 classes, else float16.",
+        "within --max-kl. Without it uint8 for 33 to 4,096 classes, else float16.",
     ),
 ]
 
 
 MaxKl = Annotated[
     float | None,
-    typer.Option(help="Refuse to lose more nats of KL than this, on average; auto: 1e-4."),
+    typer.Option(
+        help="Most nats of KL that may be lost on average; without it 1e-4 for auto, else no bound."
+    ),
 ]
 
 
 AtTemperature = Annotated[
-    float | None, typer.Option(help="Where --max-kl holds; default 4, or 1 for topk.")
+    float | None,
+    typer.Option(help="Temperature at which --max-kl holds; without it 4, or 1 for topk."),
 ]
 
 
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")
+    str | None, typer.Option(help="cpu, cuda or cuda:N; without it a GPU if there is one.")
 ]
 
 
 Normalization = Annotated[
     str | None,
-    typer.Option(help="imagenet, cifar10, none or MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2."),
+    typer.Option(
+        help="How pixels are scaled: imagenet, cifar10, none or MEAN/STD such as "
+        "0.5,0.5,0.5/0.2,0.2,0.2."
+    ),
 ]
 
 
 MatchBy = Annotated[
-    str | None,
-    typer.Option(
-        metavar="index|key",
-        help="How samples are found in the store: by order (index, the default) or by file name.",
-    ),
+    Literal["index", "key"],
+    typer.Option(help="How samples are found in the store: by their order or by their file names."),
 ]
 
 
@@ -92,26 +98,27 @@ CacheDir = Annotated[
     str | None,
     typer.Option(
         metavar="DIR",
-        help="Decoded copies; default: the environment's LOGITSTORE_CACHE or ~/.cache/logitstore.",
+        help="Folder of the decoded copies; without it the environment's LOGITSTORE_CACHE or "
+        "~/.cache/logitstore.",
     ),
 ]
 
 
 ClassMap = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="JSON object: the data's class -> the store's class."),
+    typer.Option(metavar="FILE", help="JSON object from the data's class to the store's class."),
 ]
 
 
-def listed(given: list[str] | None) -> tuple[str, ...] | None:
-    """What an option that is repeated, or has commas, holds; None if it was not given."""
-    if given is None:
+def split_listed(texts: list[str] | None) -> tuple[str, ...] | None:
+    """Return the parts of an option that is repeated or has commas, None if it is absent."""
+    if texts is None:
         return None
-    return tuple(part.strip() for each in given for part in each.split(","))
+    return tuple(part.strip() for text in texts for part in text.split(","))
 
 
 def read_token(path: Path | None) -> str | None:
-    """The client's token: from a file, else from the environment."""
+    """Return the client's token: from a file, else from the environment."""
     if path is None:
         return os.environ.get("LOGITSTORE_TOKEN")
     from logitstore.errors import InputError, NotFound

@@ -1,3 +1,5 @@
+"""The command ``serve``: stores over HTTP."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,10 +16,10 @@ commands = typer.Typer()
 def serve(
     root: Annotated[Path, typer.Argument(help="A store, or a folder of stores.")],
     host: Annotated[
-        str, typer.Option(help="Address; any but loopback needs tokens.")
+        str, typer.Option(help="Address to listen at; any but loopback needs tokens.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 8000,
-    workers: Annotated[int, typer.Option(help="Server processes.")] = 1,
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    workers: Annotated[int, typer.Option(help="Number of server processes.")] = 1,
     token_file: Annotated[
         Path | None, typer.Option(help="File of bearer tokens, one a line, mode 0600.")
     ] = None,

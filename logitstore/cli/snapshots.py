@@ -1,3 +1,5 @@
+"""The commands that move snapshots: ``import``, ``export``, ``transcode`` and ``discard``."""
+
 from __future__ import annotations
 
 from typing import Annotated
@@ -25,7 +27,7 @@ def import_(
         str, typer.Argument(metavar="FILE", help=".npy, .npz[?key=] or .safetensors[?key=].")
     ],
     labels: Annotated[str, typer.Option(metavar="FILE", help="Labels (N,), -1 where unknown.")],
-    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make or add to.")],
+    out: Annotated[str, typer.Option(metavar="STORE", help="Store to make or add to.")],
     snapshot: Annotated[str, typer.Option(help="The snapshot's name.")],
     encoding: Encoding = None,
     max_kl: MaxKl = None,
@@ -53,7 +55,7 @@ def import_(
 @commands.command()
 def discard(
     store: Annotated[str, typer.Argument(metavar="STORE", help="A store's path.")],
-    snapshot: Annotated[str, typer.Option(help="Whose unfinished build.")],
+    snapshot: Annotated[str, typer.Option(help="Name of the unfinished snapshot.")],
 ) -> None:
     """Delete an unfinished build; snapshots stay.
 
@@ -69,11 +71,13 @@ def discard(
 @commands.command()
 def transcode(
     store: Store,
-    out: Annotated[str, typer.Option(metavar="STORE", help="The store to make or add to.")],
+    out: Annotated[str, typer.Option(metavar="STORE", help="Store to make or add to.")],
     snapshot: Annotated[
-        str | None, typer.Option(help="Which snapshot, if there are several.")
+        str | None, typer.Option(help="Name of the snapshot, if there are several.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Its name there; default: the same.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the new snapshot, if not the same.")
+    ] = None,
     encoding: Encoding = None,
     max_kl: MaxKl = None,
     at_temperature: AtTemperature = None,
@@ -111,7 +115,7 @@ def export(
     store: Store,
     out: Annotated[str, typer.Option(metavar="FILE", help=".npy, .npz or .safetensors.")],
     snapshot: Annotated[
-        str | None, typer.Option(help="Which snapshot, if there are several.")
+        str | None, typer.Option(help="Name of the snapshot, if there are several.")
     ] = None,
     token_file: TokenFile = None,
 ) -> None:

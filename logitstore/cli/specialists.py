@@ -1,6 +1,6 @@
-"""The commands about classes: ``correct-bias``, ``specialists`` and ``combine``.
+"""The commands about classes: ``correct-bias``, ``specialists plan`` and ``combine``.
 
-As in ``cli``, heavy imports are inside the bodies.
+What is heavy is imported inside the bodies.
 """
 
 from __future__ import annotations
@@ -13,17 +13,97 @@ import typer
 from logitstore.cli.console import emit, progress_on_stderr
 from logitstore.cli.options import (
     AtTemperature,
+    Data,
+    Device,
     Encoding,
     Fresh,
     Json,
     MaxKl,
+    Normalization,
     Store,
     TokenFile,
     read_token,
+    split_listed,
 )
+from logitstore.cli.show.training import bias_lines
 from logitstore.text import percent
 
 commands = typer.Typer()
+
+
+@commands.command("correct-bias")
+def correct_bias(
+    run: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")],
+    data: Data,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Name or number of a class, with commas, or repeat; without it those that the "
+            "run omitted.",
+        ),
+    ] = None,
+    by: Annotated[
+        Literal["validation", "prior"],
+        typer.Option(
+            help="Choose the shift that is most accurate on --data (validation), or the one that "
+            "predicts the class as often as the prior says, without labels (prior)."
+        ),
+    ] = "validation",
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            metavar="uniform|STORE|SHARE,…",
+            help="For --by prior: uniform, a store whose label shares are taken, or shares of "
+            "--class. Without it uniform.",
+        ),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Data that are measured too; nothing is chosen on them."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT.safetensors", help="File of the corrected weights."),
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(metavar="ARCH", help="Network of a checkpoint.")
+    ] = None,
+    normalize: Normalization = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
+    device: Device = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Raise the bias of classes that a student never saw.
+
+    After train --omit-class. One shift for all of them by validation, one for each by the prior.
+
+    \b
+    logitstore correct-bias runs/without-3 --data npz:val.npz --test npz:test.npz \\
+        --out new.safetensors
+    logitstore correct-bias runs/without-3 --class 3 --data npz:train.npz --by prior --prior 0.1
+    """
+    from logitstore.errors import InputError
+    from logitstore.trainer.evaluation.bias import correct_bias as shift_bias
+
+    if prior is not None and by != "prior":
+        raise InputError("--prior belongs to --by prior: give both, or drop it")
+    shifted = shift_bias(
+        run,
+        data,
+        split_listed(class_) or (),
+        by=by,
+        prior=_prior(prior),
+        test=test,
+        out=out,
+        student=student,
+        normalize=normalize,
+        token=read_token(token_file),
+        batch_size=batch_size,
+        device=device,
+    )
+    emit(as_json, shifted, bias_lines(shifted))
 
 
 specialists = typer.Typer(
@@ -42,12 +122,12 @@ commands.add_typer(specialists, name="specialists")
 @specialists.command("plan")
 def plan(
     store: Store,
-    clusters: Annotated[int, typer.Option(help="How many groups K-means is to find.")],
-    out: Annotated[Path, typer.Option(metavar="PLAN.json", help="Where the plan is written.")],
+    clusters: Annotated[int, typer.Option(help="Number of groups that K-means finds.")],
+    out: Annotated[Path, typer.Option(metavar="PLAN.json", help="File of the plan.")],
     snapshot: Annotated[
         str | None, typer.Option(help="The generalist, if there are several snapshots.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of K-means.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of K-means.")] = 0,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -65,18 +145,18 @@ def plan(
     opened = open_store(store, read_token(token_file))
     chosen = chosen_snapshot(opened, snapshot)
     with progress_on_stderr() as progress:
-        found, notes = plan_specialists(
+        made, notes = plan_specialists(
             opened, chosen, clusters=clusters, seed=seed, progress=progress
         )
-    write_plan(found, out)
+    write_plan(made, out)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     lines = [
         f"{each.name}: {len(each.classes)} classes, {percent(each.share)} of the samples: "
-        f"{', '.join(found.names_of(each.classes))}"
-        for each in found.specialists
+        f"{', '.join(made.names_of(each.classes))}"
+        for each in made.specialists
     ]
-    emit(as_json, found.model_dump(mode="json"), lines)
+    emit(as_json, made.model_dump(mode="json"), lines)
 
 
 @commands.command()
@@ -123,18 +203,18 @@ def combine(
     from logitstore.format.choice import EncodingRequest
 
     request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
-    token, found = read_token(token_file), read_plan(specialists)
+    token, made = read_token(token_file), read_plan(specialists)
     opened, chosen = _opened(generalist, token, besides=snapshot)
     others = [Specialist(*_opened(store, token)) for store in stores]
-    if chosen.root != found.generalist:
+    if chosen.root != made.generalist:
         typer.echo(
-            f"note: the plan was made from another snapshot, root {found.generalist}", err=True
+            f"note: the plan was made from another snapshot, root {made.generalist}", err=True
         )
     with progress_on_stderr() as progress:
         run(
             opened,
             chosen,
-            found,
+            made,
             others,
             out,
             snapshot,
@@ -147,7 +227,7 @@ def combine(
 
 
 def _opened(text: str, token: str | None, besides: str | None = None) -> Any:
-    """(store, snapshot) of ``STORE[::SNAPSHOT]``.
+    """Open ``STORE[::SNAPSHOT]``: return the store and the snapshot.
 
     ``besides`` is a snapshot that does not count: repeated into the same store, a command finds
     its own one beside the other.
@@ -160,3 +240,11 @@ def _opened(text: str, token: str | None, besides: str | None = None) -> Any:
         return store, store.snapshots[name]
     others = [other for other in store.snapshots if other != besides]
     return store, chosen_snapshot(store, others[0] if len(others) == 1 else None)
+
+
+def _prior(text: str | None) -> str | list[float]:
+    """Return ``uniform``, shares, or else a store's path or URL."""
+    try:
+        return [float(part) for part in (text or "").split(",")]
+    except ValueError:
+        return text or "uniform"

@@ -1,12 +1,12 @@
-"""The commands of studies over runs: ``sweep``, ``probe``, ``report`` and ``reproduce``.
+"""The commands that study trained students: ``sweep``, ``probe``, ``report`` and ``reproduce``.
 
-As in ``cli``, heavy imports are inside the bodies.
+What is heavy is imported inside the bodies.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -18,94 +18,12 @@ from logitstore.cli.options import (
     Json,
     Normalization,
     TokenFile,
-    listed,
     read_token,
 )
 from logitstore.cli.settings import RunCommand, given_settings
-from logitstore.cli.show.training import _bias_lines
 from logitstore.text import figure, size
 
 commands = typer.Typer()
-
-
-@commands.command("correct-bias")
-def correct_bias(
-    run: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")],
-    data: Data,
-    class_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--class", help="Name or number; repeat, or with commas. Default: what the run omitted."
-        ),
-    ] = None,
-    by: Annotated[
-        Literal["validation", "prior"],
-        typer.Option(
-            help="Most accurate on --data, or (without labels) predicting the class as often as "
-            "the prior says."
-        ),
-    ] = "validation",
-    prior: Annotated[
-        str | None,
-        typer.Option(
-            metavar="uniform|STORE|SHARE,…",
-            help="Of --by prior: uniform (the default), a store's label shares, or shares of "
-            "--class.",
-        ),
-    ] = None,
-    test: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Measured too; nothing is chosen on it.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="CKPT.safetensors", help="Write the corrected weights."),
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(metavar="ARCH", help="A checkpoint's network.")
-    ] = None,
-    normalize: Normalization = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
-    device: Device = None,
-    token_file: TokenFile = None,
-    as_json: Json = False,
-) -> None:
-    """Raise the bias of classes that a student never saw.
-
-    After train --omit-class. One shift for all of them by validation, one for each by the prior.
-
-    \b
-    logitstore correct-bias runs/without-3 --data npz:val.npz --test npz:test.npz \\
-        --out new.safetensors
-    logitstore correct-bias runs/without-3 --class 3 --data npz:train.npz --by prior --prior 0.1
-    """
-    from logitstore.errors import InputError
-    from logitstore.trainer.evaluation.bias import correct_bias as run_
-
-    if prior is not None and by != "prior":
-        raise InputError("--prior belongs to --by prior: give both, or drop it")
-    found = run_(
-        run,
-        data,
-        listed(class_) or (),
-        by=by,
-        prior=_prior(prior),
-        test=test,
-        out=out,
-        student=student,
-        normalize=normalize,
-        token=read_token(token_file),
-        batch_size=batch_size,
-        device=device,
-    )
-    emit(as_json, found, _bias_lines(found))
-
-
-def _prior(text: str | None) -> str | list[float]:
-    """``uniform``, shares, or else a store's path or URL."""
-    try:
-        return [float(part) for part in (text or "").split(",")]
-    except ValueError:
-        return text or "uniform"
 
 
 @commands.command()
@@ -117,11 +35,14 @@ def probe(
         str | None, typer.Option(metavar="ARCH", help="A checkpoint's network.")
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(help="How many it was trained on; a run knows.")
+        int | None,
+        typer.Option(
+            help="Number of classes that a checkpoint was trained on; a run knows its own."
+        ),
     ] = None,
     normalize: Normalization = None,
     size_: Annotated[
-        int | None, typer.Option("--size", help="Side of the image; default: the run's.")
+        int | None, typer.Option("--size", help="Side of the image, if not the run's.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
     device: Device = None,
@@ -138,7 +59,7 @@ def probe(
     """
     from logitstore.trainer.evaluation.probe import probe_features
 
-    found = probe_features(
+    figures = probe_features(
         run,
         data,
         test,
@@ -149,7 +70,7 @@ def probe(
         batch_size=batch_size,
         device=device,
     )
-    emit(as_json, found, [f"{key:18} {figure(value)}" for key, value in found.items()])
+    emit(as_json, figures, [f"{key:18} {figure(value)}" for key, value in figures.items()])
 
 
 @commands.command()
@@ -162,17 +83,17 @@ def report(
     ] = Path("report.html"),
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="What is measured; default: the runs' --test, or --val."),
+        typer.Option(metavar="DATA", help="Data to measure on, if not the runs' --test or --val."),
     ] = None,
     store: Annotated[
         str | None,
         typer.Option(
-            metavar="STORE|URL", help="A teacher's logits of these data; default: the runs' stores."
+            metavar="STORE|URL", help="A teacher's logits of these data, if not the runs' stores."
         ),
     ] = None,
-    snapshot: Annotated[str | None, typer.Option(help="Which snapshot of the store.")] = None,
+    snapshot: Annotated[str | None, typer.Option(help="Snapshot of the store.")] = None,
     title: Annotated[
-        str | None, typer.Option(help="Of the page; default: the runs' names.")
+        str | None, typer.Option(help="Title of the page, if not the runs' names.")
     ] = None,
     device: Device = None,
     token_file: TokenFile = None,
@@ -209,16 +130,20 @@ def report(
 @commands.command()
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FILE.py]", help="Which; default: list them.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME|FILE.py]",
+            help="Name of a recipe, or its file; without it the recipes are listed.",
+        ),
     ] = None,
     root: Annotated[
-        Path, typer.Option(metavar="DIR", help="The folder of the data that the recipe names.")
+        Path, typer.Option(metavar="DIR", help="Folder of the data that the recipe names.")
     ] = Path(),
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="A folder in it is made for the recipe.")
+        Path, typer.Option(metavar="DIR", help="Folder in which the recipe gets a folder.")
     ] = Path("reproduced"),
-    scale: Annotated[str, typer.Option(help="small, or paper: the full settings.")] = "small",
-    seeds: Annotated[int | None, typer.Option(help="How many; default: the recipe's.")] = None,
+    scale: Annotated[str, typer.Option(help="small, or paper for the paper's settings.")] = "small",
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds, if not the recipe's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands only.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -259,23 +184,25 @@ class _SweepCommand(RunCommand):
 @commands.command(cls=_SweepCommand)
 def sweep(
     ctx: typer.Context,
-    out: Annotated[str, typer.Option(metavar="DIR", help="The folder of all runs.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of all runs.")],
     snapshot: Annotated[
         str,
         typer.Option(
-            help="Who teaches, one student each: names, patterns such as 'epoch-*', mean(A,B) and "
-            "logits(A,B), with commas; or all."
+            help="Teachers, with commas, one student each: names, patterns such as 'epoch-*', "
+            "mean(A,B) and logits(A,B); or all."
         ),
     ] = "all",
     methods: Annotated[
         str,
         typer.Option(
-            help="With commas; a hyper-parameter (--temperature 4 …) goes to those that have it."
+            help="Methods, with commas; a hyper-parameter such as --temperature 4 goes to those "
+            "that have it."
         ),
     ] = "kd",
-    seeds: Annotated[str, typer.Option(help="One student each, with commas.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas, one student each.")] = "0,1,2",
     baseline: Annotated[
-        bool, typer.Option("--baseline/--no-baseline", help="Also train with labels alone.")
+        bool,
+        typer.Option("--baseline/--no-baseline", help="Also train students with labels alone."),
     ] = True,
     config: ConfigFile = None,
     token_file: TokenFile = None,
@@ -299,7 +226,7 @@ def sweep(
     from logitstore.trainer.studies.sweep_table import sweep_lines
 
     with progress_on_stderr() as progress:
-        found = run(
+        table = run(
             given if config is None else read_settings(config, {**given, "method": methods}),
             out,
             snapshots=snapshot,
@@ -309,7 +236,7 @@ def sweep(
             token=read_token(token_file),
             progress=progress,
         )
-    emit(as_json, found.summary(), sweep_lines(found.rows, found.findings))
+    emit(as_json, table.summary(), sweep_lines(table.rows, table.findings))
 
 
 def _whole_numbers(name: str, text: str) -> tuple[int, ...]:

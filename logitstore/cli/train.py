@@ -1,6 +1,6 @@
 """The commands that train and measure one student: ``train``, ``evaluate`` and ``methods``.
 
-As in ``cli``, heavy imports are inside the bodies.
+What is heavy is imported inside the bodies; settings are checked before torch is loaded.
 """
 
 from __future__ import annotations
@@ -70,21 +70,26 @@ def evaluate(
     data: Data,
     val: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Calibration also after one temperature fitted here."),
+        typer.Option(
+            metavar="DATA",
+            help="Data on which one temperature is fitted; calibration is then given with it too.",
+        ),
     ] = None,
     student: Annotated[
-        str | None, typer.Option(metavar="ARCH", help="A checkpoint's network.")
+        str | None, typer.Option(metavar="ARCH", help="Network of a checkpoint.")
     ] = None,
     normalize: Normalization = None,
     store: Annotated[
         str | None,
-        typer.Option(metavar="STORE|URL", help="Compare with a teacher's logits: KD error."),
+        typer.Option(metavar="STORE|URL", help="A teacher's logits to compare with: the KD error."),
     ] = None,
     snapshot: Annotated[
-        str | None, typer.Option(help="Which snapshot; or an ensemble, as train takes them.")
+        str | None, typer.Option(help="Snapshot of the store, or an ensemble as train takes it.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of the KD loss; default 1.")] = None,
-    match_by: MatchBy = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature of the KD error; without it 1.")
+    ] = None,
+    match_by: MatchBy = "index",
     class_map: ClassMap = None,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
     device: Device = None,
@@ -103,7 +108,7 @@ def evaluate(
     """
     from logitstore.trainer import evaluate as measure
 
-    found = measure(
+    figures = measure(
         run,
         data,
         val=val,
@@ -113,12 +118,12 @@ def evaluate(
         snapshot=snapshot,
         temperature=temperature,
         token=read_token(token_file),
-        match_by=match_by or "index",
+        match_by=match_by,
         class_map=class_map,
         batch_size=batch_size,
         device=device,
     )
-    emit(as_json, found, [f"{key:18} {figure(value)}" for key, value in found.items()])
+    emit(as_json, figures, [f"{key:18} {figure(value)}" for key, value in figures.items()])
 
 
 @commands.command()
@@ -137,8 +142,8 @@ def methods(
     from logitstore.cli.show.training import method_lines
     from logitstore.trainer.methods.describe import describe_methods
 
-    found = describe_methods(method)
-    emit(as_json, found, method_lines(found))
+    entries = describe_methods(method)
+    emit(as_json, entries, method_lines(entries))
 
 
 def train_config(file: Path | None, given: dict[str, Any]) -> TrainConfig:

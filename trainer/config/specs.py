@@ -1,3 +1,5 @@
+"""The small grammars inside a run's settings: ``split:SHARE`` and ``FILE.json:NAME``."""
+
 from __future__ import annotations
 
 import re

@@ -1,3 +1,5 @@
+"""The words of the commands about methods, training and evaluation."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -6,15 +8,18 @@ from typing import Any
 from logitstore.text import table
 
 
-def _bias_lines(found: dict[str, Any]) -> list[str]:
+def bias_lines(shifted: dict[str, Any]) -> list[str]:
+    """Return what ``correct-bias`` changed and what came of it."""
     shifts = ", ".join(
         f"class {name} by {shift:+.4f}"
-        for name, shift in zip(found["names"] or found["classes"], found["shift"], strict=True)
+        for name, shift in zip(
+            shifted["names"] or shifted["classes"], shifted["shift"], strict=True
+        )
     )
     rows = []
     for where in ("data", "test"):
         for when in ("before", "after"):
-            figures = (found[where] or {}).get(when)
+            figures = (shifted[where] or {}).get(when)
             if figures is not None:
                 rows.append(
                     (
@@ -24,23 +29,23 @@ def _bias_lines(found: dict[str, Any]) -> list[str]:
                         f"{figures['class_errors']:,} of {figures['class_samples']:,}",
                     )
                 )
-    lines = [f"shifted by {found['by']}: {shifts}"]
+    lines = [f"shifted by {shifted['by']}: {shifts}"]
     if rows:
         lines += table(("", "errors", "top-1", "errors of these classes"), rows)
-    return [*lines, f"written: {found['out']}"] if found["out"] else lines
+    return [*lines, f"written: {shifted['out']}"] if shifted["out"] else lines
 
 
-def method_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The same for a person."""
-    said = {
+def method_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what ``describe_methods`` says, three lines for each method."""
+    needs_words = {
         "needs_teacher": "a store",
         "needs_past": "its own past predictions",
         "one_label": "one known label for each image",
         "per_batch": "whole batches",
     }
     lines = []
-    for entry in found:
-        needs = [words for key, words in said.items() if entry[key]] or ["labels"]
+    for entry in entries:
+        needs = [words for key, words in needs_words.items() if entry[key]] or ["labels"]
         flags = [_flag(name, value) for name, value in entry["hyper_parameters"].items()]
         lines += [
             f"{entry['method']:16} {entry['summary']}",
@@ -51,7 +56,7 @@ def method_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _flag(name: str, value: Any) -> str:
-    """An option with its default; in brackets if it is off."""
+    """Return an option with its default, in brackets if it is off."""
     flag = f"--{name.replace('_', '-')}"
     if value is None:
         return f"[{flag} N]"
