@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from logitstore.errors import InputError, NotFound
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.views import Views
-from logitstore.progress import Silent
 from logitstore.trainer import TrainConfig, evaluate, train
 from logitstore.trainer.data.bind import held_out_source
 from logitstore.trainer.data.requirements import refuse_samples
@@ -23,7 +21,7 @@ from logitstore.trainer.data.samples import choose_samples, held_out
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.measure.figures import measure
 from logitstore.trainer.metrics import accuracy
-from tests.support.runs import run_logits
+from tests.support.runs import Listener, lines, run_logits
 
 TEST = "digits?train=false"
 BASE = TrainConfig(data="digits", student="mlp", out="run")
@@ -43,20 +41,6 @@ def config(tmp_path: Path) -> TrainConfig:
         out=str(tmp_path / "run"),
         device="cpu",
     )
-
-
-class Listener(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said = list[str]()
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
-
-
-def lines(run: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
 def saved(path: Path, samples: np.ndarray) -> str:
@@ -130,7 +114,7 @@ def test_last_and_best_are_measured_once_on_the_test_data(config: TrainConfig) -
     assert result.best_epoch == 1 + scores.index(max(scores)) < config.epochs
     best = history[result.best_epoch - 1]
     assert result.best == {name: best[name] for name in ("val_accuracy", "val_nll", "val_ece")}
-    assert any("split:0.1 of the training samples" in text for text in heard.said)
+    assert any("split:0.1 of the training samples" in text for text in heard.messages)
     assert TrainConfig.from_toml(result.run / "config.toml").val == "split:0.1"
     weights = result.run / "best.safetensors"
     kept = result.run / f"snapshots/epoch-{result.best_epoch:04d}.safetensors"

@@ -19,7 +19,6 @@ from logitstore.format.choice import EncodingRequest
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.run import build
 from logitstore.precompute.networks.factory import build_model
-from logitstore.progress import Silent
 from logitstore.reading.ensemble import Ensemble
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, evaluate, train
@@ -29,7 +28,7 @@ from logitstore.trainer.data.bind import open_source
 from logitstore.trainer.data.order import BatchOrder, views_seen
 from logitstore.trainer.data.teaching import open_schedule
 from logitstore.trainer.schedules import teacher_at
-from tests.support.runs import run_logits
+from tests.support.runs import Listener, run_logits
 
 DATA, SAMPLES = "digits?train=true&samples=0:200", 200
 
@@ -252,21 +251,6 @@ def test_turns_of_equal_teachers_train_the_student_of_one_teacher_bit_for_bit(
     assert weights(stages) == weights(config)
 
 
-class Interrupt(Silent):
-    """Ctrl-C at the n-th step."""
-
-    def __init__(self, steps: int) -> None:
-        self.left, self.training = steps, False
-
-    def start(self, task: str, total: int, unit: str) -> None:
-        self.training = task.startswith("training")
-
-    def advance(self, count: int) -> None:
-        self.left -= self.training
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 def test_a_run_interrupted_inside_an_epoch_goes_on_with_the_teacher_of_that_epoch(
     config: TrainConfig,
 ) -> None:
@@ -278,7 +262,7 @@ def test_a_run_interrupted_inside_an_epoch_goes_on_with_the_teacher_of_that_epoc
     part = replace(whole, out=f"{config.out}-part")
     for steps in (3, 7, 6):
         with pytest.raises(KeyboardInterrupt):
-            train(part, progress=Interrupt(steps))
+            train(part, progress=Listener(steps))
     with pytest.raises(MismatchError, match=r"with snapshot = 'a,mean\(b,c\)@3,c@4', asked for is"):
         train(replace(part, snapshot="a,mean(b,c)@3,c@5"))
     train(part)

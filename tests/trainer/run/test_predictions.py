@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from logitstore.errors import InputError
-from logitstore.progress import Silent
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, train
 from logitstore.trainer.run.predictions import PastPredictions, encoded
-from tests.support.runs import run_logits
+from tests.support.runs import Listener, history, run_logits
 
 SAMPLES = np.array([3, 4, 7, 11])
 
@@ -37,24 +35,6 @@ def config(tmp_path: Path) -> TrainConfig:
         device="cpu",
         checkpoint_seconds=1e-9,
     )
-
-
-class InterruptAt(Silent):
-    """Ctrl-C at the n-th step."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, count: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
-def history(run: str) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "images_per_second", "peak_memory")
-    return [{name: value for name, value in line.items() if name not in timed} for line in found]
 
 
 def test_before_anything_was_predicted_a_row_is_one_hot_at_its_label() -> None:
@@ -114,7 +94,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     train(config)
     resumed = replace(config, out=str(tmp_path / "resumed"))
     with pytest.raises(KeyboardInterrupt):
-        train(resumed, progress=InterruptAt(step))
+        train(resumed, progress=Listener(step, any_task=True))
     train(resumed)
     for name in ("model.safetensors", "checkpoints/last.safetensors"):
         first, second = (Path(run) / name for run in (config.out, resumed.out))
@@ -124,7 +104,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
 
 def test_a_run_without_its_history_does_not_go_on(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(config, progress=InterruptAt(5))
+        train(config, progress=Listener(5, any_task=True))
     last = Path(config.out) / "checkpoints/last.safetensors"
     with safe_open(last, framework="pt") as file:
         kept = {key: file.get_tensor(key) for key in file.keys() if key != "past"}  # noqa: SIM118  # not a dict
@@ -177,7 +157,7 @@ def test_recording_changes_nothing_in_the_student_and_resumes(
     train(plain)
     told = replace(plain, record_logits=True, out=str(tmp_path / "told"))
     with pytest.raises(KeyboardInterrupt):
-        train(told, progress=InterruptAt(5))
+        train(told, progress=Listener(5, any_task=True))
     train(told)
     ours, theirs = (Path(run) / "model.safetensors" for run in (plain.out, told.out))
     assert ours.read_bytes() == theirs.read_bytes()

@@ -20,13 +20,12 @@ from safetensors.torch import load_file
 
 from logitstore.errors import InputError
 from logitstore.precompute.processes.ranks import ALONE, Ranks
-from logitstore.progress import Silent
 from logitstore.trainer import TrainConfig, train
 from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.requirements import refuse_ranks
 from logitstore.trainer.data.samples import chosen_samples
 from logitstore.trainer.run.predictions import encoded
-from tests.support.runs import run_logits
+from tests.support.runs import Listener, history, run_logits
 
 ROOT = Path(__file__).parents[3]
 PLAIN = """
@@ -133,24 +132,6 @@ def told(configs: list[TrainConfig], deaths: dict[str, Any] | None = None) -> st
     return json.dumps([[asdict(config) for config in configs], deaths or {}])
 
 
-def history(run: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "images_per_second", "peak_memory")
-    return [{name: value for name, value in line.items() if name not in timed} for line in found]
-
-
-class InterruptAt(Silent):
-    """Ctrl-C at the n-th step."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, count: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def base(
     bound_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
@@ -196,7 +177,7 @@ def together(
     folder = tmp_path_factory.mktemp(f"by {request.param}")
     configs = [replace(run, out=str(folder / name)) for name, run in base.items()]
     with pytest.raises(KeyboardInterrupt):
-        train(configs[3], progress=InterruptAt(5))
+        train(configs[3], progress=Listener(5, any_task=True))
     done = launched(request.param, script(folder), told(configs))
     assert done.returncode == 0, done.stderr
     return Together(request.param, folder, done.stdout + done.stderr)
@@ -259,7 +240,7 @@ def test_any_number_of_ranks_has_the_same_metrics(
     alone: dict[str, TrainConfig], together: Together
 ) -> None:
     for name, config in alone.items():
-        ours, theirs = history(together.folder / name), history(Path(config.out))
+        ours, theirs = history(together.folder / name), history(config.out)
         assert len(ours) == len(theirs) == 3
         for mine, line in zip(ours, theirs, strict=True):
             assert mine == pytest.approx(line, rel=1e-5)
@@ -299,7 +280,7 @@ def test_killed_ranks_go_on_to_the_same_bytes(base: dict[str, TrainConfig], tmp_
     for name in ("model", "best", "checkpoints/last"):
         first, second = (Path(run.out) / f"{name}.safetensors" for run in (whole, killed))
         assert first.read_bytes() == second.read_bytes()
-    assert history(Path(whole.out)) == history(Path(killed.out))
+    assert history(whole.out) == history(killed.out)
     # What all ranks saw in a clean pass is what the weights and statistics that are kept predict.
     kept = load_file(Path(clean.out) / "checkpoints/last.safetensors")["past"][0]
     logits, _ = run_logits(clean.out, clean.data)

@@ -16,19 +16,10 @@ import pytest
 
 from logitstore.errors import Damaged, InputError, MismatchError, Unfinished
 from logitstore.precompute.data.sources import open_dataset
-from logitstore.progress import Silent
 from logitstore.trainer import Result, TrainConfig, train
 from logitstore.trainer.run.folder import RunFolder
-
-STUDENT = """
-from torch import nn
-
-def student():
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3),
-        nn.Linear(32, 10),
-    )
-"""
+from tests.support.runs import Listener, history
+from tests.support.students import STUDENTS
 
 # One process imports torch and forks a child for each attempt; a child kills itself as it is told.
 KILLED = """
@@ -81,7 +72,7 @@ def config(bound_store: Callable[..., Path], tmp_path: Path) -> TrainConfig:
     np.savez(tmp_path / "digits.npz", x=images, y=digits.labels)
     data = f"npz:{tmp_path}/digits.npz?classes=10&samples=0:400"
     logits = np.random.default_rng(0).standard_normal((2, 400, 10)).astype(np.float32)
-    (tmp_path / "net.py").write_text(STUDENT)
+    (tmp_path / "net.py").write_text(STUDENTS)
     return TrainConfig(
         data=data,
         student=f"{tmp_path}/net.py:student",
@@ -98,31 +89,11 @@ def config(bound_store: Callable[..., Path], tmp_path: Path) -> TrainConfig:
     )
 
 
-class Interrupt(Silent):
-    """Ctrl-C at the n-th step."""
-
-    def __init__(self, steps: int) -> None:
-        self.left, self.training = steps, False
-        self.tasks = list[str]()
-
-    def start(self, task: str, total: int, unit: str) -> None:
-        self.tasks.append(task)
-        self.training = task.startswith("training")
-
-    def advance(self, count: int) -> None:
-        self.left -= self.training
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 def outcome(out: str) -> dict[str, Any]:
     """What must not depend on interruptions: all weights, and the metrics but for their times."""
     run = Path(out)
-    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for line in history:
-        del line["seconds"], line["images_per_second"], line["peak_memory"]
     weights = {path.name: path.read_bytes() for path in run.rglob("*.safetensors")}
-    return {"metrics": history, **weights}
+    return {"metrics": history(out), **weights}
 
 
 def left_over(out: str) -> list[Path]:
@@ -164,7 +135,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(config: TrainConfig, change: dict[str,
         part = replace(config, out=f"{config.out} {name}", checkpoint_seconds=seconds)
         for steps in (2, 7):
             with pytest.raises(KeyboardInterrupt):
-                train(part, progress=Interrupt(steps))
+                train(part, progress=Listener(steps))
         resumed = train(replace(part, workers=2))
         assert outcome(part.out) == outcome(config.out)
         assert resumed.metrics == whole.metrics
@@ -199,7 +170,7 @@ def test_a_changed_run_is_refused_and_a_changed_way_of_running_it_is_not(
     config: TrainConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(config, progress=Interrupt(6))
+        train(config, progress=Listener(6))
     before = outcome(config.out)
     with pytest.raises(
         MismatchError, match=r"with batch_size = 128, asked for is 64: use another --out"
@@ -217,7 +188,7 @@ def test_another_teacher_is_refused_in_an_unfinished_run_and_in_a_finished_one(
     config: TrainConfig, bound_store: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(config, progress=Interrupt(6))
+        train(config, progress=Listener(6))
     other = bound_store(tmp_path / "o.zarr", config.data, np.zeros((2, 400, 10), np.float32))
     for _ in ("unfinished", "finished"):
         with pytest.raises(MismatchError, match=r"was begun with root '[0-9a-f]{64}', which is '"):
@@ -231,7 +202,7 @@ def test_what_is_refused_is_refused_before_rows_are_decoded(
     config: TrainConfig, bound_store: Callable[..., Path], tmp_path: Path
 ) -> None:
     other = bound_store(tmp_path / "o.zarr", config.data, np.zeros((2, 400, 10), np.float32))
-    interrupted, refused = Interrupt(6), Interrupt(1)
+    interrupted, refused = Listener(6), Listener(1)
     with pytest.raises(KeyboardInterrupt):
         train(config, progress=interrupted)
     with pytest.raises(MismatchError, match="was begun with root"):
@@ -261,7 +232,7 @@ def test_two_processes_cannot_train_in_one_folder(config: TrainConfig) -> None:
 
 def test_a_damaged_checkpoint_is_named(config: TrainConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(config, progress=Interrupt(6))
+        train(config, progress=Listener(6))
     last = Path(config.out) / "checkpoints/last.safetensors"
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.raises(Damaged, match=r"last\.safetensors: not a whole checkpoint"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from logitstore.trainer.methods.base import Method, Outputs
 from logitstore.trainer.methods.table import METHODS
 from logitstore.trainer.run.checkpoint import pack_weights
 from logitstore.trainer.run.device import own_randomness
+from tests.support.runs import lines
 
 TRAIN, TEST = "digits?train=true", "digits?train=false"
 CPU = torch.device("cpu")
@@ -70,10 +70,6 @@ def store(
 
 def shown(data: str) -> Source:
     return Source(dataset=open_dataset(data), views=Views(()), classes=10, view_count=1)
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_learns_and_leaves_what_it_promises(teacher: Path) -> None:

@@ -21,6 +21,7 @@ from logitstore.trainer import TrainConfig, sweep, train
 from logitstore.trainer.studies.seeds import OverSeeds
 from logitstore.trainer.studies.sweep_students import chosen_teachers
 from logitstore.trainer.studies.sweep_table import Row, find_best, sweep_lines
+from tests.support.runs import lines
 
 DATA, VAL = "digits?train=true&samples=0:300", "digits?train=false"
 RIGHT = {"epoch-2": 0.5, "epoch-9": 1.0, "epoch-10": 0.1}
@@ -49,10 +50,6 @@ def settings(store: Path) -> dict[str, Any]:
         "batch_size": 32,
         "device": "cpu",
     }
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_table_holds_what_the_runs_say_and_the_teacher_that_is_right_teaches_best(
