@@ -1,3 +1,5 @@
+"""``logitstore cache``: list and remove decoded copies."""
+
 from __future__ import annotations
 
 import typer
@@ -28,14 +30,14 @@ def cache_ls(cache: CacheDir = None, as_json: Json = False) -> None:
     from logitstore.cache.cache import Cache
     from logitstore.cli.show.stores import copy_lines
 
-    found = Cache.default(cache)
-    entries = found.entries()
+    chosen = Cache.default(cache)
+    copies = chosen.entries()
     document = {
-        "folder": str(found.folder),
-        "most_bytes": found.most_bytes,
-        "copies": [asdict(entry) for entry in entries],
+        "folder": str(chosen.folder),
+        "most_bytes": chosen.most_bytes,
+        "copies": [asdict(copy) for copy in copies],
     }
-    emit(as_json, document, copy_lines(str(found.folder), found.most_bytes, entries))
+    emit(as_json, document, copy_lines(str(chosen.folder), chosen.most_bytes, copies))
 
 
 @cache_app.command("clear")
@@ -49,14 +51,14 @@ def cache_clear(cache: CacheDir = None, as_json: Json = False) -> None:
 
     from logitstore.cache.cache import Cache
 
-    found = Cache.default(cache)
-    removed, kept = found.clear()
-    freed = size(sum(entry.bytes for entry in removed))
-    lines = [f"{found.folder}: removed {len(removed)} copies, {freed}"]
-    lines += [f"in use and kept: {e.snapshot} of {e.store}, {size(e.bytes)}" for e in kept]
+    chosen = Cache.default(cache)
+    removed, kept = chosen.clear()
+    freed = size(sum(copy.bytes for copy in removed))
+    lines = [f"{chosen.folder}: removed {len(removed)} copies, {freed}"]
+    lines += [f"in use and kept: {c.snapshot} of {c.store}, {size(c.bytes)}" for c in kept]
     document = {
-        "folder": str(found.folder),
-        "removed": [asdict(entry) for entry in removed],
-        "kept": [asdict(entry) for entry in kept],
+        "folder": str(chosen.folder),
+        "removed": [asdict(copy) for copy in removed],
+        "kept": [asdict(copy) for copy in kept],
     }
     emit(as_json, document, lines)

@@ -1,3 +1,5 @@
+"""``logitstore ls``, ``inspect`` and ``verify``: look at stores, and check them."""
+
 from __future__ import annotations
 
 from typing import Annotated, Any
@@ -58,8 +60,8 @@ def inspect(
     if expect_root:
         chosen = chosen_snapshot(opened, snapshot[0] if snapshot else None)
         check_root(chosen.name, chosen.root, expect_root)
-    found = describe_store(opened, snapshot)
-    emit(as_json, found, store_lines(found))
+    description = describe_store(opened, snapshot)
+    emit(as_json, description, store_lines(description))
 
 
 @commands.command()
@@ -97,11 +99,13 @@ def verify(
             _recompute(
                 report, store, snapshot, teacher, arch, data, sample, device, token, progress
             )
-    found = {**vars(report), "ok": report.ok}
-    said = "whole" if report.ok else f"{len(report.breaches)} breaches"
+    document = {**vars(report), "ok": report.ok}
+    verdict = "whole" if report.ok else f"{len(report.breaches)} breaches"
     recomputed = f", {report.rows_recomputed} rows recomputed" if teacher else ""
-    summary = f"{store}: {said}; {report.objects} objects, {size(report.bytes)} checked{recomputed}"
-    emit(as_json, found, [*report.breaches, summary])
+    summary = (
+        f"{store}: {verdict}; {report.objects} objects, {size(report.bytes)} checked{recomputed}"
+    )
+    emit(as_json, document, [*report.breaches, summary])
     raise typer.Exit(0 if report.ok else 1)
 
 

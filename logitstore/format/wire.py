@@ -1,8 +1,7 @@
-"""What crosses HTTP: rows of codes as safetensors, indices as uint32, listings as JSON, header
-names.
+"""Write and read the bodies of HTTP messages: rows as safetensors, indices as uint32, JSON.
 
-Server and client both import this file and nothing of each other.  Rows travel as they are stored;
-only the reader of the bytes decodes them.  The prose, for other languages, is ``api/HTTP.md``.
+Server and client both import this file, and nothing of each other.  Rows travel as they are stored;
+the client decodes them.  ``api/HTTP.md`` describes the protocol for other languages.
 """
 
 from __future__ import annotations
@@ -26,54 +25,61 @@ from logitstore.format.encodings.base import Encoding
 from logitstore.format.encodings.rows import Rows
 
 CRC_HEADER = "x-logitstore-crc32c"
+"""Header with the CRC-32C of the body."""
 
 
 ROOT_HEADER = "x-logitstore-root"
+"""Header with the root of the snapshot that is read."""
 
 
 ROWS_TYPE = "application/x-safetensors"
+"""Content type of rows."""
 
 
 INDICES_TYPE = "application/octet-stream"
+"""Content type of packed indices."""
 
 
 PROBLEM_TYPE = "application/problem+json"
+"""Content type of a problem document."""
 
 
 PROBLEM = "urn:logitstore:"
-"""A problem document's ``type`` is this and one word, of which clients act on ``DAMAGED``."""
+"""Beginning of a problem document's ``type``; one word follows."""
 
 
 DAMAGED = PROBLEM + "damaged"
+"""The ``type`` of the problem that the data is damaged at the server."""
 
 
 _INDEX = np.dtype("<u4")
 
 
 MAX_INDICES = 4096
+"""Most indices in one request."""
 
 
 MAX_ROWS_BYTES = 16 << 20
+"""Most bytes of all arrays in one answer, except for a single row."""
 
 
 def rows_per_request(form: Encoding) -> int:
-    """How many rows one request may ask for: at most 4,096 and 16 MiB, but at least one."""
+    """Return how many rows one request may ask for: at most 4,096 and 16 MiB, at least one."""
     return max(1, min(MAX_INDICES, MAX_ROWS_BYTES // form.bytes_per_row))
 
 
 def pack(rows: Rows) -> bytes:
-    """Encoded rows as one safetensors document; the arrays are copied as they are."""
+    """Write encoded rows as one safetensors document; the arrays are copied as they are."""
     arrays = {name: np.ascontiguousarray(array) for name, array in rows.arrays.items()}
     return safetensors.numpy.save(arrays)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """Where ``pack`` puts the arrays of ``count`` rows, and the bytes before them.
+    """The header that ``pack`` writes for ``count`` rows, and the places of the arrays after it.
 
-    A place is an array's name, shape, dtype and first byte.
-
-    What is written through ``arrays`` into a body of ``length`` bytes makes it a whole document.
+    A place is an array's name, shape, dtype and first byte.  The header, and what is written
+    through ``arrays``, make a body of ``length`` bytes a whole document.
     """
 
     header: NDArray[np.uint8]
@@ -82,17 +88,17 @@ class Template:
 
     @classmethod
     def of(cls, form: Encoding, count: int) -> Template:
-        """The template of ``count`` rows in this encoding."""
+        """Make the template of ``count`` rows in this encoding."""
         kinds = {name: (np.dtype(kind), width) for name, (kind, width) in form.layout.items()}
         row = pack(
             Rows(form, {n: np.zeros((1, width), kind) for n, (kind, width) in kinds.items()})
         )
-        described = json.loads(row[8 : 8 + int.from_bytes(row[:8], "little")])
+        row_header = json.loads(row[8 : 8 + int.from_bytes(row[:8], "little")])
         entries, stop = {}, 0
-        for name in described:  # in the library's order, which is that of the bytes too
+        for name in row_header:  # in the library's order, which is also that of the bytes
             kind, width = kinds[name]
             start, stop = stop, stop + count * width * kind.itemsize
-            entries[name] = {**described[name], "shape": (count, width)}
+            entries[name] = {**row_header[name], "shape": (count, width)}
             entries[name]["data_offsets"] = [start, stop]
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -104,19 +110,19 @@ class Template:
         return cls(header=np.frombuffer(header, np.uint8), length=len(header) + stop, places=places)
 
     def arrays(self, body: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Write the header into ``body``, (length,), and show the places of the arrays in it."""
+        """Write the header into ``body``, (length,), and return the arrays that lie in it."""
         body[: len(self.header)] = self.header
         return {name: np.ndarray(shape, kind, body, at) for name, shape, kind, at in self.places}
 
 
 @lru_cache(maxsize=256)
 def template(form: Encoding, count: int) -> Template:
-    """``Template.of``, remembered: clients ask for batches of one size."""
+    """Return ``Template.of``, remembered: clients ask for batches of one size."""
     return Template.of(form, count)
 
 
 def unpack(data: bytes, form: Encoding, *, count: int) -> Rows:
-    """The inverse of ``pack`` for ``count`` rows.
+    """Read ``count`` rows that ``pack`` wrote.
 
     Damaged if the bytes are not safetensors of exactly that encoding's arrays, dtypes and shapes.
     """
@@ -124,24 +130,24 @@ def unpack(data: bytes, form: Encoding, *, count: int) -> Rows:
         arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(data)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise Damaged(f"rows: {len(data)} bytes that are not safetensors: {error}") from None
-    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    received = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     expected = {
         name: (np.dtype(kind), (count, width)) for name, (kind, width) in form.layout.items()
     }
-    if found != expected:
-        raise Damaged(f"rows: arrays {found}, expected {expected}")
+    if received != expected:
+        raise Damaged(f"rows: arrays {received}, expected {expected}")
     return Rows(form, {name: arrays[name] for name in expected})
 
 
 def pack_indices(indices: NDArray[np.int64]) -> bytes:
-    """Sample indices (N,) as little-endian uint32; InputError beyond 2**32 - 1."""
+    """Write sample indices (N,) as little-endian uint32; InputError beyond 2**32 - 1."""
     if len(indices) and int(indices.max()) >= 1 << 32:
         raise InputError(f"sample {indices.max()} does not fit into the protocol's uint32")
     return indices.astype("<u4").tobytes()
 
 
 def unpack_indices(data: bytes) -> NDArray[np.int64]:
-    """The inverse of ``pack_indices``: int64 (N,); InputError if the length is no multiple of 4."""
+    """Read packed indices as int64 (N,); InputError if the length is no multiple of 4."""
     if len(data) % 4:
         raise InputError(
             f"{len(data)} bytes of indices: not a whole number of little-endian uint32"
@@ -150,12 +156,12 @@ def unpack_indices(data: bytes) -> NDArray[np.int64]:
 
 
 def crc32c(data: bytes | NDArray[np.uint8]) -> str:
-    """CRC-32C (Castagnoli) as eight hexadecimal digits."""
+    """Return the CRC-32C (Castagnoli) as eight hexadecimal digits."""
     return f"{google_crc32c.value(data):08x}"
 
 
 class Reply(Document):
-    """Base of what a server answers: a newer server may add fields that this client ignores."""
+    """Base of a server's answers: fields that a newer server adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -201,7 +207,7 @@ class SnapshotReply(Reply):
 
 
 class RowsRequest(Document):
-    """The JSON body of ``POST …/rows``; its twin is ``?view=`` and ``pack_indices``."""
+    """The JSON body of ``POST …/rows``; the other form is ``?view=`` and packed indices."""
 
     view: int = 0
     indices: tuple[int, ...]

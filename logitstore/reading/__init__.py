@@ -1,4 +1,4 @@
-"""A committed store, read: local or served, verified before it is decoded.
+"""Read a committed store, local or served; verify each object before it is decoded.
 
 Knows no decoded copies (``logitstore.cache``) and writes nothing.
 """

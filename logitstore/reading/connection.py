@@ -1,8 +1,8 @@
-"""One server: keep-alive connections, a token, and patience while it is away.
+"""Talk to one server: keep-alive connections, a token, and patience while the server is away.
 
 A request is repeated until it has a whole, undamaged answer: a server that is restarted in the
-middle of an epoch is only a pause.  Repeating is safe because nothing that is asked here changes
-anything.  What an answer means is the business of ``remote``.
+middle of an epoch is only a pause.  Repeating is safe because no request changes anything.  What an
+answer contains is known to ``remote`` alone.
 """
 
 from __future__ import annotations
@@ -36,35 +36,42 @@ log = logging.getLogger(__name__)
 
 
 FIRST_CONTACT_SECONDS = 5.0
+"""Seconds that a server has for its first answer; after that there is patience."""
 
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
+"""Seconds to wait for a connection, and for more bytes of an answer."""
 
 
-SLOWEST_RETRY_SECONDS = 5.0
+MOST_BACKOFF_SECONDS = 5.0
+"""Most seconds between two tries, unless the server names a longer time."""
 
 
-LONGEST_RETRY_AFTER_SECONDS = 30.0
+MOST_RETRY_AFTER_SECONDS = 30.0
+"""Most seconds that a server's Retry-After is followed."""
 
 
 MOST_BYTES = 64 << 20
-"""The longest answer that is read where its length is not known beforehand: commits, listings."""
+"""Bytes of the longest answer of unknown length that is read: a commit, a listing."""
 
 
 DAMAGED_TRIES = 5
-"""Answers damaged this often in a row are damaged at their source."""
+"""Damaged answers in a row, after which the data must be damaged at the server."""
 
 
 _PROBLEM_BYTES = 64 << 10
+"""Bytes of the longest problem document that is read."""
 
 
 _AWAY = {408, 429, 502, 503, 504}
+"""Statuses after which the request is repeated."""
 
 
 _jitter = random.SystemRandom()  # the global generator belongs to the training run
 
 
 Check = Callable[["Answer"], str | None]
+"""Returns what is damaged about an answer, or None."""
 
 
 Kind = TypeVar("Kind")
@@ -72,30 +79,30 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; header names are looked up without regard to case."""
+    """A whole answer of a server; header names ignore case."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     def problem(self) -> Problem | None:
-        """The problem document that this is, if it is one of a logitstore server."""
+        """Return the problem document of a logitstore server that this is, or None."""
         if self.headers.get("content-type", "").split(";")[0] != PROBLEM_TYPE:
             return None
         try:
-            found = Problem.parse("problem", self.body)
+            problem = Problem.parse("problem", self.body)
         except Damaged:
             return None
-        return found if found.type.startswith(PROBLEM) else None
+        return problem if problem.type.startswith(PROBLEM) else None
 
 
 class _TooLong(HTTPError):
-    """An answer longer than it can be; not read."""
+    """An answer is longer than it can be, and is not read."""
 
 
 @dataclass
-class _Trouble:
-    """Failures in a row of one request: since when, how many, how many of them damaged."""
+class _Failures:
+    """Counts the failed tries of one request, and the damaged answers in a row."""
 
     began: float = field(default_factory=time.monotonic)
     tries: int = 0
@@ -103,9 +110,10 @@ class _Trouble:
 
 
 class Connection:
-    """``base`` is ``scheme://host:port`` and perhaps a path; ``patience`` is in seconds.
+    """Sends requests to the server at ``base``: ``scheme://host:port``, perhaps with a path.
 
-    Thread-safe; a forked or unpickled copy opens its own sockets.
+    A server that answered once may stay away for ``patience`` seconds.  Thread-safe; a forked or
+    unpickled connection opens sockets of its own.
     """
 
     def __init__(self, base: str, token: str | None, patience: float) -> None:
@@ -125,18 +133,18 @@ class Connection:
         return {**self.__dict__, "_pools": {}}
 
     def json(self, path: str, kind: TypeAdapter[Kind]) -> Kind:
-        """GET a JSON document; Unreachable if it is not one of a logitstore server."""
+        """Get a JSON document; Unreachable if the server is no logitstore server."""
 
         def check(answer: Answer) -> str | None:
             if CRC_HEADER not in answer.headers and not self._met:
-                raise self._stranger(f"its answer to {path} has no {CRC_HEADER} header")
+                raise self._no_logitstore(f"its answer to {path} has no {CRC_HEADER} header")
             return same_checksum(answer)
 
         answer = self.request("GET", path, check=check)
         try:
             return kind.validate_json(answer.body)
         except ValidationError:
-            raise self._stranger(f"its answer to {path} cannot be understood") from None
+            raise self._no_logitstore(f"its answer to {path} cannot be understood") from None
 
     def request(
         self,
@@ -147,14 +155,14 @@ class Connection:
         check: Check | None = None,
         most_bytes: int = MOST_BYTES,
     ) -> Answer:
-        """Send until there is an answer of status 200 that ``check`` finds nothing wrong with.
+        """Send a request until it is answered with status 200 and ``check`` finds no damage.
 
-        ``check`` returns what is damaged, or None; an answer of more than ``most_bytes`` is damaged
-        and not read (a problem may always have 64 KiB).  Raises Unreachable if the server never
+        An answer of more than ``most_bytes`` counts as damaged and is not read (a problem document
+        may always have 64 KiB).  Raises Unreachable if the server never
         answered, PatienceExhausted if it stayed away too long, Denied, UnknownName, MismatchError
         (it serves another build), InputError, or Damaged (it says so, or each answer came damaged).
         """
-        trouble: _Trouble | None = None
+        failures: _Failures | None = None
         while True:
             wait, damaged = 0.0, False
             try:
@@ -180,8 +188,8 @@ class Connection:
                     wait = _retry_after(answer.headers)
                 else:
                     self._refused(answer, problem)
-            trouble = trouble or _Trouble()
-            self._pause(trouble, reason, wait, damaged=damaged)
+            failures = failures or _Failures()
+            self._pause(failures, reason, wait, damaged=damaged)
 
     def _send(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str], most_bytes: int
@@ -206,18 +214,18 @@ class Connection:
             self._pools = {pid: urllib3.PoolManager(maxsize=16)}
         return self._pools[pid]
 
-    def _pause(self, trouble: _Trouble, reason: str, wait: float, *, damaged: bool) -> None:
+    def _pause(self, failures: _Failures, reason: str, wait: float, *, damaged: bool) -> None:
         """Wait before the next try, or raise if there is none."""
-        trouble.tries += 1
-        trouble.damaged = trouble.damaged + 1 if damaged else 0
-        if trouble.damaged >= DAMAGED_TRIES:
+        failures.tries += 1
+        failures.damaged = failures.damaged + 1 if damaged else 0
+        if failures.damaged >= DAMAGED_TRIES:
             raise Damaged(
-                f"{self.base}: the answer came damaged {trouble.damaged} times in a row "
+                f"{self.base}: the answer came damaged {failures.damaged} times in a row "
                 f"({reason}); `logitstore verify` on the server tells whether it is damaged there"
             )
         limit = self.patience if self._met else min(self.patience, FIRST_CONTACT_SECONDS)
-        left = trouble.began + limit - time.monotonic()
-        if left <= 0:
+        seconds_left = failures.began + limit - time.monotonic()
+        if seconds_left <= 0:
             if self._met:
                 raise PatienceExhausted(
                     f"{self.base}: the server stayed away for {limit:.0f} s ({reason}); what is "
@@ -227,10 +235,10 @@ class Connection:
                 f"{self.base}: no logitstore server answers ({reason}); is `logitstore serve` "
                 "running there? Check host and port"
             )
-        if trouble.tries == 1 and self._met:
+        if failures.tries == 1 and self._met:
             log.warning("%s: %s; trying again for up to %.0f s", self.base, reason, limit)
-        backoff = min(SLOWEST_RETRY_SECONDS, 0.025 * 2.0 ** min(trouble.tries, 16))
-        time.sleep(min(left, max(wait, backoff * _jitter.uniform(0.5, 1.0))))
+        backoff = min(MOST_BACKOFF_SECONDS, 0.025 * 2.0 ** min(failures.tries, 16))
+        time.sleep(min(seconds_left, max(wait, backoff * _jitter.uniform(0.5, 1.0))))
 
     def _refused(self, answer: Answer, problem: Problem | None) -> NoReturn:
         if answer.status in (401, 403):
@@ -239,19 +247,19 @@ class Connection:
                 "LOGITSTORE_TOKEN or with --token-file"
             )
         if problem is None:
-            raise self._stranger(f"it answers {answer.status}")
-        said = f"{self.base}: {problem.detail}"
+            raise self._no_logitstore(f"it answers {answer.status}")
+        detail = f"{self.base}: {problem.detail}"
         if problem.type == PROBLEM + "unknown-name":
-            raise UnknownName(said)
+            raise UnknownName(detail)
         if problem.type == DAMAGED:
-            raise Damaged(f"{said}; `logitstore verify` on the server tells more")
+            raise Damaged(f"{detail}; `logitstore verify` on the server tells more")
         if answer.status == 412:
-            raise MismatchError(f"{said}; another build is served under this name now")
+            raise MismatchError(f"{detail}; another build is served under this name now")
         if answer.status < 500:
-            raise InputError(f"{said} ({answer.status})")
-        raise Unreachable(f"{said} ({answer.status}, request {problem.request_id})")
+            raise InputError(f"{detail} ({answer.status})")
+        raise Unreachable(f"{detail} ({answer.status}, request {problem.request_id})")
 
-    def _stranger(self, what: str) -> Unreachable:
+    def _no_logitstore(self, what: str) -> Unreachable:
         return Unreachable(
             f"{self.base}: something answers, but it is no logitstore server ({what}); the address "
             "is that of `logitstore serve`, then / and a store's name"
@@ -259,7 +267,7 @@ class Connection:
 
 
 def _read(answer: urllib3.BaseHTTPResponse, most_bytes: int) -> bytes:
-    """The whole body, if it is no longer than it can be; else the connection is given up."""
+    """Read the whole body; if it is longer than it can be, give the connection up."""
     most = most_bytes if answer.status == 200 else max(most_bytes, _PROBLEM_BYTES)
     declared = answer.headers.get("content-length", "")
     if declared.isdigit() and "transfer-encoding" not in answer.headers:
@@ -274,12 +282,12 @@ def _read(answer: urllib3.BaseHTTPResponse, most_bytes: int) -> bytes:
 
 
 def same_checksum(answer: Answer) -> str | None:
-    """What is damaged about an answer that says its CRC-32C, or None."""
+    """Check the CRC-32C that an answer declares."""
     return None if answer.headers.get(CRC_HEADER) == crc32c(answer.body) else "crc32c differs"
 
 
 def _reason(error: HTTPError) -> str:
-    """What went wrong, in words; urllib3 wraps the cause in the names of its objects."""
+    """Say what went wrong; urllib3's own text consists of the names of its objects."""
     kind = type(error).__name__
     if kind == "NewConnectionError":
         cause = error.__cause__
@@ -300,7 +308,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         seconds = urllib3.Retry().parse_retry_after(headers.get("retry-after", "0"))
     except InvalidHeader:
         return 0.0
-    return min(LONGEST_RETRY_AFTER_SECONDS, float(seconds))
+    return min(MOST_RETRY_AFTER_SECONDS, float(seconds))
 
 
 def _is_loopback(host: str) -> bool:

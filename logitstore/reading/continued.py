@@ -1,4 +1,4 @@
-"""Several snapshots whose views continue each other, read as one.
+"""Read several snapshots as one, where each continues the views of the one before.
 
 A committed snapshot never grows; a later build puts further views of the same teacher beside it.
 """
@@ -84,10 +84,10 @@ def _refuse_break(before: Snapshot, after: Snapshot) -> None:
         assert right is not None
         difference = first_difference(left, right)
         if difference:
-            field, there, here = difference
+            field, of_first, of_second = difference
             raise MismatchError(
-                f"{after.name} does not continue {before.name}: {field} is {there!r} there and "
-                f"{here!r} here: {remedy}"
+                f"{after.name} does not continue {before.name}: {field} is {of_first!r} there and "
+                f"{of_second!r} here: {remedy}"
             )
     if _combination(first) != _combination(second):
         raise MismatchError(
@@ -102,7 +102,7 @@ def _refuse_break(before: Snapshot, after: Snapshot) -> None:
 
 
 def _combination(meta: SnapshotMeta) -> CombinedCard | None:
-    """How the rows were combined, apart from which rows: those are others in each part."""
+    """Return how the rows were combined, without the roots, which differ between the parts."""
     card = meta.combined
     if card is None:
         return None

@@ -1,7 +1,7 @@
-"""Several teachers read as one: the mean of their logits, or of their distributions.
+"""Read several teachers as one: the mean of their logits, or of their distributions.
 
-The members may lie in several stores, local or served, in several encodings; they must have seen
-the same images of the same samples, or their mean would be an answer to no question.
+The members may lie in several stores, local or served, in several encodings.  They must have seen
+the same images of the same samples: a mean over different images would mean nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["arithmetic", "geometric"]
+"""What is averaged: distributions (arithmetic) or logits (geometric)."""
 
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -36,7 +37,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
-    """Encoded rows of some samples by every member, to be averaged once they are decoded.
+    """Encoded rows of some samples by every member, averaged when they are decoded.
 
     ``weights`` sum to 1.  ``temperature`` is where the distributions are averaged; None: the logits
     themselves are, which is the geometric mean of the distributions at every temperature.
@@ -50,12 +51,12 @@ class Blend:
         return len(self.members[0])
 
     def part(self, span: slice) -> Blend:
-        """Some of the samples."""
+        """Return some of the samples."""
         return replace(self, members=tuple(rows.part(span) for rows in self.members))
 
     @classmethod
     def joined(cls, parts: Sequence[Blend], order: ArrayLike) -> Blend:
-        """The samples of all parts (of one ensemble), in ``order`` of their places in a row."""
+        """Join parts of one ensemble: sample i is number ``order[i]`` of all parts in a row."""
         columns = zip(*(part.members for part in parts), strict=True)
         return replace(parts[0], members=tuple(Rows.joined(column, order) for column in columns))
 
@@ -82,7 +83,7 @@ class Blend:
         logaddexp: Callable[[Any, Any], Any],
         log_softmax: Callable[[Any], Any],
     ) -> Any:
-        """Geometric: sum of w z.  Arithmetic: T log(sum of w softmax(z/T)), never out of logs."""
+        """Return the sum of w z (geometric) or T log(sum of w softmax(z/T)) (arithmetic)."""
         weighed = zip(self.weights, decoded, strict=True)
         if self.temperature is None:
             return reduce(lambda total, term: total + term, (w * z for w, z in weighed))
@@ -91,7 +92,7 @@ class Blend:
 
 
 class Ensemble:
-    """The weighted mean of several teachers' answers, with ``meta`` and ``rows`` as a Snapshot has.
+    """The weighted mean of several teachers, with ``meta`` and ``rows`` as a Snapshot has them.
 
     ``kind``: "geometric" averages logits (exact at every temperature); "arithmetic" averages the
     distributions at ``temperature``, which only it needs, so that its logits stand for their mean
@@ -152,20 +153,20 @@ class Ensemble:
 
 
 Teacher = Snapshot | Continued | Ensemble
-"""What answers for every sample and view: ``name``, ``root``, ``meta``, ``rows``, ``logits``."""
+"""Has logits for every sample and view: ``name``, ``root``, ``meta``, ``rows``, ``logits``."""
 
 
 def leaves(*teachers: Teacher) -> tuple[Snapshot, ...]:
-    """The stored snapshots that these read their rows from, each once."""
-    found: dict[Snapshot, None] = {}
+    """Return the stored snapshots that these teachers are made of, each once."""
+    snapshots: dict[Snapshot, None] = {}
     for teacher in teachers:
         inner = (teacher,) if isinstance(teacher, Snapshot) else leaves(*teacher.parts)
-        found |= dict.fromkeys(inner)
-    return tuple(found)
+        snapshots |= dict.fromkeys(inner)
+    return tuple(snapshots)
 
 
 def refuse_other_images(first: Teacher, other: Teacher) -> None:
-    """MismatchError unless both answer for the same views of the same samples and classes."""
+    """Raise MismatchError unless both hold logits of the same views, samples and classes."""
     ours, theirs = first.store_meta, other.store_meta
     difference = first_difference(ours, theirs)
     if difference:
@@ -195,25 +196,25 @@ _REMEDIES = {
 def _view_difference(first: Teacher, other: Teacher) -> tuple[str, object, object] | None:
     ours, theirs = first.meta.view, other.meta.view
     if ours is None or theirs is None:
-        there, here = ("unknown" if card is None else "recorded" for card in (ours, theirs))
-        return None if there == here else ("view", there, here)
+        of_first, of_other = ("unknown" if card is None else "recorded" for card in (ours, theirs))
+        return None if of_first == of_other else ("view", of_first, of_other)
     plain = {"canaries": ()}  # they differ because of what differs before them
-    found = first_difference(ours.model_copy(update=plain), theirs.model_copy(update=plain))
-    found = found or first_difference(ours, theirs)
-    return None if found is None else (f"view.{found[0]}", *found[1:])
+    difference = first_difference(ours.model_copy(update=plain), theirs.model_copy(update=plain))
+    difference = difference or first_difference(ours, theirs)
+    return None if difference is None else (f"view.{difference[0]}", *difference[1:])
 
 
 def _apart(
     first: Teacher, other: Teacher, difference: tuple[str, object, object], remedy: str
 ) -> MismatchError:
-    field, there, here = difference
+    field, of_first, of_other = difference
     return MismatchError(
-        f"{_placed(other)} cannot teach together with {_placed(first)}: {field} is {there!r} there "
-        f"and {here!r} here: {remedy}"
+        f"{_located(other)} cannot teach together with {_located(first)}: {field} is {of_first!r} "
+        f"there and {of_other!r} here: {remedy}"
     )
 
 
-def _placed(teacher: Teacher) -> str:
+def _located(teacher: Teacher) -> str:
     return f"{teacher.name} of {leaves(teacher)[0].url}"
 
 

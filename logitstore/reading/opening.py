@@ -1,4 +1,4 @@
-"""Open a store by path or URL, and choose the snapshot that is meant."""
+"""Open a store by path or URL, and choose a snapshot by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_store(
     Damaged, Unreachable or Denied.
     """
     if is_url(location):
-        from logitstore.reading.remote import open_remote  # HTTP only where it is wanted
+        from logitstore.reading.remote import open_remote  # imports urllib3
 
         return open_remote(str(location), token=token, patience=patience)
     return open_stored(open_storage(location))
@@ -38,7 +38,7 @@ def expect_root(name: str, root: str, expected: str) -> None:
 
 
 def chosen_snapshot(store: LogitStore, name: str | None) -> Snapshot:
-    """The named snapshot, or the only one there is."""
+    """Return the named snapshot, or the only one that there is."""
     names: Sequence[str] = list(store.snapshots)
     if name is None and len(names) == 1:
         name = names[0]
@@ -51,7 +51,7 @@ def chosen_snapshot(store: LogitStore, name: str | None) -> Snapshot:
 
 
 def chosen_views(store: LogitStore, name: str | None) -> Snapshot | Continued:
-    """As ``chosen_snapshot``; ``a+b`` are the views of snapshot a and then those of b."""
+    """Return the named snapshot; ``a+b`` are the views of snapshot a, then those of b."""
     if name is None or "+" not in name:
         return chosen_snapshot(store, name)
     return Continued([store.snapshots[part] for part in name.split("+")])

@@ -1,8 +1,8 @@
-"""The reader's twin over HTTP: the same store and snapshots, from ``logitstore serve``.
+"""Open a store over HTTP: the same store and snapshots, from ``logitstore serve``.
 
-Commit, metadata, labels and every object are verified here exactly as from a disk, by the reader's
-own code; only ``rows`` asks the server for the rows themselves.  A server that suddenly serves
-another build under the same name is an error, never other logits.
+Commit, metadata, labels and every object are verified by the code that reads a disk; only ``rows``
+asks the server to gather.  If the server begins to serve another build under the same name, that is
+an error, never other logits.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def open_remote(url: str, *, token: str | None, patience: float) -> LogitStore:
 
 
 def list_stores(url: str, token: str | None = None) -> list[StoreEntry]:
-    """What ``http(s)://host:port`` serves, or only the store named at the end of ``url``."""
+    """List what ``http(s)://host:port`` serves, or only the store named at the end of ``url``."""
     base, name = split_url(url)
     entries = Connection(base, token, FIRST_CONTACT_SECONDS).json("/v1/stores", _STORES)
     chosen = [entry for entry in entries if name in (None, entry.name)]
@@ -83,7 +83,7 @@ def list_stores(url: str, token: str | None = None) -> list[StoreEntry]:
 
 
 def split_url(url: str) -> tuple[str, str | None]:
-    """``scheme://host:port[/path]`` and the store's name, which is the last part of the path."""
+    """Split a URL into ``scheme://host:port[/path]`` and the store's name, the path's last part."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     try:
@@ -104,7 +104,7 @@ def split_url(url: str) -> tuple[str, str | None]:
 
 
 class RemoteObjects:
-    """A snapshot's objects behind the ``objects`` route; ``root`` is known after the commit."""
+    """Fetches a snapshot's objects from a server; ``root`` is known after the commit."""
 
     def __init__(self, connection: Connection, store: str, snapshot: str) -> None:
         self.connection = connection
@@ -114,35 +114,35 @@ class RemoteObjects:
         self.lengths: dict[str, int] = {}
 
     def get(self, key: str) -> bytes:
-        """The object's bytes as they left the server; NotFound if it has no such object."""
+        """Return the object's bytes as the server sent them; NotFound if it has no such object."""
         path = f"{self.path}/objects/{quote(key)}"
         most = min(self.lengths.get(key, MOST_BYTES), MAX_OBJECT_BYTES)
         try:
             answer = self.connection.request(
-                "GET", path, headers=self.meant(), check=_same_digest, most_bytes=most
+                "GET", path, headers=self.root_header(), check=_same_digest, most_bytes=most
             )
         except UnknownName:
             raise NotFound(f"{self.url}: there is no object {key}") from None
         self.confirm(answer)
         return answer.body
 
-    def meant(self) -> dict[str, str]:
-        """The header that makes the server refuse if it serves another build by now."""
+    def root_header(self) -> dict[str, str]:
+        """Return the header by which the server refuses if it serves another build by now."""
         return {ROOT_HEADER: self.root} if self.root else {}
 
     def confirm(self, answer: Answer) -> None:
-        """MismatchError if the answer is about another build than the one that was opened."""
-        found = answer.headers.get(ROOT_HEADER)
-        if self.root is not None and found != self.root:
+        """Raise MismatchError if the answer is about another build than the one opened."""
+        root = answer.headers.get(ROOT_HEADER)
+        if self.root is not None and root != self.root:
             raise MismatchError(
                 f"{self.url}: the snapshot that was opened has root {self.root}, the server now "
-                f"serves {found}: another build under the same name; start again with this one, or "
+                f"serves {root}: another build under the same name; start again with this one, or "
                 "serve the old one"
             )
 
 
 class RemoteSnapshot(Snapshot):
-    """A snapshot whose rows the server gathers; all else is the reader's."""
+    """A snapshot whose rows the server gathers; all else is as in ``Snapshot``."""
 
     def __init__(self, objects: RemoteObjects, name: str, commit: bytes) -> None:
         self._objects = objects
@@ -172,7 +172,7 @@ class RemoteSnapshot(Snapshot):
             "POST",
             f"{objects.path}/rows?view={int(view)}",
             body=pack_indices(indices),
-            headers={"content-type": INDICES_TYPE, **objects.meant()},
+            headers={"content-type": INDICES_TYPE, **objects.root_header()},
             check=same_checksum,
             most_bytes=template(self.encoding, len(indices)).length,
         )
@@ -181,7 +181,7 @@ class RemoteSnapshot(Snapshot):
 
 
 class RemoteSnapshots(Mapping[str, Snapshot]):
-    """The snapshots that the server lists, opened when first asked for."""
+    """The snapshots that the server lists, each opened when it is first used."""
 
     def __init__(self, connection: Connection, store: str, meta: StoreMeta) -> None:
         self._connection, self._store, self._meta = connection, store, meta

@@ -1,4 +1,4 @@
-"""A store: one dataset's snapshots, with its labels and keys, wherever their bytes come from."""
+"""Open a store: one dataset's snapshots, with its labels and keys."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from logitstore.storage.local import is_temporary
 
 
 class LogitStore:
-    """One dataset's snapshots: ``meta``, ``labels`` int32 (N,), ``keys``, ``snapshots`` by name."""
+    """One dataset's snapshots: ``meta``, ``labels`` int32 (N,), ``keys``, ``snapshots`` by name.
+
+    It does not know where its bytes lie: each snapshot reads its own.
+    """
 
     def __init__(self, url: str, meta: StoreMeta, snapshots: Mapping[str, Snapshot]) -> None:
         self.url, self.meta, self.snapshots = url, meta, snapshots
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> LogitStore:
-        """The store of one snapshot, as if it held no other; its bytes come from the same place."""
+        """Return the store of one snapshot, as if it held no other."""
         return cls(snapshot.url, snapshot.store_meta, {snapshot.name: snapshot})
 
     def __repr__(self) -> str:
@@ -68,7 +71,7 @@ class LogitStore:
 
 
 class _LocalSnapshots(Mapping[str, Snapshot]):
-    """Committed snapshots under a store's root, opened when first asked for."""
+    """The committed snapshots under a store's root, each opened when it is first used."""
 
     def __init__(self, storage: Storage, meta: bytes) -> None:
         self._storage, self._meta = storage, meta

@@ -25,7 +25,7 @@ from logitstore.format.cards import (
 from logitstore.format.documents import canonical
 from logitstore.format.samples import Samples
 from logitstore.storage import open_storage
-from logitstore.writing.target import open_writer
+from logitstore.writing.target import Target, open_writer
 
 FOLDER = Path(logitstore.__file__).parent
 TEXT = (FOLDER / "FORMAT.md").read_text()
@@ -67,7 +67,7 @@ def write_example(path: Path, *, spec: tuple[dict[str, Any], ...] = VIEW.spec) -
         encoding=EncodingCard(name="uint8", parameters={"levels": 5}),
         packages={"logitstore": "0.4.0", "torch": "2.9.0"},
     )
-    writer = open_writer(open_storage(path), meta, samples, plan)
+    writer = open_writer(Target.read(open_storage(path), meta, samples), plan)
     for shard in writer.missing():
         writer.write(shard, LOGITS[0, shard.start : shard.stop], LABELS[shard.start : shard.stop])
     writer.commit()

@@ -12,7 +12,7 @@ from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, Stor
 from logitstore.format.encodings.table import parse_encoding
 from logitstore.format.samples import Samples
 from logitstore.storage import open_storage
-from logitstore.writing.target import open_writer
+from logitstore.writing.target import Target, open_writer
 from tests.support.recommit import commit_again
 from tests.support.second_reader import Reader, Refused
 
@@ -71,7 +71,7 @@ def write_rows(path: Path, form: str, logits: np.ndarray, keys: list[str] | None
         encoding=EncodingCard(name=kind.name, parameters=kind.parameters),
         packages={},
     )
-    writer = open_writer(open_storage(path), meta, stored, plan)
+    writer = open_writer(Target.read(open_storage(path), meta, stored), plan)
     for shard in writer.missing():
         writer.write(shard, logits[shard.start : shard.stop], stored.labels[shard.samples])
     writer.commit()

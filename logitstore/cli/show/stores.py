@@ -1,3 +1,5 @@
+"""Write stores, snapshots and decoded copies as lines for a person."""
+
 from __future__ import annotations
 
 import time
@@ -8,25 +10,25 @@ from logitstore.cache.folder import CopyInfo
 from logitstore.text import percent, size, table
 
 
-def store_lines(found: dict[str, Any]) -> list[str]:
-    """``describe_store`` for a person."""
-    dataset = found["dataset"]
+def store_lines(store: dict[str, Any]) -> list[str]:
+    """Return the lines of ``describe_store``."""
+    dataset = store["dataset"]
     lines = [
-        f"store     {found['store']}",
-        f"dataset   {dataset['name']}: {dataset['length']:,} samples, {found['classes']} classes",
+        f"store     {store['store']}",
+        f"dataset   {dataset['name']}: {dataset['length']:,} samples, {store['classes']} classes",
         f"          labels and keys sha256 {dataset['sha256']}",
     ]
-    if not found["snapshots"]:
+    if not store["snapshots"]:
         lines.append("snapshots none committed yet")
-    for snapshot in found["snapshots"]:
+    for snapshot in store["snapshots"]:
         lines += ["", *_snapshot_lines(snapshot)]
     return lines
 
 
-def _snapshot_lines(found: dict[str, Any]) -> list[str]:
-    rows = found["views"] * found["samples"]
-    lines = [f"snapshot  {found['name']}", f"root      {found['root']}"]
-    teacher, imported, view = found["teacher"], found["imported"], found["view"]
+def _snapshot_lines(snapshot: dict[str, Any]) -> list[str]:
+    rows = snapshot["views"] * snapshot["samples"]
+    lines = [f"snapshot  {snapshot['name']}", f"root      {snapshot['root']}"]
+    teacher, imported, view = snapshot["teacher"], snapshot["imported"], snapshot["view"]
     if teacher:
         normalize = teacher["normalize"]
         shape = "x".join(map(str, teacher["input_shape"]))
@@ -45,30 +47,30 @@ def _snapshot_lines(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"imported  {imported['file']}, sha256 {imported['sha256']} (bound to no images)"
         )
-    lines.append(f"top-1     {percent(found['top1'])} on the store's labels")
+    lines.append(f"top-1     {percent(snapshot['top1'])} on the store's labels")
     if view:
         steps = ", ".join(step["name"] for step in view["spec"]) or "the image as it is"
         sized = f", size {view['size']}" if view["size"] else ""
-        lines.append(f"views     {found['views']} ({steps}{sized}; seed {view['seed']})")
+        lines.append(f"views     {snapshot['views']} ({steps}{sized}; seed {view['seed']})")
     else:
-        lines.append(f"views     {found['views']}")
+        lines.append(f"views     {snapshot['views']}")
     lines += [
-        f"rows      {rows:,} ({found['views']} x {found['samples']:,} samples, "
-        f"{found['classes']} classes)",
-        f"encoding  {_encoding(found['encoding'])}: {found['bytes_per_row']:.1f} bytes per row, "
-        f"{size(found['bytes'])} in all",
-        _fidelity("fidelity", found["fidelity"]),
+        f"rows      {rows:,} ({snapshot['views']} x {snapshot['samples']:,} samples, "
+        f"{snapshot['classes']} classes)",
+        f"encoding  {_encoding(snapshot['encoding'])}: "
+        f"{snapshot['bytes_per_row']:.1f} bytes per row, {size(snapshot['bytes'])} in all",
+        _fidelity("fidelity", snapshot["fidelity"]),
     ]
-    if found["combined"]:
-        card = found["combined"]
+    if snapshot["combined"]:
+        card = snapshot["combined"]
         lines += [
             f"combined  with specialists: least KL, dustbin by {card['dustbin']}, plan sha256 "
             f"{card['plan_sha256']}",
             f"          generalist root {card['generalist']}",
             *(f"          {each['name']} root {each['root']}" for each in card["specialists"]),
         ]
-    if found["transcoded"]:
-        before = found["transcoded"]
+    if snapshot["transcoded"]:
+        before = snapshot["transcoded"]
         lines += [
             f"made from {_encoding(before['encoding'])} rows; the fidelity is against those",
             f"          root {before['root']}",
@@ -83,15 +85,15 @@ def _encoding(card: dict[str, Any]) -> str:
     )
 
 
-def _fidelity(title: str, found: dict[str, Any]) -> str:
-    mean = ", ".join(f"{e['mean']:.2g} at T={e['temperature']:g}" for e in found["divergence"])
-    worst = ", ".join(f"{entry['max']:.2g}" for entry in found["divergence"])
-    agreement = percent(found["top1_agreement"])
+def _fidelity(title: str, fidelity: dict[str, Any]) -> str:
+    mean = ", ".join(f"{e['mean']:.2g} at T={e['temperature']:g}" for e in fidelity["divergence"])
+    worst = ", ".join(f"{entry['max']:.2g}" for entry in fidelity["divergence"])
+    agreement = percent(fidelity["top1_agreement"])
     return f"{title:9} mean KL {mean} nats (worst row {worst}), top-1 agreement {agreement}"
 
 
 def listing_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """``list_location`` for a person."""
+    """Return the lines of ``list_location``."""
     header = ("store", "snapshot", "rows", "classes", "encoding", "top-1", "bytes", "root")
     cells = [
         (
@@ -111,20 +113,20 @@ def listing_lines(rows: list[dict[str, Any]]) -> list[str]:
     return (table(header, cells) if cells else []) + problems
 
 
-def copy_lines(folder: str, most_bytes: int, entries: Sequence[CopyInfo]) -> list[str]:
-    """The copies in a cache, and how much of it they fill."""
-    total = size(sum(entry.bytes for entry in entries))
-    summary = f"{folder}: {len(entries)} copies, {total} of at most {size(most_bytes)}"
-    if not entries:
+def copy_lines(folder: str, most_bytes: int, copies: Sequence[CopyInfo]) -> list[str]:
+    """List the copies in a cache, and say how much of it they fill."""
+    total = size(sum(copy.bytes for copy in copies))
+    summary = f"{folder}: {len(copies)} copies, {total} of at most {size(most_bytes)}"
+    if not copies:
         return [summary]
     rows = [
         [
-            entry.snapshot,
-            entry.root[:12],
-            size(entry.bytes),
-            "now" if entry.in_use else time.strftime("%F %R", time.localtime(entry.last_used)),
-            entry.store,
+            copy.snapshot,
+            copy.root[:12],
+            size(copy.bytes),
+            "now" if copy.in_use else time.strftime("%F %R", time.localtime(copy.last_used)),
+            copy.store,
         ]
-        for entry in entries
+        for copy in copies
     ]
     return [*table(["snapshot", "root", "bytes", "last used", "from"], rows), summary]

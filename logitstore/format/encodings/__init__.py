@@ -1,4 +1,4 @@
-"""How a row of logits becomes arrays and comes back: one file per kind, and the table of names.
+"""Encode rows of logits as arrays and decode them: one file per kind, and the table of names.
 
 Encoding is NumPy; decoding is NumPy, or torch where a tensor is asked for.
 """

@@ -1,4 +1,4 @@
-"""What an encoding is, and what the ones that are relative to a row's maximum share; NumPy only."""
+"""Define an encoding, and what the encodings relative to a row's maximum share; NumPy only."""
 
 from __future__ import annotations
 
@@ -15,40 +15,47 @@ if TYPE_CHECKING:
 
 
 Logits = NDArray[np.float32]
+"""Float values of some rows, (N, C)."""
 
 
 Labels = NDArray[np.int32]
+"""Classes of some rows, (N,); -1 where unknown."""
 
 
 Arrays = dict[str, NDArray[Any]]
+"""Encoded values of some rows by the array's name, (N, width) each."""
 
 
 Layout = dict[str, tuple[str, int]]
+"""Dtype and width of each array by its name."""
 
 
 _BLOCK_BYTES = 256 << 10
-"""Of float32 logits: a block and what is made of it stay in a core's cache."""
+"""Bytes of float32 logits per block: small enough for a core's L2 cache."""
 
 
 _SPREAD_BITS = 5
+"""Significant bits that are kept of a row's range."""
 
 
 _LEAST_SPREAD = 2.0**-60
-"""Narrower rows are treated as this wide, which keeps squares and quotients clear of 0."""
+"""Range of the narrowest rows: squares and quotients of smaller ones would become 0."""
 
 
 FLOAT16_FLOOR = -65504.0
-"""Below this a class has probability 0 in float64 at any temperature up to 80."""
+"""Least logit relative to the maximum: lower ones have probability 0 at temperatures up to 80."""
 
 
 FLOAT16_TOP_BITS = 13
+"""Bits of a maximum below its row's range, for codes in float16."""
 
 
 _MOST_TOP, _LEAST = 2.0**38, -(2.0**126)
-"""Past these a float16 is lost in the roundings of the maximum, and a range in those of float32."""
+"""Limits of a row: beyond them, rounding its maximum or its range in float32 loses the rest."""
 
 
 LIMITS = "logits must be within ±2.7e11, those of masked classes at least -8.5e37"
+"""The limits in words, for errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +67,9 @@ class Encoding(ABC):
 
     @property
     def parameters(self) -> dict[str, int]:
-        """What is written beside the name, so that a reader makes the same encoding."""
-        own = [field.name for field in fields(self) if field.name != "classes"]
-        return {name: getattr(self, name) for name in own}
+        """The values that are written beside the name, so that a reader makes the same encoding."""
+        names = [field.name for field in fields(self) if field.name != "classes"]
+        return {name: getattr(self, name) for name in names}
 
     @property
     @abstractmethod
@@ -71,22 +78,22 @@ class Encoding(ABC):
 
     @abstractmethod
     def encode(self, logits: Logits, labels: Labels) -> Arrays:
-        """The arrays of some rows: float32 (N, C), and their labels (N,), -1 where unknown."""
+        """Encode rows, float32 (N, C), with their labels (N,), -1 where unknown."""
 
     @abstractmethod
     def decode(self, arrays: Mapping[str, NDArray[Any]]) -> Logits:
-        """The rows again: float32 (N, C)."""
+        """Decode rows in NumPy: float32 (N, C)."""
 
     @abstractmethod
     def decode_tensor(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """The same, bit for bit on a CPU, on the device that holds the arrays."""
+        """Decode rows on the device that holds the arrays; on a CPU the same bits as ``decode``."""
 
     @abstractmethod
     def bound(self, logits: Logits) -> NDArray[np.float64]:
-        """The largest absolute error of a logit in each row, (N,)."""
+        """Bound the absolute error of each row's logits, (N,)."""
 
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:  # noqa: B027 (most have nothing)
-        """Damaged if arrays of the right shape cannot be this encoding's."""
+        """Raise Damaged if arrays of the right shape cannot be this encoding's."""
 
     @property
     def bytes_per_row(self) -> int:
@@ -95,30 +102,30 @@ class Encoding(ABC):
 
     @property
     def widest(self) -> int:
-        """Bytes per row of the widest array: what the sizes of shards and chunks follow."""
+        """Bytes per row of the widest array, which set the sizes of shards and chunks."""
         return max(np.dtype(kind).itemsize * width for kind, width in self.layout.values())
 
     def empty(self, rows: int) -> Arrays:
-        """The arrays of so many rows, to be filled."""
+        """Allocate the arrays of so many rows."""
         return {name: np.empty((rows, width), kind) for name, (kind, width) in self.layout.items()}
 
 
 def unusable(logits: Logits) -> NDArray[np.intp]:
-    """Which rows (N, C) are not finite or beyond ``LIMITS``: no encoding promises to keep them."""
+    """Return the numbers of rows that are not finite or exceed ``LIMITS``."""
     top, least = logits.max(axis=1), logits.min(axis=1)
     return np.flatnonzero(~((np.abs(top) <= _MOST_TOP) & (least >= _LEAST)))
 
 
 def blocks(rows: int, classes: int) -> Iterator[slice]:
-    """Slices of all rows that a core's cache can hold."""
+    """Yield slices of all rows, each small enough for a core's cache."""
     step = max(1, _BLOCK_BYTES // (4 * classes))
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def row_scalars(logits: Logits, top_bits: int) -> NDArray[np.float32]:
-    """Each row's maximum and the distance to its minimum, (N, 2), with few significant bits.
+    """Return each row's maximum and its distance to the minimum, (N, 2), in few significant bits.
 
-    Only these bits are paid for once the rows are compressed.  The distance is rounded up; the
+    Fewer bits make smaller stores, because zeros compress well.  The distance is rounded up; the
     maximum to a ``2**-top_bits`` of the distance's next power of two, which shifts a whole row and
     so changes no probability.
     """
@@ -132,13 +139,13 @@ def row_scalars(logits: Logits, top_bits: int) -> NDArray[np.float32]:
 
 
 def spacing_below(scalars: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far the next float32 is below each row's maximum, (N,): less decodes to a tie with it."""
+    """Return each maximum's distance to the next float32 below it, (N,): less decodes to a tie."""
     top = scalars[:, 0]
     return top - np.nextafter(top, np.float32(-np.inf))
 
 
 def shift_bound(logits: Logits, top_bits: int) -> NDArray[np.float64]:
-    """What rounding a row's maximum and adding it back costs at most, (N,)."""
+    """Bound the error of rounding a row's maximum and adding it back, (N,)."""
     top = np.abs(logits.max(axis=1)).astype(np.float64)
     spread = top_and_spread(logits)[1]
     bound: NDArray[np.float64] = spread * 2.0**-top_bits + 8 * (top + spread) * 2.0**-24
@@ -146,15 +153,15 @@ def shift_bound(logits: Logits, top_bits: int) -> NDArray[np.float64]:
 
 
 def top_and_spread(logits: Logits) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each row's maximum and its distance to the minimum, exactly, (N,)."""
+    """Return each row's maximum and its exact distance to the minimum, (N,)."""
     top = logits.max(axis=1).astype(np.float64)
     return top, top - logits.min(axis=1)
 
 
 def to_float16(below: NDArray[np.float32], spacing: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Logits relative to their row's maximum, (N, K) <= 0, as float16.
+    """Round logits relative to their row's maximum, (N, K) <= 0, to float16.
 
-    What is below 0 stays ``spacing`` (N,) below 0: it would tie with the maximum and might win.
+    A value below 0 stays at least ``spacing`` (N,) below 0: closer, it would tie with the maximum.
     """
     least = -np.clip(spacing, 2.0**-24, 2.0**15).astype(np.float32)[:, None]
     kept = np.maximum(below, np.float32(FLOAT16_FLOOR))
@@ -165,7 +172,7 @@ def to_float16(below: NDArray[np.float32], spacing: NDArray[np.float32]) -> NDAr
 
 
 def float16_bound(logits: Logits) -> NDArray[np.float64]:
-    """The largest error of ``to_float16`` and of a maximum rounded for it, (N,)."""
+    """Bound the error of ``to_float16`` and of the maximum rounded for it, (N,)."""
     spread = top_and_spread(logits)[1]
     # Half a unit in the last place of the widest code (float16 has 11 significant bits), its
     # smallest step, and what lies past its range.

@@ -1,4 +1,4 @@
-"""Encodings that keep every class: exact, in float16, or in 8 bits relative to the maximum."""
+"""Encode every class of a row: exactly, in float16, or in 8 bits relative to the maximum."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 
 _UINT8_TOP_BITS = 9
+"""Bits of a maximum below its row's range, for codes in uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Float32(Encoding):
-    """Exact."""
+    """Keeps every logit exactly."""
 
     name = "float32"
 
@@ -58,7 +59,7 @@ class Float32(Encoding):
 
 @dataclass(frozen=True, kw_only=True)
 class Float16(Encoding):
-    """Row relative to its maximum in float16: KL about 1e-7 nats, argmax exact."""
+    """Keeps a row relative to its maximum in float16: KL about 1e-7 nats, argmax exact."""
 
     name = "float16"
 
@@ -89,7 +90,7 @@ class Float16(Encoding):
 
 @dataclass(frozen=True, kw_only=True)
 class Uint8(Encoding):
-    """Distance from the row's maximum, companded by a square root, in ``levels`` steps.
+    """Keeps the distance from the row's maximum, companded by a square root, in ``levels`` steps.
 
     logit = maximum - range · (code / (levels - 1))².  Steps are finest next to the maximum, where
     the probability is; measured on real logits, no other curve gives a smaller KL for its bytes

@@ -1,3 +1,5 @@
+"""Rows as they are stored, read and sent: arrays and the encoding that decodes them."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +26,12 @@ class Rows:
         return len(next(iter(self.arrays.values())))
 
     def part(self, span: slice) -> Rows:
-        """Some of the samples."""
+        """Return some of the samples."""
         return replace(self, arrays={name: rows[span] for name, rows in self.arrays.items()})
 
     @classmethod
     def joined(cls, parts: Sequence[Rows], order: ArrayLike) -> Rows:
-        """The samples of all parts (of one encoding), in ``order`` of their places in a row."""
+        """Join parts of one encoding: sample i is number ``order[i]`` of all parts in a row."""
         order = np.asarray(order, np.int64)
         arrays = {
             name: np.concatenate([part.arrays[name] for part in parts])[order]

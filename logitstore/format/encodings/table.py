@@ -1,9 +1,8 @@
-"""How a row of logits becomes arrays and back: the table of encodings, and encoded rows.
+"""The table of encodings, by name; make one from a name, a text or a card.
 
 Losses do not change when a constant is added to all logits of a row, so an encoding may store a row
 relative to its maximum; ``scalars`` bring the absolute logits back.  Probabilities are never
-stored: in fp16 they lose up to 30 % of the gradient at temperature 20.  This file does not know
-shards, files or torch; a tensor is only made where one is asked for (``decode_tensor``).
+stored: in fp16 they lose up to 30 % of the gradient at temperature 20.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def encoding(name: str, classes: int, parameters: Mapping[str, int] | None = Non
 
 
 def parse_encoding(text: str, classes: int) -> Encoding:
-    """``float16``, ``uint8:LEVELS`` or ``topk:K`` for rows of ``classes`` logits."""
+    """Make an encoding from ``float16``, ``uint8:LEVELS`` or ``topk:K``."""
     name, colon, value = text.partition(":")
     if not colon:
         return encoding(name, classes)
@@ -78,10 +77,10 @@ def parse_encoding(text: str, classes: int) -> Encoding:
 
 
 def spelled(entry: Encoding) -> str:
-    """What ``parse_encoding`` reads: the name, and the parameter unless it is the default."""
-    usual = {field.name: field.default for field in fields(entry)}
-    values = entry.parameters.items()
-    return ":".join([entry.name, *(str(value) for name, value in values if value != usual[name])])
+    """Write what ``parse_encoding`` reads: the name, and the parameter unless it is the default."""
+    defaults = {field.name: field.default for field in fields(entry)}
+    values = [value for name, value in entry.parameters.items() if value != defaults[name]]
+    return ":".join([entry.name, *map(str, values)])
 
 
 def encoding_of(card: EncodingCard, classes: int) -> Encoding:

@@ -1,4 +1,4 @@
-"""The encoding that keeps a row's k largest logits, its label's, and the mass of all others."""
+"""Encode a row by its k largest logits, its label's, and the mass of all others."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ if TYPE_CHECKING:
 
 
 NO_TAIL = np.finfo(np.float32).min
-"""The tail's logsumexp where there is no tail: -inf would not survive a subtraction."""
+"""Logsumexp of an empty tail: -inf would become NaN in a subtraction."""
 
 
 _TAIL_MARGIN = 2.0**-18
-"""Of a tail below the maximum: more than the roundings of its logsumexp in float32."""
+"""Least distance of a tail's share from the maximum: more than float32 rounds a logsumexp by."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Encoding):
-    """The ``k`` largest logits, the label's, and the logsumexp at T=1 of all others, the tail.
+    """Keeps the ``k`` largest logits, the label's, and the logsumexp at T=1 of the rest, the tail.
 
-    The tail's classes are decoded to equal shares of its mass: its mass is right at T=1 only, so
-    that the encoding is unsound far above.  ``indices`` holds k + 1 classes, the largest first; the
-    last is the label or, where that is among the k or unknown, the next largest.
+    The tail's classes are decoded to equal shares of its mass.  That mass is right at T=1 only, so
+    that the encoding is unsound at much higher temperatures.  ``indices`` holds k + 1 classes, the
+    largest first; the last one is the label, or the next largest where the label is among the k or
+    unknown.
     """
 
     name = "topk"
@@ -79,7 +80,7 @@ class TopK(Encoding):
         return arrays
 
     def _slots(self, logits: Logits, labels: Labels) -> NDArray[np.int64]:
-        """The classes that are kept, (N, k + 1); of equal logits the lower class is larger."""
+        """Return the classes that are kept, (N, k + 1); of equal logits the lower class first."""
         last = self.classes - 1
         # 0.0 and -0.0 are equal.  A float's bits sort as an integer's once negatives are flipped.
         bits = (logits + np.float32(0)).view(np.int32)
@@ -99,7 +100,7 @@ class TopK(Encoding):
         top: NDArray[np.float32],
         spacing: NDArray[np.float32],
     ) -> NDArray[np.float64]:
-        """Logsumexp of what is not kept, relative to the maximum, (N,)."""
+        """Return the logsumexp of the tail, relative to the maximum, (N,)."""
         if not self._tail_classes:
             return np.full(len(logits), NO_TAIL, np.float64)
         rest = logits.copy()
@@ -121,7 +122,7 @@ class TopK(Encoding):
         return float(np.float32(np.log(max(1, self._tail_classes))))
 
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Refuse a class that there is not: on a GPU it would end the process."""
+        """Refuse a class that does not exist: on a GPU it would end the process."""
         if len(arrays["indices"]) and arrays["indices"].max() >= self.classes:
             raise Damaged(
                 f"topk: class {arrays['indices'].max()} in rows of {self.classes} classes"
@@ -141,7 +142,7 @@ class TopK(Encoding):
         return shared.scatter_(1, arrays["indices"].long(), top + arrays["codes"].float())
 
     def bound(self, logits: Logits) -> NDArray[np.float64]:
-        """Of the kept classes that of float16; of the tail's the distance to their equal share.
+        """Bound the error: float16's for kept classes, else the distance to the equal share.
 
         Whatever the label, the tail's logits lie between the (k + 1)-th largest and the smallest,
         and so does their share.
