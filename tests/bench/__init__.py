@@ -1,5 +1,5 @@
-"""Benchmarks: ratios with both sides in one run.  ``make bench`` prints one table.
+"""Benchmarks: ratios of two sides that are measured in one run.  ``make bench`` prints one table.
 
-``registry`` says what is compared with what and how far it should reach; one file per family holds
-the sides; ``harness`` lets them take turns; ``report`` writes the table and the JSON document.
+``registry`` lists what is compared with what, and the targets.  One file per family makes the
+sides, ``harness`` runs them in turns, ``report`` writes the table and the JSON document.
 """

@@ -1,10 +1,10 @@
 """``python -m tests.bench``: run the benchmarks of ``registry`` and report them.
 
-Progress goes to stderr, one line per benchmark; the table to stdout; the JSON file is written anew
-after each benchmark, so that a run that is stopped leaves what it found.  Exit code 1 if a
-benchmark broke; a missed target is a result, not a failure.  The folder that
-LOGITSTORE_BENCH_DATA names may hold real data: ``*.npy`` logits (N, C) for the curve of bytes and
-KL, ``*.npz`` with images ``x`` and labels ``y`` for a build.
+Progress goes to stderr, one line per benchmark, and the table to stdout.  The JSON file is written
+again after each benchmark, so that a run that is stopped keeps its figures.  The exit code is 1 if
+a benchmark broke; a missed target is a result, not a failure.  The environment variable
+LOGITSTORE_BENCH_DATA may name a folder of real data: ``*.npy`` logits (N, C) for the curve of bytes
+and KL, ``*.npz`` with images ``x`` and labels ``y`` for a build.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def run(benchmark: Benchmark, place: Workplace) -> Outcome:
-    """Set a benchmark up and let its sides take turns; what breaks is part of the result."""
+    """Set a benchmark up and let its sides take turns; a failure is part of the outcome."""
     module, _, function = benchmark.sides.rpartition(".")
     try:
         make = getattr(import_module(f"tests.bench.{module}"), function)
@@ -76,7 +76,7 @@ def _said(outcome: Outcome) -> str:
 
 
 def _chosen(known: Sequence[Benchmark], only: Sequence[str]) -> list[Benchmark]:
-    """Those named, or whose name begins with ``NAME-``; all if none is named."""
+    """Return the benchmarks of these names or families (``NAME-…``); all if none is named."""
     for name in only:
         if not any(_is(benchmark, name) for benchmark in known):
             listed = ", ".join(benchmark.name for benchmark in known)

@@ -1,6 +1,6 @@
-"""A build against the bare forward of its teacher over the same loader.
+"""Compare a build with the bare forward of its teacher over the same loader.
 
-What a build checks before its first batch costs the same for any dataset and is left out.
+The checks before a build's first batch cost the same for any dataset and are left out.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tests.bench.workplace import CLASSES, Workplace
 
 @contextmanager
 def noise(place: Workplace) -> Iterator[Sides]:
-    """Many classes for a small network: the rows are as much work as they can be."""
+    """Compare with many classes and a small network, where rows cost the largest share."""
     yield _sides(place, place.once(make_noise), CLASSES)
 
 
 @contextmanager
 def cifar(place: Workplace) -> Iterator[Sides]:
-    """Ten classes: what CIFAR is."""
+    """Compare with ten classes, as in CIFAR."""
     yield _sides(place, place.once(make_cifar), 10)
 
 

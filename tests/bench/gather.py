@@ -1,6 +1,6 @@
-"""Shuffled batches of rows after materialising, against other ways to keep the same bytes.
+"""Compare shuffled batches of rows from the decoded copy with other ways to keep the same bytes.
 
-Each side turns indices into fresh arrays in memory; one batch is compared byte by byte before
+Each side turns indices into new arrays in memory.  One batch is compared byte by byte before
 anything is timed.  All files are in the page cache.
 """
 
@@ -24,7 +24,7 @@ from tests.bench.workplace import Workplace, disk_bytes, open_synthetic, shuffle
 
 @contextmanager
 def codes(place: Workplace) -> Iterator[Sides]:
-    """The codes alone, out of the copy that ``rows`` gathers from."""
+    """Compare the codes alone, from the copy that ``rows`` gathers from, with a memory map."""
     copy = place.once(copy_of)
     alone = Copy(copy.index, {"codes": copy.arrays["codes"]}, made=False)
     stored = place.once(open_memmaps)["codes"]
@@ -41,7 +41,7 @@ def codes(place: Workplace) -> Iterator[Sides]:
 
 @contextmanager
 def against(place: Workplace, peer: str) -> Iterator[Sides]:
-    """A copy's ``rows`` against a peer that gives the codes and scalars of the same samples."""
+    """Compare a copy's ``rows`` with a peer that gives codes and scalars of the same samples."""
     snapshot, reader = place.once(open_synthetic), place.once(reader_of)
 
     def ours(indices: NDArray[np.int64]) -> Any:
@@ -61,21 +61,21 @@ def against(place: Workplace, peer: str) -> Iterator[Sides]:
 
 
 def as_records(rows: Any) -> Records:
-    """The arrays of some rows side by side, uint8 (N, B)."""
+    """Put the arrays of some rows side by side: uint8 (N, bytes of a row)."""
     if not isinstance(rows, Mapping):
-        found: Records = rows
-        return found
+        records: Records = rows
+        return records
     parts = [np.ascontiguousarray(array) for array in rows.values()]
     return np.hstack([part.view(np.uint8).reshape(len(part), -1) for part in parts])
 
 
 def make_records(place: Workplace) -> Records:
-    """Every row of the synthetic store."""
+    """Return every row of the synthetic store, as records."""
     return as_records(place.once(reader_of).rows(np.arange(place.sizes.rows)).arrays)
 
 
 def open_memmaps(place: Workplace) -> dict[str, NDArray[Any]]:
-    """The store's arrays as uncompressed .npy files, mapped."""
+    """Write the store's arrays as uncompressed .npy files, and map them."""
     folder = place.new_folder("memmap")
     rows = place.once(reader_of).rows(np.arange(place.sizes.rows))
     for name, array in rows.arrays.items():
@@ -88,14 +88,14 @@ def _stored(snapshot: Snapshot) -> int:
 
 
 def _check_equal(place: Workplace, ours: Callable[..., Any], theirs: Callable[..., Any]) -> None:
-    """One batch with a sample twice, byte by byte."""
+    """Compare one batch, with one sample twice, byte by byte."""
     first = shuffled_batches(place, 1)[0].copy()
     first[-1] = first[0]
     assert np.array_equal(as_records(ours(first)), as_records(theirs(first)))
 
 
 def _rate(place: Workplace, gather: Callable[..., Any], share: float = 1.0) -> Side:
-    """Rows per second over a share of the batches."""
+    """Make a side that measures rows per second over a share of the batches."""
     batches = shuffled_batches(place, max(1, round(share * place.sizes.batches)))
 
     def run() -> None:
@@ -107,7 +107,7 @@ def _rate(place: Workplace, gather: Callable[..., Any], share: float = 1.0) -> S
 
 @contextmanager
 def _opened(place: Workplace, peer: str) -> Iterator[tuple[Any, float, int]]:
-    """How to read the peer, the share of the batches that is enough, and its bytes on the disk."""
+    """Yield the peer's reader, the share of the batches it is timed on, and its bytes on disk."""
     if peer == "memmap":
         maps = place.once(open_memmaps)
         yield _read_memmaps(maps), 1.0, sum(array.nbytes for array in maps.values())
@@ -129,7 +129,7 @@ def _read_memmaps(maps: Mapping[str, NDArray[Any]]) -> Callable[..., Any]:
 
 
 def _read_arrays(snapshot: Snapshot) -> Callable[..., Any]:
-    """zarr-python over the very files of the store."""
+    """Return a reader that uses zarr-python on the store's own files."""
     import zarr
 
     group = zarr.open_group(snapshot.url, mode="r")

@@ -1,7 +1,7 @@
-"""Peak memory of whole commands as the dataset grows tenfold: what a leak of rows would show.
+"""Compare the peak memory of whole commands on N samples and on 10 N; a leak of rows would show.
 
-The figure is the peak of RssAnon, which leaves out the cache's mapped files; the images are small,
-because they are in memory, and the logits of ten times N would be hundreds of MiB.
+The figure is the peak of RssAnon, which leaves out the cache's mapped files.  The images are in
+memory and therefore small; the logits of 10 N samples would be hundreds of MiB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NETWORK, _SIDE = "mlp?hidden=64", 4
 
 @contextmanager
 def build(place: Workplace) -> Iterator[Sides]:
-    """``logitstore build`` with a small network."""
+    """Measure ``logitstore build`` with a small network."""
     rows, shard = place.sizes.growth
 
     def side(task: Task) -> Side:
@@ -41,7 +41,7 @@ def build(place: Workplace) -> Iterator[Sides]:
 
 @contextmanager
 def train(place: Workplace) -> Iterator[Sides]:
-    """``logitstore train`` for an epoch, with a copy of the store in a cache of its own."""
+    """Measure one epoch of ``logitstore train``, with a decoded copy in a cache of its own."""
     rows, shard = place.sizes.growth
 
     def side(task: Task) -> Side:
@@ -81,7 +81,7 @@ def _sides(place: Workplace, large: Side, small: Side) -> Sides:
 
 
 def _peak(place: Workplace, arguments: Sequence[str]) -> float:
-    """MiB of anonymous memory at the command's worst moment; RuntimeError if it fails."""
+    """Run a command and return its peak anonymous memory in MiB; RuntimeError if it fails."""
     folder = place.new_folder("command")
     log = folder / "log"
     with log.open("w") as output:

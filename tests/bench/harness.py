@@ -1,7 +1,8 @@
-"""A benchmark is two sides that take turns, so that a noisy machine hits both.
+"""A benchmark has two sides, which take turns, so that a noisy machine hits both.
 
 A side is a call that does its work once and returns its figure in the benchmark's unit: seconds,
-rows/s, B/row, MiB.  The ratio is always ours over theirs.  Nothing here knows what is measured.
+rows/s, B/row or MiB.  The ratio is always ours over theirs.  This file does not know what is
+measured.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class NotRun(Exception):
-    """This benchmark cannot run here; the message says why and what would help."""
+    """A benchmark cannot run on this machine; the message says why and what would help."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Sides:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A benchmark that ran, or why it did not; figures are medians over ``turns``."""
+    """The result of a benchmark, or the reason that there is none; figures are medians."""
 
     benchmark: Benchmark
     state: Literal["run", "not run", "failed"]
@@ -86,23 +87,23 @@ class Outcome:
 
     @property
     def ratio(self) -> float | None:
-        """The median of the turns' ratios; None if there are none."""
+        """Return the median of the turns' ratios; None if there are none."""
         return statistics.median(self.ratios) if self.turns else None
 
     @property
     def medians(self) -> list[float]:
-        """Ours and theirs; empty if it did not run."""
+        """Return the medians of ours and of theirs; nothing if the benchmark did not run."""
         return [statistics.median(side) for side in zip(*self.turns, strict=True)]
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio reaches its target; None if there is no ratio or no target."""
+        """Return whether the ratio reaches its target; None if there is no ratio or no target."""
         reach = self.benchmark.reach
         return None if reach is None or self.ratio is None else reach.met(self.ratio)
 
 
 def take_turns(sides: Sides) -> tuple[tuple[float, float], ...]:
-    """(ours, theirs) of each repeat."""
+    """Run both sides in turns and return (ours, theirs) of each repeat."""
     if sides.warm:
         sides.ours()
         sides.theirs()
@@ -110,13 +111,13 @@ def take_turns(sides: Sides) -> tuple[tuple[float, float], ...]:
     for turn in range(sides.repeats):
         # Each goes first every other turn: what the first leaves in caches helps the second.
         order = (sides.ours, sides.theirs) if turn % 2 else (sides.theirs, sides.ours)
-        found = {side: side() for side in order}
-        turns.append((found[sides.ours], found[sides.theirs]))
+        figures = {side: side() for side in order}
+        turns.append((figures[sides.ours], figures[sides.theirs]))
     return tuple(turns)
 
 
 def seconds(run: Call, count: int = 1) -> Side:
-    """A side whose figure is how long ``run`` takes, or each of the ``count`` things it does."""
+    """Make a side that measures the seconds of ``run``, divided by ``count``."""
 
     def side() -> float:
         begun = time.perf_counter()
@@ -127,19 +128,19 @@ def seconds(run: Call, count: int = 1) -> Side:
 
 
 def per_second(amount: float, run: Call) -> Side:
-    """A side whose figure is ``amount`` over the seconds that ``run`` takes."""
+    """Make a side that measures ``amount`` per second of ``run``."""
     spent = seconds(run)
     return lambda: amount / spent()
 
 
 def need_module(name: str) -> None:
-    """NotRun unless a package of the dependency group ``bench`` is there."""
+    """Raise NotRun if a package of the dependency group ``bench`` is not installed."""
     if find_spec(name) is None:
         raise NotRun(f"{name} is not installed (make bench installs it)")
 
 
 def program(name: str) -> str:
-    """The path of a program that no Python package brings; NotRun if it is not there."""
+    """Return the path of a program that no Python package installs; NotRun if there is none."""
     path = which(name, path=PROGRAMS)
     if path is None:
         raise NotRun(f"{name} is not installed (apt-get install {name})")

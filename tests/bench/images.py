@@ -1,4 +1,4 @@
-"""Images of noise with a teacher of random weights, and the store that it builds: time only."""
+"""Make images of noise, a teacher with random weights and its store.  Only their time counts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TEACHER, STUDENT = "resnet20", "cnn5"
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset's spec and a teacher's checkpoint and architecture."""
+    """The input of a build: a dataset's spec, and a teacher's checkpoint and architecture."""
 
     data: str
     checkpoint: Path
     arch: str
 
     def config(self, out: Path, shard_rows: int | None = None) -> BuildConfig:
-        """The build of ``out``; images are in memory, so no workers."""
+        """Return the configuration that builds ``out``, without workers: images are in memory."""
         return BuildConfig(
             teachers=[str(self.checkpoint)],
             arch=[self.arch],
@@ -40,7 +40,7 @@ class Task:
 def make_task(
     place: Workplace, samples: int, classes: int, *, arch: str = TEACHER, side: int = SIDE
 ) -> Task:
-    """Images uint8 (samples, side, side, 3) of noise."""
+    """Write images of noise, uint8 (samples, side, side, 3), and a teacher."""
     folder = place.new_folder("task")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (samples, side, side, 3), dtype=np.uint8)
@@ -53,12 +53,12 @@ def make_task(
 
 
 def make_noise(place: Workplace) -> Task:
-    """The images that steps and builds are measured on."""
+    """Make the images on which steps and builds are measured."""
     return make_task(place, place.sizes.images, CLASSES)
 
 
 def make_cifar(place: Workplace) -> Task:
-    """Real images and labels in ten classes if LOGITSTORE_BENCH_DATA has an .npz file, else noise.
+    """Return real images in ten classes if LOGITSTORE_BENCH_DATA has an .npz file, else noise.
 
     The file has images under ``x`` or ``x_train``, labels under ``y`` or ``y_train``.
     """
@@ -75,7 +75,7 @@ def make_cifar(place: Workplace) -> Task:
 
 
 def make_built(place: Workplace) -> Path:
-    """The store of the noise images' logits."""
+    """Build the store of the noise images' logits."""
     out = place.new_folder("built") / "noise.zarr"
     build(place.once(make_noise).config(out))
     return out

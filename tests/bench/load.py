@@ -1,9 +1,9 @@
-"""A client that asks for the same answers again and again: ``python -m tests.bench.load URL …``.
+"""``python -m tests.bench.load URL …``: a client that repeats the same requests.
 
-One thread keeps several connections busy, each with one request at a time, and reads bodies in
-large pieces into a buffer that it keeps: it is about twice as fast as wrk, whose pieces of 8 KiB
-would be what nginx waits for.  Prints JSON: the answers, how many a second, the client's own share
-of a processor, and the seconds.  Anything but 200 with a Content-Length ends it with an error.
+One thread keeps several connections busy, each with one request at a time.  It reads bodies in
+large pieces into one buffer, which makes it about twice as fast as wrk; wrk's pieces of 8 KiB would
+slow nginx down.  It prints JSON: the number of answers, answers per second, the client's own share
+of a processor, and the seconds.  Any answer but 200 with a Content-Length is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HEAD_BYTES = 2048
 
 
 class Connection:
-    """One connection; ``answers`` counts those that came whole."""
+    """One connection; ``answers`` counts the complete ones."""
 
     def __init__(self, host: str, port: int, requests: Iterator[bytes]) -> None:
         self.socket = socket.create_connection((host, port))
@@ -34,7 +34,7 @@ class Connection:
         self.socket.sendall(next(self._requests))
 
     def read(self) -> None:
-        """Take what has arrived; ask again when the answer is whole."""
+        """Read what has arrived, and send the next request when the answer is complete."""
         if self._missing:
             got = self.socket.recv_into(_BUFFER, min(self._missing, len(_BUFFER)))
             self._missing -= got
@@ -55,7 +55,7 @@ class Connection:
 def load(
     url: str, bodies: list[bytes], kind: str, connections: int, seconds: float
 ) -> dict[str, float]:
-    """What ``main`` prints; answers are counted until the last whole one."""
+    """Return what ``main`` prints; the clock stops at the last complete answer."""
     parts = urlsplit(url)
     host, port = str(parts.hostname), parts.port or 80
     requests = cycle(_requests(parts.netloc, f"{parts.path}?{parts.query}", bodies, kind))
@@ -81,7 +81,7 @@ def load(
 
 
 def _requests(host: str, target: str, bodies: list[bytes], kind: str) -> list[bytes]:
-    """GET, or POST of each of the bodies."""
+    """Return the bytes of a GET request, or of one POST request per body."""
     if not bodies:
         return [f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()]
     return [

@@ -1,6 +1,6 @@
-"""Materialising a store: fetch, verify, decode, sync; against copying the decoded bytes, synced.
+"""Compare making a decoded copy (fetch, verify, decode, fsync) with copying the decoded bytes.
 
-Both read from the page cache and write a new file; the disk's mood is in both.
+Both read from the page cache, write a new file and fsync it, so that a slow disk slows both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PIECE_BYTES = 8 << 20
 
 
 def copy_of(place: Workplace) -> Copy:
-    """The synthetic store's mapped copy."""
+    """Return the synthetic store's mapped copy."""
     cache = Cache(place.new_folder("cache"), _MOST_BYTES)
     return cache.copy_of(place.once(open_synthetic), in_memory=False)
 
@@ -37,7 +37,7 @@ def reader_of(place: Workplace) -> CopyReader:
 
 @contextmanager
 def whole(place: Workplace) -> Iterator[Sides]:
-    """A cold cache each time; what is left behind is removed off the clock."""
+    """Compare with an empty cache in each turn; copies are removed outside the measured time."""
     snapshot, copy = open_synthetic(place), place.once(copy_of)
     assert copy.path is not None
     files = [path for path in copy.path.iterdir() if path.is_file()]

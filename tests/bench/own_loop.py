@@ -1,4 +1,4 @@
-"""What ``LogitDataset`` and ``with_logits`` cost a loop of one's own, and a view one sample."""
+"""Measure what ``LogitDataset`` and ``with_logits`` add to an own loop, and a view to a sample."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Stream = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 @contextmanager
 def own_step(place: Workplace, by: str) -> Iterator[Sides]:
-    """Steps over ``with_logits`` against the same loader, views and loss with logits in memory."""
+    """Compare steps over ``with_logits`` with the same steps and logits in memory."""
     data = place.once(make_noise).data
     with opened(place, by) as (_, snapshot):
         dataset = LogitDataset(data, snapshot)
@@ -86,7 +86,7 @@ def _stepping(dataset: LogitDataset, stream: Stream) -> Callable[[], None]:
 
 @contextmanager
 def replay(place: Workplace, preset: str) -> Iterator[Sides]:
-    """A view of a preset against decoding the image; for comparison, it has no target."""
+    """Compare making a view of a preset with decoding the image; there is no target."""
     load, count = _images()[preset]
 
     def shown(by: Views) -> Side:
@@ -104,7 +104,7 @@ def replay(place: Workplace, preset: str) -> Iterator[Sides]:
 
 
 def _images() -> dict[str, tuple[Callable[[], Any], int]]:
-    """An image for each preset, and how many views of it are made in a turn."""
+    """Return an image for a preset, and the number of views that are made of it in a turn."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))

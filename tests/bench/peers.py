@@ -1,7 +1,8 @@
-"""Other ways to keep rows of bytes on a disk, each as its users write and read it.
+"""Other libraries that keep rows of bytes on a disk, each used as its documentation recommends.
 
-A peer gets ``records``, uint8 (N, B): the codes and the scalars of each sample side by side, and
-gives them back for any indices, in their order.  Everything is in the page cache when it counts.
+A peer gets ``records``, uint8 (N, bytes of a row): the codes and scalars of each sample side by
+side.  It returns them for any indices, in their order.  All files are in the page cache when time
+is measured.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Peer:
     package: str | None = None
 
     def check(self) -> None:
-        """NotRun if what it needs is not installed."""
+        """Raise NotRun if its packages are not installed."""
         if self.package is not None:
             need_module(self.package)
 
@@ -61,8 +62,8 @@ def open_lmdb(path: Path) -> Any:
 
         def read(indices: NDArray[np.int64]) -> Records:
             with environment.begin(buffers=True) as transaction:
-                found = [transaction.get(int(i).to_bytes(4, "big")) for i in indices]
-                return np.stack([np.frombuffer(value, np.uint8) for value in found])
+                values = [transaction.get(int(i).to_bytes(4, "big")) for i in indices]
+                return np.stack([np.frombuffer(value, np.uint8) for value in values])
 
         yield read
 
@@ -85,8 +86,8 @@ def open_hdf5(path: Path) -> Any:
         def read(indices: NDArray[np.int64]) -> Records:
             # h5py takes indices only in ascending order, each once.
             ascending, back = np.unique(indices, return_inverse=True)
-            found: Records = stored[ascending][back]
-            return found
+            records: Records = stored[ascending][back]
+            return records
 
         yield read
 
@@ -103,11 +104,11 @@ def open_pickles(path: Path) -> Any:
     folder = str(path)
 
     def read(indices: NDArray[np.int64]) -> Records:
-        found = []
+        rows = []
         for index in indices:
             with open(f"{folder}/{index // 1000}/{index}.pkl", "rb") as file:
-                found.append(pickle.load(file))
-        return np.stack(found)
+                rows.append(pickle.load(file))
+        return np.stack(rows)
 
     yield read
 
@@ -157,8 +158,8 @@ def open_zarr(path: Path) -> Any:
     stored = zarr.open_array(str(path), mode="r")
 
     def read(indices: NDArray[np.int64]) -> Records:
-        found: Records = stored.oindex[indices]
-        return found
+        records: Records = stored.oindex[indices]
+        return records
 
     yield read
 

@@ -1,4 +1,4 @@
-"""Servers and commands as processes of their own, and what /proc tells of them."""
+"""Start servers and commands as processes, and read their memory and time from /proc."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers at ``url``; ``pid`` is its first process."""
+    """A server that answers at ``url``; ``pid`` is the process that was started."""
 
     url: str
     pid: int
 
     def processes(self) -> list[int]:
-        """The first process and those that it started."""
+        """Return the server's process and all its descendants."""
         return family(self.pid)
 
 
 def family(pid: int) -> list[int]:
-    """A process and all its descendants that live; NotRun where /proc does not tell."""
+    """Return a process and its living descendants; NotRun on a machine without /proc."""
     if not Path("/proc/self/task").is_dir():
         raise NotRun("there is no /proc to read memory and processor time from")
     try:
@@ -38,11 +38,11 @@ def family(pid: int) -> list[int]:
         children = [c for task in tasks for c in (task / "children").read_text().split()]
     except OSError:  # it has just ended
         children = []
-    return [pid, *(found for child in children for found in family(int(child)))]
+    return [pid, *(descendant for child in children for descendant in family(int(child)))]
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """Processor time that processes have used so far, user and system."""
+    """Return the seconds of processor time, user and system, that processes have used."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -51,7 +51,7 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 
 def memory(pids: Sequence[int], entry: str = "RssAnon") -> float:
-    """MiB of an entry of /proc/PID/status, over some processes; those that are gone count 0."""
+    """Return the sum of an entry of /proc/PID/status in MiB; processes that ended count 0."""
     total = 0
     for pid in pids:
         try:
@@ -63,7 +63,7 @@ def memory(pids: Sequence[int], entry: str = "RssAnon") -> float:
 
 
 class Watch:
-    """The peaks of a process family's RssAnon and VmRSS, looked at every 10 ms.
+    """Records the peaks of RssAnon and VmRSS of a process and its descendants, every 10 ms.
 
     RssAnon leaves out what is mapped from files, which the kernel may drop at any time.
     """
@@ -89,13 +89,13 @@ class Watch:
 
 
 def pinned(command: Sequence[str], place: int) -> list[str]:
-    """The command on one processor: servers on the first (0), clients on the last (-1)."""
+    """Bind a command to one processor: servers to the first (0), clients to the last (-1)."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     return [program("taskset"), "-c", str(cpus[place]), *command] if cpus[1:] else list(command)
 
 
 def with_cache(folder: Path) -> dict[str, str]:
-    """The environment with a cache of its own."""
+    """Return the environment with a cache folder of its own."""
     return {**os.environ, "LOGITSTORE_CACHE": str(folder / "cache")}
 
 
@@ -113,7 +113,7 @@ def running(command: Sequence[str], url: str, ready: str, folder: Path) -> Itera
 
 @contextmanager
 def serve(place: Workplace, store: Path, *, pin: bool = False) -> Iterator[Running]:
-    """``logitstore serve`` of one store, with a cache of its own; its url is the server's."""
+    """Start ``logitstore serve`` of one store, with a cache folder of its own."""
     folder, port = place.new_folder("serve"), free_port()
     command = [sys.executable, "-m", "logitstore", "serve", str(store), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
@@ -124,7 +124,7 @@ def serve(place: Workplace, store: Path, *, pin: bool = False) -> Iterator[Runni
 
 @contextmanager
 def nginx(place: Workplace, files: Path) -> Iterator[Running]:
-    """One nginx worker with the settings that distributions give it, serving a folder."""
+    """Start nginx with one worker and a distribution's usual settings, serving a folder."""
     folder, port = place.new_folder("nginx"), free_port()
     user = "user root;" if os.geteuid() == 0 else ""  # else it may not read the folder
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

@@ -1,4 +1,4 @@
-"""What is compared with what, and how far it should reach: one entry per line of the table."""
+"""List the benchmarks: what is compared with what, and the target.  One entry is one table line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GATHERS = {
 
 
 def benchmarks(data: Path | None) -> list[Benchmark]:
-    """All benchmarks, in the table's order; ``data`` is a folder of real data, if there is one."""
+    """Return all benchmarks in the table's order; ``data`` is a folder of real data or None."""
     return [*_reading(), *_serving(), *_training(), *_building(), *_bytes(data), *_memory()]
 
 
@@ -172,7 +172,7 @@ def _building() -> list[Benchmark]:
 
 
 def _bytes(data: Path | None) -> list[Benchmark]:
-    """The curves; real logits of 1000 classes have the same target as the synthetic ones."""
+    """Return the curves; real logits of 1000 classes have the synthetic ones' target."""
     synthetic = Benchmark(
         name="bytes-synthetic",
         what="bytes per row at KL(T=4) <= 1e-4, synthetic",

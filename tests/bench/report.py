@@ -1,4 +1,4 @@
-"""What a run found: one table for a person, one JSON document for a program."""
+"""Write a run's results: one table for a person, one JSON document for a program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEADER = ("what", "against", "ratio", "range", "reach", "met", "ours", "theirs"
 
 
 def lines(outcomes: Sequence[Outcome]) -> list[str]:
-    """The table; below it what did not run and why, and the bytes-KL curves."""
+    """Return the table, then what did not run and why, then the curves of bytes and KL."""
     rows = [_row(outcome) for outcome in outcomes if outcome.turns]
     missing = [
         f"{o.benchmark.what} against {o.benchmark.against}: {o.state}: {o.reason}"
@@ -34,7 +34,7 @@ def lines(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def document(outcomes: Sequence[Outcome], spent: dict[str, float], quick: bool) -> dict[str, Any]:
-    """Everything, each ratio with all of its repeats."""
+    """Return all results as JSON, each ratio with all of its repeats."""
     return {
         "quick": quick,
         "machine": _machine(),
@@ -44,10 +44,10 @@ def document(outcomes: Sequence[Outcome], spent: dict[str, float], quick: bool) 
     }
 
 
-def write(path: Path, found: dict[str, Any]) -> None:
-    """The document as a JSON file; the folder is made."""
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write the document as a JSON file; the folder is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
@@ -67,13 +67,13 @@ def _short(value: Any) -> str:
 
 
 def _curves(outcomes: Sequence[Outcome]) -> list[str]:
-    found: list[str] = []
+    printed: list[str] = []
     for outcome in outcomes:
         curve = outcome.facts.get("curve")
         if curve:
             rows = [[_short(value) for value in point.values()] for point in curve]
-            found += ["", outcome.benchmark.what, *table(list(curve[0]), rows)]
-    return found
+            printed += ["", outcome.benchmark.what, *table(list(curve[0]), rows)]
+    return printed
 
 
 def _entry(outcome: Outcome, spent: dict[str, float]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _line_of(path: str, key: str) -> str | None:
-    """The value of a ``key: value`` line of a file in /proc."""
+    """Return the value of a ``key: value`` line of a file in /proc."""
     if not Path(path).exists():
         return None
     pairs = (line.partition(":") for line in Path(path).read_text().splitlines())
@@ -121,13 +121,13 @@ def _line_of(path: str, key: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return {**found, "nginx": _program_version("nginx")}
+            versions[name] = "not installed"
+    return {**versions, "nginx": _program_version("nginx")}
 
 
 def _program_version(name: str) -> str:

@@ -1,8 +1,8 @@
-"""The server under load against nginx and against its own slower path, and its memory.
+"""Compare the server under load with nginx and with its own slower path; and measure its memory.
 
-Each side serves the same bytes, compared before; ours answers POST with 64 different bodies, nginx
-GET.  Where there are two processors, the servers have one and the client (``load``) has another;
-the facts tell how busy each was (1.0: never idle): the one near 1 is what the figure is about.
+Both sides serve the same bytes, which are compared first.  Ours answers POST requests with 64
+different bodies, nginx GET.  With two processors, the servers use one and the client (``load``) the
+other.  The facts tell how busy each was, 1.0 being never idle; the one near 1 limits the figure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SNAPSHOT = "/v1/stores/synthetic/snapshots/teacher"
 
 @contextmanager
 def objects(place: Workplace) -> Iterator[Sides]:
-    """One shard of codes, downloaded again and again."""
+    """Compare downloads of one shard of codes."""
     store, key = place.once(make_store), "snapshots/teacher/codes/c/0/0/0"
     files = place.new_folder("static")
     copyfile(store / key, files / "shard")
@@ -47,7 +47,7 @@ def objects(place: Workplace) -> Iterator[Sides]:
 
 @contextmanager
 def rows(place: Workplace) -> Iterator[Sides]:
-    """Batches of rows; nginx has an answer of the same length as a file."""
+    """Compare batches of rows; nginx serves a file as long as the answer."""
     store, folder = place.once(make_store), place.new_folder("bodies")
     files = place.new_folder("static")
     batches, bodies = write_bodies(place, folder)
@@ -65,7 +65,7 @@ def rows(place: Workplace) -> Iterator[Sides]:
 
 @contextmanager
 def fast_rows(place: Workplace) -> Iterator[Sides]:
-    """Batches of rows by ``FastRows`` and by ASGI, from one server: processor time per answer.
+    """Compare the processor time of one server per answer, by ``FastRows`` and by ASGI.
 
     ``FastRows`` leaves a Content-Type with a parameter to the ASGI endpoint.
     """
@@ -81,7 +81,7 @@ def fast_rows(place: Workplace) -> Iterator[Sides]:
 
 @contextmanager
 def memory_under_load(place: Workplace) -> Iterator[Sides]:
-    """A fresh server each time: its first rows request, then rows and objects at once."""
+    """Compare a new server's peak memory, with rows and objects at once, with its idle memory."""
     store, folder = place.once(make_store), place.new_folder("bodies")
     batches, bodies = write_bodies(place, folder)
     facts: dict[str, Any] = {"measured": "RssAnon of all its processes"}
@@ -118,7 +118,7 @@ def memory_under_load(place: Workplace) -> Iterator[Sides]:
 
 
 def write_bodies(place: Workplace, folder: Path) -> tuple[NDArray[np.int64], list[str]]:
-    """Requests for rows, written into ``folder``: their indices, and the client's options."""
+    """Write requests for rows into ``folder``; return their indices and the client's options."""
     batches = shuffled_batches(place, BODIES)
     (folder / "bodies").write_bytes(batches.astype("<u4").tobytes())
     return batches, ["--bodies", str(folder / "bodies"), "--length", str(4 * BATCH)]
@@ -147,22 +147,22 @@ def _load(
     key: str,
     figure: str,
 ) -> Side:
-    """Answers per second, or the server's processor time for each, in microseconds.
+    """Measure answers per second, or the server's processor time for each, in microseconds.
 
-    ``facts`` learn both, and which share of a processor server and client used.
+    Both are added to ``facts``, with the share of a processor that server and client used.
     """
 
     def side() -> float:
         client = _start(place, target)
         before = cpu_seconds(server.processes())
-        found = _finished(client)
+        figures = _finished(client)
         spent = cpu_seconds(server.processes()) - before
-        facts[f"cpu {key}"] = round(spent / found["seconds"], 2)
-        facts[f"cpu of client, {key}"] = round(found["cpu"], 2)
-        found["cpu per answer"] = 1e6 * spent / found["answers"]
-        facts[f"cpu us per answer, {key}"] = round(found["cpu per answer"])
-        facts[f"rate, {key}"] = round(found["rate"])
-        return found[figure]
+        facts[f"cpu {key}"] = round(spent / figures["seconds"], 2)
+        facts[f"cpu of client, {key}"] = round(figures["cpu"], 2)
+        figures["cpu per answer"] = 1e6 * spent / figures["answers"]
+        facts[f"cpu us per answer, {key}"] = round(figures["cpu per answer"])
+        facts[f"rate, {key}"] = round(figures["rate"])
+        return figures[figure]
 
     return side
 
@@ -177,26 +177,26 @@ def _finished(client: subprocess.Popen[str]) -> dict[str, float]:
     said, _ = client.communicate()
     if client.returncode:
         raise RuntimeError("the client found an error: see above")
-    found: dict[str, float] = json.loads(said)
-    return found
+    figures: dict[str, float] = json.loads(said)
+    return figures
 
 
 def _get(url: str) -> bytes:
     with urllib.request.urlopen(url) as answer:
-        found: bytes = answer.read()
-        return found
+        body: bytes = answer.read()
+        return body
 
 
 def _post_until_there(url: str, body: bytes) -> bytes:
-    """The answer, once the server has materialised the snapshot; it says 503 until then."""
+    """Return the answer; wait while the server says 503, until its decoded copy is ready."""
     request = urllib.request.Request(
         url, data=body, headers={"Content-Type": "application/octet-stream"}
     )
     for _ in range(240):
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                found: bytes = answer.read()
-                return found
+                body: bytes = answer.read()
+                return body
         except urllib.error.HTTPError as error:
             if error.code != 503:
                 raise RuntimeError(f"{url}: {json.load(error)}") from None

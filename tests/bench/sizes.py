@@ -1,4 +1,4 @@
-"""Bytes per row against KL: every encoding, written as a real store and measured on all rows.
+"""Measure bytes per row and KL of every encoding, in a real store and on all rows.
 
 Bytes are those of the snapshot's chunks, row scalars and checksums included.  They do not vary, so
 one turn is enough.
@@ -27,14 +27,14 @@ _FP16_BYTES = 2
 
 @contextmanager
 def synthetic_curve(place: Workplace) -> Iterator[Sides]:
-    """Logits like those of an ImageNet classifier; see ``workplace``."""
+    """Measure logits like those of an ImageNet classifier (``workplace``)."""
     logits, labels = synthetic(place.sizes.curve_rows, seed=1)
     yield _sides(place, logits, labels)
 
 
 @contextmanager
 def real_curve(place: Workplace, file: Path | None) -> Iterator[Sides]:
-    """Somebody's logits, (N, C); their labels are not needed for this."""
+    """Measure logits (N, C) from a file; labels are not needed."""
     if file is None:
         raise NotRun("LOGITSTORE_BENCH_DATA names no folder with .npy files of logits")
     logits = np.load(file, mmap_mode="r")[: place.sizes.curve_rows]
@@ -59,16 +59,16 @@ def _sides(place: Workplace, logits: NDArray[Any], labels: NDArray[np.int32]) ->
 def _point(
     place: Workplace, request: EncodingRequest, logits: NDArray[Any], labels: NDArray[np.int32]
 ) -> dict[str, Any]:
-    """An encoding's bytes and loss."""
+    """Return an encoding's bytes and loss."""
     store = open_store(import_store(place, "curve", logits, labels, request))
     snapshot = store.snapshots["teacher"]
-    found = {entry.temperature: entry for entry in snapshot.meta.fidelity.divergence}
+    losses = {entry.temperature: entry for entry in snapshot.meta.fidelity.divergence}
     return {
         "encoding": spelled(snapshot.encoding),
         "B/row": _chunk_bytes(snapshot) / len(logits),
-        "KL T=1": found[1.0].mean,
-        "KL T=4": found[AT_TEMPERATURE].mean,
-        "worst KL T=4": found[AT_TEMPERATURE].max,
+        "KL T=1": losses[1.0].mean,
+        "KL T=4": losses[AT_TEMPERATURE].mean,
+        "worst KL T=4": losses[AT_TEMPERATURE].max,
         "same top-1": snapshot.meta.fidelity.top1_agreement,
     }
 

@@ -1,7 +1,7 @@
-"""Steps of distillation from a store, against logits in memory and against plain cross-entropy.
+"""Compare steps of distillation from a store with logits in memory, and with cross-entropy.
 
-By path the rows come from a mapped copy; by URL they are streamed, which is the harder case: a
-copy made from a URL is read like any other.
+By path the rows come from a mapped copy.  By URL they are streamed, which is the harder case: a
+copy that was made from a URL is read like any other.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BATCH, STEPS = 128, 2
 
 @contextmanager
 def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
-    """``by`` is path or url; ``side`` is memory or ce."""
+    """Compare steps from a store ``by`` path or url with the ``side`` memory or ce."""
     dataset = open_dataset(place.once(make_noise).data)
     with opened(place, by) as (location, reader):
         source, _ = bind(open_store(location), reader.teacher, dataset)
@@ -62,7 +62,7 @@ def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
 
 @contextmanager
 def opened(place: Workplace, by: str) -> Iterator[tuple[str, TeacherReader]]:
-    """The store of noise by path, decoded, or by URL, streamed: where it is, and a reader of it."""
+    """Yield the noise store's location and a reader: by path decoded, by URL streamed."""
     store = place.once(make_built)
     if by == "path":
         snapshot = open_store(store).snapshots["teacher"]

@@ -1,4 +1,4 @@
-"""The benchmarks run, compare like with like, and never leave one out in silence."""
+"""The benchmarks run, compare equal work, and say when one cannot run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """What a small run prints, and its document."""
+    """Run a few small benchmarks; return what was printed, and the document."""
     out = tmp_path_factory.mktemp("bench") / "found" / "bench.json"
     command = [sys.executable, "-m", "tests.bench", "--quick", "--rows", "1500", "--json", str(out)]
     command += ["--only", "gather-rows", "gather-pickles", "bytes-real"]

@@ -1,8 +1,8 @@
-"""Where a run of benchmarks works: a folder, the sizes, and what several benchmarks share.
+"""The folder, the sizes and the inputs that several benchmarks share.
 
-The logits are synthetic and like those of an ImageNet classifier: classes that are correlated (48
-common directions), a bulk with a standard deviation of about 2, one high class, eight classes
-that resemble it and lie between.
+The logits are synthetic and resemble those of an ImageNet classifier: the classes are correlated
+(48 common directions), the bulk has a standard deviation of about 2, one class is high, and eight
+similar classes lie between it and the bulk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BLOCK = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is done; ``make bench-quick`` does less of everything."""
+    """Amounts of work; ``make bench-quick`` has smaller ones."""
 
     rows: int  # of the synthetic logits
     curve_rows: int  # encoded in every encoding
@@ -68,21 +68,21 @@ QUICK = Sizes(
 
 
 class Workplace:
-    """``folder`` is empty at first and goes when the run ends; ``data`` holds real data, if any."""
+    """A run's working ``folder``, which is removed at its end; ``data`` is real data or None."""
 
     def __init__(self, folder: Path, sizes: Sizes, data: Path | None) -> None:
         self.folder, self.sizes, self.data = folder, sizes, data
         self._made: dict[Any, Any] = {}
 
     def once(self, make: Callable[[Workplace], T]) -> T:
-        """``make(self)``, made when the first benchmark asks for it."""
+        """Return ``make(self)``, which is called once, when a benchmark first needs it."""
         if make not in self._made:
             self._made[make] = make(self)
-        found: T = self._made[make]
-        return found
+        made: T = self._made[make]
+        return made
 
     def new_folder(self, name: str) -> Path:
-        """A folder that nobody had before."""
+        """Make a new folder."""
         number = sum(1 for _ in self.folder.glob(f"{name}-*"))
         path = self.folder / f"{name}-{number}"
         path.mkdir()
@@ -90,7 +90,7 @@ class Workplace:
 
 
 def synthetic(rows: int, classes: int = CLASSES, seed: int = 0) -> tuple[NDArray[np.float32], Any]:
-    """Logits float32 (N, C) and labels int32 (N,)."""
+    """Draw logits float32 (N, C) and labels int32 (N,)."""
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((48, classes), np.float32) / np.float32(48**0.5)
     offsets = 0.4 * rng.standard_normal(classes, np.float32)
@@ -113,7 +113,7 @@ def synthetic(rows: int, classes: int = CLASSES, seed: int = 0) -> tuple[NDArray
 def import_store(
     place: Workplace, name: str, logits: Any, labels: Any, request: EncodingRequest
 ) -> Path:
-    """A store ``name``.zarr with one snapshot ``teacher``, by way of ``logitstore import``."""
+    """Write a store ``name``.zarr with one snapshot ``teacher``, as ``logitstore import`` does."""
     folder = place.new_folder("import")
     np.save(folder / "logits.npy", logits)
     np.save(folder / "labels.npy", labels)
@@ -125,19 +125,19 @@ def import_store(
 
 
 def make_store(place: Workplace) -> Path:
-    """The synthetic store that reading and serving are measured on."""
+    """Write the synthetic store on which reading and serving are measured."""
     return import_store(
         place, "synthetic", *synthetic(place.sizes.rows), EncodingRequest(text=FORM)
     )
 
 
 def open_synthetic(place: Workplace) -> Snapshot:
-    """Its snapshot, read as the store lies there."""
+    """Open the snapshot of the synthetic store, without a decoded copy."""
     return open_store(place.once(make_store)).snapshots["teacher"]
 
 
 def shuffled_batches(place: Workplace, count: int) -> NDArray[np.int64]:
-    """Indices (count, BATCH) of samples, in random order."""
+    """Return indices (count, BATCH) of samples, in random order."""
     rows = place.sizes.rows
     rng = np.random.default_rng(1)
     orders = [rng.permutation(rows) for _ in range(-(-count * BATCH // rows))]
@@ -145,6 +145,6 @@ def shuffled_batches(place: Workplace, count: int) -> NDArray[np.int64]:
 
 
 def disk_bytes(path: Path) -> int:
-    """What a file or a folder takes on the disk, whole blocks."""
+    """Return the bytes of the disk blocks that a file or a folder takes."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_blocks * 512 for file in files)
