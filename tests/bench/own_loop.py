@@ -14,15 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from logitstore.cache.modes import ReadMode
+from logitstore.cache.readers import TeacherReader
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.pixels import to_input
 from logitstore.precompute.views import Views, parse_views
-from logitstore.reading.snapshot import Snapshot
 from logitstore.trainer import LogitDataset, losses, with_logits
 from tests.bench.harness import Side, Sides, seconds
 from tests.bench.images import STUDENT, make_noise
-from tests.bench.steps import READ_MODES, opened
+from tests.bench.steps import opened
 from tests.bench.workplace import Workplace
 
 BATCH, STEPS = 128, 4
@@ -34,10 +33,10 @@ Stream = Iterator[tuple[Tensor, Tensor, Tensor]]
 def own_step(place: Workplace, by: str) -> Iterator[Sides]:
     """Compare steps over ``with_logits`` with the same steps and logits in memory."""
     data = place.once(make_noise).data
-    with opened(place, by) as (_, snapshot):
-        dataset = LogitDataset(data, snapshot)
-        memory = torch.from_numpy(snapshot.logits(np.arange(len(dataset))))
-        ours, bare = _own(dataset, snapshot, READ_MODES[by]), _bare(dataset, memory)
+    with opened(place, by) as (_, reader):
+        dataset = LogitDataset(data, reader.teacher)
+        memory = torch.from_numpy(reader.logits(np.arange(len(dataset))))
+        ours, bare = _own(dataset, reader), _bare(dataset, memory)
         for part, other in zip(next(ours), next(bare), strict=True):
             assert torch.equal(part, other)
         yield Sides(
@@ -52,8 +51,8 @@ def _loader(dataset: LogitDataset) -> DataLoader[Any]:
     return DataLoader(dataset, BATCH, shuffle=True, generator=torch.Generator().manual_seed(0))
 
 
-def _own(dataset: LogitDataset, snapshot: Snapshot, read: ReadMode) -> Stream:
-    loader = with_logits(_loader(dataset), snapshot, read=read)
+def _own(dataset: LogitDataset, reader: TeacherReader) -> Stream:
+    loader = with_logits(_loader(dataset), reader)
     while True:
         for batch in loader:
             yield batch.image, batch.label, batch.teacher
