@@ -11,16 +11,16 @@ from typing import Any, Protocol, TextIO
 
 
 class Progress(Protocol):
-    """What a long piece of work tells."""
+    """What a long piece of work calls to report itself."""
 
     def start(self, task: str, total: int, unit: str) -> None:
-        """A piece of work of ``total`` units begins."""
+        """Begin a piece of work of ``total`` units."""
 
     def advance(self, count: int) -> None:
-        """``count`` more units are done."""
+        """Report that ``count`` more units are done."""
 
     def message(self, text: str) -> None:
-        """Something worth a line."""
+        """Report something that deserves a line."""
 
 
 class Silent:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +36,7 @@ class Spec:
         return cls(text, head, {key: value for key, _, value in pairs})
 
     def portable(self, head: str) -> str:
-        """This spec with another head and without folders or slice: the same on every machine."""
+        """Return this spec, the same on every machine: with another head, no folders, no slice."""
         kept = "&".join(
             f"{key}={value}"
             for key, value in self.options.items()
@@ -53,7 +53,7 @@ class Spec:
 
 
 def value_of(text: str) -> bool | int | float | str:
-    """An option's value: true/false, an integer, a number, or the text itself."""
+    """Return an option's value: true/false, an integer, a number, or the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -65,7 +65,7 @@ def value_of(text: str) -> bool | int | float | str:
 
 
 def is_factory(head: str) -> bool:
-    """Whether this is ``package.module:factory`` or ``path/to/file.py:factory``.
+    """Return whether this is ``package.module:factory`` or ``path/to/file.py:factory``.
 
     A single word that is no module is not: it is a misspelt scheme.
     """
@@ -97,12 +97,9 @@ def load_factory(head: str) -> tuple[Callable[[], Any], Path | None]:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, as hex."""
-    digest = sha256()
+    """Return the sha256 of a file's bytes, as hex."""
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _import_module(name: str, head: str) -> ModuleType:

@@ -13,7 +13,7 @@ _SIZES = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns padded to their width; the first to the left, the others to the right."""
+    """Return lines of padded columns: the first to the left, the others to the right."""
     cells = [list(header), *map(list, rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = []
@@ -27,7 +27,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def size(count: float) -> str:
-    """Bytes for a person: 1.5 MiB."""
+    """Return bytes as a person reads them: 1.5 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -36,7 +36,10 @@ def size(count: float) -> str:
 
 
 def parse_size(what: str, text: str) -> int:
-    """``2GiB``, ``1500 MiB``, ``0.5GiB`` or plain bytes -> bytes; InputError names ``what``."""
+    """Return the bytes of ``2GiB``, ``1500 MiB``, ``0.5GiB`` or a plain number.
+
+    InputError names ``what``.
+    """
     read = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]iB)?", text.strip())
     count = int(float(read[1]) * _SIZES[read[2]]) if read else 0
     if count == 0:
@@ -47,12 +50,12 @@ def parse_size(what: str, text: str) -> int:
 
 
 def percent(share: float | None) -> str:
-    """A share as percent, or a dash."""
+    """Return a share as percent, or a dash."""
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def figure(value: Any) -> str:
-    """A number for a person, six digits; anything else as it is."""
+    """Return a number with six digits; anything else as it is."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -60,7 +63,7 @@ _DURATIONS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person, in at most two units.
+    """Return seconds as a person reads them, in at most two units.
 
     >>> duration(4325)
     '1 h 12 min'

@@ -1,4 +1,4 @@
-"""Work in daemon threads, in parallel or ahead of its turn, for work that lets go of Python's lock.
+"""Daemon threads that work in parallel or ahead of time, for work that releases Python's lock.
 
 Hashing, zstd, crc32c, reading and writing do.  The threads are daemons and are not joined: a Ctrl-C
 must not wait for a server that is away.
@@ -16,13 +16,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 DEPTH = 4
-"""Items that are fetched before their turn."""
+"""Number of items that are fetched ahead of time."""
 
 _CHECK_SECONDS = 0.1
+"""Seconds after which a waiting thread looks whether it shall end."""
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use."""
+    """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

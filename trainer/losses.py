@@ -1,6 +1,6 @@
-"""The losses: pure functions of logits -> loss per sample (N,), in nats.
+"""The losses: pure functions from logits to the loss of each sample, (N,) in nats.
 
-Nothing is averaged, weighted, scheduled or moved to a device here: see ``methods`` and ``step``.
+Nothing is averaged, weighted, scheduled or moved to a device here: see ``methods`` and ``run``.
 All algebra is in log space and at least in float32, whatever autocast left behind: values and
 gradients are finite for any finite logits, for two classes and for one sample.
 Letters: N samples of a batch, C classes.  Labels are int64 (N,) in 0..C-1.
@@ -24,10 +24,11 @@ VARIANTS: tuple[Variant, ...] = ("paper", "code")
 
 
 _LEAST_DEVIATION = 1e-3
+"""Smallest deviation that is divided by; less would blow gradients up."""
 
 
 def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(student)[label]: (N, C) logits, (N,) int64 labels -> (N,) nats.
+    """Return -log softmax(student)[label]: (N, C) logits, (N,) int64 labels -> (N,) nats.
 
     A label of -1 (unknown) gives 0 and no gradient.
     """
@@ -35,7 +36,7 @@ def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
 
 
 def label_smoothing(student: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-    """Cross-entropy with (1 - epsilon) · one-hot + epsilon / C: (N, C), (N,) -> (N,) nats.
+    """Return the cross-entropy with (1 - epsilon) · one-hot + epsilon / C: (N, C), (N,) -> (N,).
 
     Szegedy et al. 2016, arXiv:1512.00567, section 7; Yuan et al. 2020, arXiv:1909.11723.
     The latter's code puts epsilon / (C - 1) on the other classes and nothing of it on the label's.
@@ -47,13 +48,13 @@ def label_smoothing(student: Tensor, labels: Tensor, *, epsilon: float) -> Tenso
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(softmax(teacher) || softmax(student)): (N, C), (N, C) logits -> (N,) nats."""
+    """Return KL(softmax(teacher) || softmax(student)): (N, C), (N, C) logits -> (N,) nats."""
     log_s, log_t = _upcast(student).log_softmax(1), _upcast(teacher).log_softmax(1)
     return (log_t.exp() * (log_t - log_s)).sum(1)
 
 
 def kd(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """Distillation: temperature² · KL of both softened softmaxes: (N, C), (N, C) -> (N,) nats.
+    """Return temperature² · KL of both softened softmaxes: (N, C), (N, C) -> (N,) nats.
 
     Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2: the soft targets' gradients scale as
     1/temperature², hence the factor.  The paper writes the cross-entropy with the soft targets; the
@@ -63,19 +64,19 @@ def kd(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
 
 
 def tckd(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """Target-class KD: temperature² · KL of (label, all others): (N, C), (N, C), (N,) -> (N,) nats.
+    """Return temperature² · KL of (label, all others): (N, C), (N, C), (N,) -> (N,) nats.
 
-    Zhao et al. 2022, arXiv:2203.08679: how sure the teacher is of the label.
+    Target-class KD, Zhao et al. 2022, arXiv:2203.08679: how sure the teacher is of the label.
     """
     (student_target, _), (teacher_target, _) = _decoupled(student, teacher, labels, temperature)
     return temperature**2 * kl(student_target, teacher_target)
 
 
 def nckd(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """Non-target-class KD: temperature² · KL among the other classes: -> (N,) nats; 0 if C = 2.
+    """Return temperature² · KL among the classes beside the label: -> (N,) nats; 0 if C = 2.
 
-    Zhao et al. 2022, arXiv:2203.08679: kd = tckd + (1 - p) · nckd, with p the teacher's
-    softened probability of the label.
+    Non-target-class KD, Zhao et al. 2022, arXiv:2203.08679: kd = tckd + (1 - p) · nckd, where p is
+    the teacher's softened probability of the label.
     """
     (_, student_rest), (_, teacher_rest) = _decoupled(student, teacher, labels, temperature)
     return temperature**2 * kl(student_rest, teacher_rest)
@@ -90,10 +91,10 @@ def dkd(
     beta: float,
     temperature: float,
 ) -> Tensor:
-    """Decoupled KD: alpha · tckd + beta · nckd: (N, C), (N, C), (N,) -> (N,) nats.
+    """Return alpha · tckd + beta · nckd: (N, C), (N, C), (N,) -> (N,) nats.
 
-    Zhao et al. 2022, arXiv:2203.08679.  Its code takes the logarithm of a softmax, and gives
-    infinite gradients for logits of ±50 at temperature 1; this does not.
+    Decoupled KD, Zhao et al. 2022, arXiv:2203.08679.  Its code takes the logarithm of
+    a softmax, and gives infinite gradients for logits of ±50 at temperature 1; this does not.
     """
     target, rest = zip(*_decoupled(student, teacher, labels, temperature), strict=True)
     return temperature**2 * (alpha * kl(*target) + beta * kl(*rest))
@@ -107,7 +108,7 @@ def tf_kd_reg(
     temperature: float,
     variant: Variant = "paper",
 ) -> Tensor:
-    """The distance from a teacher made by hand: (N, C), (N,) -> (N,) nats, without temperature².
+    """Return the distance from a teacher made by hand: (N, C), (N,) -> (N,), without temperature².
 
     That teacher gives ``correct`` to the label and the rest, evenly, to the others.  Yuan et al.
     2020, arXiv:1909.11723: ``paper`` softens it and the student by the temperature.  ``code`` is
@@ -130,7 +131,7 @@ def tf_kd_reg(
 
 
 def ps_kd(student: Tensor, labels: Tensor, past_probs: Tensor, *, alpha: float) -> Tensor:
-    """Cross-entropy with (1 - alpha) · one-hot + alpha · past: (N, C), (N,), (N, C) -> (N,) nats.
+    """Return the cross-entropy with (1 - alpha) · one-hot + alpha · past: -> (N,) nats.
 
     ``past_probs`` are probabilities, the student's own of an earlier epoch.  Kim et al. 2021,
     arXiv:2006.12000: no temperature and no factor.
@@ -144,7 +145,7 @@ def ps_kd(student: Tensor, labels: Tensor, past_probs: Tensor, *, alpha: float) 
 def dist(
     student: Tensor, teacher: Tensor, *, temperature: float, beta: float = 1.0, gamma: float = 1.0
 ) -> Tensor:
-    """temperature² · (beta · row distance + gamma · column distance): (N, C), (N, C) -> (N,).
+    """Return temperature² · (beta · row + gamma · column distance): (N, C), (N, C) -> (N,).
 
     A distance is 1 - Pearson's correlation of softened probabilities, within a sample and, for each
     class, over the batch; a constant row or column correlates with nothing (distance 1).  Huang et
@@ -161,7 +162,7 @@ def dist(
 def nkd(
     student: Tensor, teacher: Tensor, labels: Tensor, *, gamma: float, temperature: float
 ) -> Tensor:
-    """Normalised KD: (N, C), (N, C), (N,) -> (N,) nats.
+    """Return the normalised KD loss: (N, C), (N, C), (N,) -> (N,) nats.
 
     -p_t(y) · log p_s(y), always at temperature 1, and gamma · temperature² times the cross-entropy
     among the other classes, renormalised and softened.  Yang et al. 2023, arXiv:2303.13005.
@@ -174,7 +175,7 @@ def nkd(
 
 
 def ttm(student: Tensor, teacher: Tensor, *, gamma: float) -> Tensor:
-    """KL(p_t^gamma, renormalised || softmax(student)): (N, C), (N, C) -> (N,) nats.
+    """Return KL(p_t^gamma, renormalised || softmax(student)): (N, C), (N, C) -> (N,) nats.
 
     Zheng, Yang 2024, arXiv:2402.11148: the teacher is softened by temperature 1/gamma, the
     student is not.
@@ -183,7 +184,7 @@ def ttm(student: Tensor, teacher: Tensor, *, gamma: float) -> Tensor:
 
 
 def wttm(student: Tensor, teacher: Tensor, *, gamma: float) -> Tensor:
-    """``ttm``, each sample weighted by its sum of p_t^gamma: (N, C), (N, C) -> (N,) nats.
+    """Return ``ttm``, each sample weighted by its sum of p_t^gamma: (N, C), (N, C) -> (N,) nats.
 
     Zheng, Yang 2024, arXiv:2402.11148: the smoother the teacher, the larger the weight.
     """
@@ -192,7 +193,7 @@ def wttm(student: Tensor, teacher: Tensor, *, gamma: float) -> Tensor:
 
 
 def standardize(logits: Tensor) -> Tensor:
-    """Each row with mean 0 and (unbiased) standard deviation 1: (N, C) -> (N, C).
+    """Return each row with mean 0 and (unbiased) standard deviation 1: (N, C) -> (N, C).
 
     Sun et al. 2024, arXiv:2403.01427.  Rows that deviate by less than 0.001 are not
     blown up beyond 1000 times: the code's bound, 1e7, makes a freshly initialised head explode.
@@ -212,7 +213,7 @@ def _decoupled(
 
 
 def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of (label, all others together), (N, 2), and of the others, (N, C - 1)."""
+    """Return logits of (label, all others together), (N, 2), and of the others, (N, C - 1)."""
     own = labels[:, None]
     others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
     rest = logits.gather(1, others + (others >= own))
@@ -220,7 +221,7 @@ def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _designed(like: Tensor, labels: Tensor, correct: float, other: float) -> Tensor:
-    """(N, C) with ``correct`` at the label and ``other`` elsewhere."""
+    """Return (N, C) with ``correct`` at the label and ``other`` elsewhere."""
     places = labels.clamp(min=0)[:, None]
     return torch.full_like(like, other).scatter(1, places, correct)
 
@@ -230,7 +231,7 @@ def _pearson(left: Tensor, right: Tensor, axis: int) -> Tensor:
 
 
 def _direction(values: Tensor, axis: int) -> Tensor:
-    """Centred and of length 1 along an axis; shorter where there is hardly any deviation.
+    """Centre values and scale them to length 1 along an axis, or less if they hardly deviate.
 
     Dividing by almost nothing would give a freshly initialised head gradients of 1e5.
     """
@@ -240,5 +241,5 @@ def _direction(values: Tensor, axis: int) -> Tensor:
 
 
 def _upcast(logits: Tensor) -> Tensor:
-    """float32 from the half precisions; float32 and float64 as they are."""
+    """Return float32 for the half precisions; float32 and float64 stay as they are."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,4 +1,4 @@
-"""Metrics: whole arrays in, one float (or a curve) out; NumPy, in float64.
+"""The metrics: functions of whole arrays to one float, or a curve; in NumPy and float64.
 
 Logits are (N, C) float, labels (N,) integers; samples with label -1 are left out.  CPU tensors are
 taken as arrays.  InputError if nothing is left to measure.  Letters: N samples, C classes.
@@ -17,7 +17,7 @@ from logitstore.format.fidelity import kl_divergence, log_softmax
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
-    """Share of samples whose label is among the k largest logits.
+    """Return the share of samples whose label is among the k largest logits.
 
     Of equal logits the one with the lowest index ranks first, as in argmax.
     """
@@ -30,21 +30,22 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
 
 
 def nll(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Mean negative log-likelihood of the label, in nats, at temperature 1."""
+    """Return the mean negative log-likelihood of the label, in nats, at temperature 1."""
     values, known = labelled(logits, labels)
     return float(-log_softmax(values)[np.arange(len(values)), known].mean())
 
 
 def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error: sum over bins of n_b/N · |accuracy_b - confidence_b|, in [0, 1].
+    """Return the expected calibration error, in [0, 1].
 
-    Bins as in ``reliability``; an empty one adds nothing.  Guo et al. 2017, arXiv:1706.04599,
-    eq. 3, with 15 bins; PS-KD's released code takes 10.
+    It is the sum over bins of n_b/N · |accuracy_b - confidence_b|, with bins as in ``reliability``;
+    an empty one adds nothing.  Guo et al. 2017, arXiv:1706.04599, eq. 3, with 15 bins; PS-KD's
+    released code takes 10.
     """
-    found = reliability(logits, labels, bins)
-    filled = found.count > 0
-    gap = np.abs(found.accuracy - found.confidence)[filled]
-    return float((found.count[filled] * gap).sum() / found.count.sum())
+    by_bin = reliability(logits, labels, bins)
+    filled = by_bin.count > 0
+    gap = np.abs(by_bin.accuracy - by_bin.confidence)[filled]
+    return float((by_bin.count[filled] * gap).sum() / by_bin.count.sum())
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Reliability:
 
 
 def reliability(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> Reliability:
-    """What a reliability diagram shows, from the lowest bin to the highest.
+    """Return what a reliability diagram shows, from the lowest bin to the highest.
 
     Confidence is the largest softmax probability.  Bins are (lo, hi] of equal width: a confidence
     on an edge (of ``linspace`` in float64) belongs to the bin below it, one that rounding put above
@@ -78,7 +79,7 @@ def reliability(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> Reliabi
 def risk_coverage(
     logits: ArrayLike, labels: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(coverage, risk), each (N,): the error among the i/N samples of the highest confidence.
+    """Return (coverage, risk), each (N,): the error among the i/N most confident samples.
 
     Of equal confidences the sample that comes first counts as the higher: the order is stable, and
     as arbitrary as that of the samples.  NaN is the lowest.
@@ -90,7 +91,7 @@ def risk_coverage(
 
 
 def aurc(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the risk-coverage curve: the mean risk over all N coverages, in [0, 1].
+    """Return the area under the risk-coverage curve: the mean risk over all coverages, in [0, 1].
 
     Papers print it times 1,000.  Geifman, El-Yaniv 2017, arXiv:1705.08500.
     """
@@ -98,7 +99,7 @@ def aurc(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def eaurc(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Excess AURC: AURC less that of the best order of the same predictions, all errors last.
+    """Return the AURC less that of the best order of the same predictions, all errors last.
 
     0 for a perfect order.  With R errors the best is 1/N · sum of j/(N-R+j) for j in 1..R: exact,
     where Geifman et al. 2019, arXiv:1805.08206, take its integral.
@@ -111,16 +112,17 @@ def eaurc(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def kd_error(student: ArrayLike, teacher: ArrayLike) -> float:
-    """Share of samples whose argmax differs: (N, C), (N, C) -> [0, 1]; ties go to the lowest index.
+    """Return the share of samples whose argmax differs: (N, C), (N, C) -> [0, 1].
 
-    Cho, Hariharan 2019, arXiv:1910.01348, who call it the KD error.
+    Of equal logits the lowest index counts.  Cho, Hariharan 2019, arXiv:1910.01348,
+    call it the KD error.
     """
     ours, theirs = _pair(student, teacher)
     return float((ours.argmax(axis=1) != theirs.argmax(axis=1)).mean())
 
 
 def kd_loss(student: ArrayLike, teacher: ArrayLike, temperature: float) -> float:
-    """Mean T² · KL(teacher || student) at a temperature T, in nats: (N, C), (N, C) -> float."""
+    """Return the mean T² · KL(teacher || student) at a temperature T, in nats."""
     if not temperature > 0:
         raise InputError(f"temperature must be positive, not {temperature}")
     ours, theirs = _pair(student, teacher)
@@ -138,7 +140,7 @@ def _pair(student: ArrayLike, teacher: ArrayLike) -> tuple[NDArray[Any], NDArray
 def _predictions(
     logits: ArrayLike, labels: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Confidence in [0, 1] of each labelled sample's prediction, and whether it is right.
+    """Return the confidence in [0, 1] of each labelled sample's prediction, and if it is right.
 
     A row with a NaN has confidence NaN, and is wrong.
     """
@@ -148,7 +150,7 @@ def _predictions(
 
 
 def labelled(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The samples that have a label: logits (N, C) in float64 and labels (N,)."""
+    """Return the samples that have a label: logits (N, C) in float64 and labels (N,)."""
     values: NDArray[Any] = np.asarray(logits)
     known: NDArray[Any] = np.asarray(labels)
     if values.ndim != 2 or known.shape != values.shape[:1]:

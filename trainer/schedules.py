@@ -1,4 +1,4 @@
-"""Schedules: floats as functions of the epoch, so that resuming needs nothing but its number.
+"""Schedules: floats as functions of the epoch, so that a resumed run needs its number alone.
 
 Epochs count from 0.  ``fraction`` is how much of the epoch is done after the step at hand, in
 (0, 1]: only the warm-up looks at it.
@@ -16,22 +16,22 @@ T = TypeVar("T")
 
 
 def step_factor(epoch: int, *, milestones: Sequence[int], decay: float) -> float:
-    """decay to the number of milestones reached: milestone 60 acts from the 61st epoch on."""
+    """Return decay to the number of milestones reached; milestone 60 acts from epoch 61 on."""
     return float(decay ** sum(epoch >= milestone for milestone in milestones))
 
 
 def cosine_factor(epoch: int, *, epochs: int) -> float:
-    """Half a cosine from 1 at epoch 0 towards 0 at ``epochs``  (SGDR, arXiv:1608.03983, eq. 5)."""
+    """Return half a cosine, from 1 to 0 at ``epochs`` (SGDR, arXiv:1608.03983, eq. 5)."""
     return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def warmup_factor(position: float, *, warmup_epochs: int) -> float:
-    """Linear from 0 to 1 over the first epochs; ``position`` is epoch + fraction."""
+    """Return a line from 0 to 1 over the first epochs; ``position`` is epoch + fraction."""
     return 1.0 if position >= warmup_epochs else position / warmup_epochs
 
 
 def rising_share(epoch: int, *, epochs: int) -> float:
-    """(epoch + 1) / epochs, at most 1; 1 if ``epochs`` is 0.
+    """Return (epoch + 1) / epochs, at most 1; 1 if ``epochs`` is 0.
 
     How DKD warms up over its first epochs (Zhao et al. 2022, its code counts epochs from 1) and how
     PS-KD's trust in the past grows over all of them (Kim et al. 2021).
@@ -40,7 +40,7 @@ def rising_share(epoch: int, *, epochs: int) -> float:
 
 
 def distils(epoch: int, *, stop: int | None) -> bool:
-    """Whether a teacher still teaches: in the first ``stop`` epochs, None: in all.
+    """Return whether a teacher still teaches: in the first ``stop`` epochs, None: in all.
 
     Cho, Hariharan 2019, arXiv:1910.01348: early-stopped distillation.
     """
@@ -48,7 +48,7 @@ def distils(epoch: int, *, stop: int | None) -> bool:
 
 
 def teacher_at(epoch: int, *, stages: Sequence[tuple[int, T]]) -> T:
-    """What teaches in this epoch: ``stages`` are (first epoch, teacher), rising from epoch 0."""
+    """Return who teaches in this epoch; ``stages`` are (first epoch, teacher), from epoch 0 on."""
     return next(teacher for first, teacher in reversed(stages) if first <= epoch)
 
 
@@ -63,7 +63,7 @@ def learning_rate(
     decay: float = 0.1,
     warmup_epochs: int = 0,
 ) -> float:
-    """The learning rate of one step.
+    """Return the learning rate of one step.
 
     The warm-up multiplies ``base``; the cosine runs over the epochs after it, milestones count from
     the first epoch of all.

@@ -1,4 +1,7 @@
-"""Settings of a run that contradict each other, refused with the ways out before any work."""
+"""The settings of a run that contradict each other, refused with the ways out before any work.
+
+Only the settings are looked at: no file is opened and no device is asked.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ _WITH_STORE = (
     "read",
     "cache",
 )
+"""Settings that mean nothing without a store."""
 
 
 def refuse_contradictions(config: Settings, method: Method) -> None:
@@ -34,7 +38,7 @@ def refuse_contradictions(config: Settings, method: Method) -> None:
 
 
 def _check_specialist(config: Settings, method: Method) -> None:
-    """A specialist has classes of its own: no row of a generalist's is about these."""
+    """Refuse a teacher for a specialist: no row of a generalist is about its classes."""
     if config.specialist is None:
         return
     parse_specialist(config.specialist)
@@ -177,7 +181,7 @@ def refuse_stages(text: str | None) -> None:
 
 
 def needs_gpu(limit: str) -> InputError:
-    """What to do about a memory limit on the CPU."""
+    """Return the error for a memory limit on the CPU."""
     return InputError(
         f"--memory-limit {limit} caps a GPU's memory, and this run is on the CPU: drop it, or "
         "train in parts with --micro-batch N"

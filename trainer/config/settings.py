@@ -1,7 +1,7 @@
-"""What a training run is: one frozen dataclass, the same as the run's ``config.toml``.
+"""``TrainConfig``, the settings of a run checked: one frozen dataclass, the run's ``config.toml``.
 
-Contradictions are refused when it is made, before a file is opened or a device is touched; None
-means "off" or "the method's (optimiser's) default".  Nothing here knows how training is done.
+Values and contradictions are refused when it is made, before a file is opened or a device is
+touched.  Nothing here knows how training is done.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from logitstore.trainer.methods.table import (
 from logitstore.trainer.methods.values import check_values
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 0.001}
+"""Learning rates of the optimizers where none is given."""
 
 
-# How and where a run is carried out; the rest decides its result and may not change on resume.
-# What these lead to (root of the snapshot, digests of the data, kind of device) is checked instead.
 EXECUTION = frozenset(
     {
         "out",
@@ -49,6 +48,11 @@ EXECUTION = frozenset(
         "checkpoint_seconds",
     }
 )
+"""Settings that say how and where a run is carried out.
+
+The rest decides the result and may not change when a run is resumed.  What these lead to (the
+snapshot\'s root, digests of the data, the kind of device) is checked instead.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +84,22 @@ class TrainConfig(Settings):
         )
 
     def resolved(self) -> TrainConfig:
-        """The same run with all defaults written out: the method's, the optimiser's, ``val``."""
+        """Return the same run with the defaults of method, optimizer and ``val`` written out."""
         chosen: dict[str, Any] = dict(hyper_parameters(self.method_object))
         val = HELD_OUT if self.val is None and self.test is not None else self.val
         return replace(self, lr=self.base_lr, val=val, **chosen)
 
     def saves_epoch(self, epoch: int) -> bool:
-        """Whether the weights after this epoch (1 is the first) are kept."""
+        """Return whether the weights after this epoch (1 is the first) are kept."""
         return (
             self.record_logits or self.snapshots == "every-epoch" or epoch in (self.snapshots or ())
         )
 
     def to_toml(self) -> str:
-        """The resolved run as TOML, under what its method minimises; what is off is left out."""
+        """Return the resolved run as TOML, without what is off.
+
+        Its first line says what the method minimises.
+        """
         values = asdict(self.resolved())
         return f"# {self.method}: {summary(self.method)}\n" + tomli_w.dumps(
             {name: values[name] for name in settings() if values[name] is not None}
@@ -109,7 +116,7 @@ class TrainConfig(Settings):
 
 
 def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A run's TOML as ``TrainConfig``'s fields, perhaps not all; ``overrides`` win.
+    """Return a run's TOML as ``TrainConfig``'s fields, perhaps not all; ``overrides`` win.
 
     The hyper-parameters of a file that names its method are that method's: another one has its own
     defaults.
@@ -137,7 +144,7 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
 def _without_stale_defaults(
     document: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A run's file without the defaults that are others now, because of what is given."""
+    """Return a run's file without the defaults that are others now, because of what is given."""
     kind = find_method(document.get("method", "ce"))
     old, new = kind.defaults(document), kind.defaults({**document, **given})
     were = {field.name: field.default for field in fields(kind)} | old

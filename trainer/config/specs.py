@@ -11,14 +11,14 @@ Teach = Literal["all", "confident", "unsure"]
 
 
 HELD_OUT = "split:0.1"
-"""What a run with test data alone is validated on, so that nothing is chosen on the test data."""
+"""Validation data of a run that has test data alone, so that nothing is chosen on those."""
 
 
 SPLIT = "split:"
 
 
 def split_share(val: str | None) -> float | None:
-    """The share in (0, 1) that ``split:SHARE`` holds out, None for data of their own or none.
+    """Return the share in (0, 1) that ``split:SHARE`` holds out, None if ``val`` is no such text.
 
     InputError for any other share.
     """
@@ -35,7 +35,7 @@ def split_share(val: str | None) -> float | None:
 
 
 def parse_specialist(text: str) -> tuple[str, str]:
-    """(plan's file, specialist's name) of ``FILE.json:NAME``; InputError for anything else."""
+    """Return (plan's file, specialist's name) of ``FILE.json:NAME``, else raise InputError."""
     file, _, name = text.rpartition(":")
     if not file or not name:
         raise InputError(
