@@ -1,4 +1,4 @@
-"""What a student is shown: a dataset bound to a store's rows, its samples, order and batches.
+"""Open a run's data: a dataset bound to a store's rows, its samples, their order and batches.
 
-Refuses data that do not fit the store, and rows that do not fit the method.
+Refuses data that do not fit the store, and rows or labels that do not fit the method.
 """

@@ -1,4 +1,4 @@
-"""What feeds a training step: batches of images, labels and the teacher's rows, in one fixed order.
+"""Make batches of images, labels and the teacher's rows, in one fixed order.
 
 The order and the bytes of the batches follow from (seed, epoch) alone: not from workers, reading
 ahead, the kind of store, or where a resumed run goes on.  No global random state is read or set.

@@ -46,7 +46,7 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
     NotFound, Denied, Unreachable or Damaged.
     """
     dataset = open_dataset(config.data)
-    own = parse_views(config.augment or "eval", config.size, config.seed)
+    views = parse_views(config.augment or "eval", config.size, config.seed)
     if config.store is None:
         class_map = None
         if config.specialist is not None:
@@ -54,7 +54,7 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
         classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
         source = Source(
             dataset=dataset,
-            views=own,
+            views=views,
             classes=classes,
             view_count=1,
             fresh=True,
@@ -67,7 +67,7 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
         store,
         teaching.first,
         dataset,
-        unbound=own if config.allow_unbound else None,
+        unbound=views if config.allow_unbound else None,
         allow_mismatch=config.allow_mismatch,
         match_by=config.match_by,
         class_map=read_class_map(config.class_map),

@@ -99,8 +99,8 @@ def refuse_samples(config: TrainConfig, source: Source, choice: Choice) -> None:
     _refuse_missing_classes(source, choice)
     refuse_mixed_views(config, source)
     _refuse_unlabelled(config, source, choice.samples)
-    left = np.setdiff1d(np.arange(source.classes), omitted_numbers(source, config.omit_classes))
-    if config.label_noise and len(left) < 2:
+    classes = np.setdiff1d(np.arange(source.classes), omitted_numbers(source, config.omit_classes))
+    if config.label_noise and len(classes) < 2:
         raise InputError("--label-noise needs two classes or more: drop it")
 
 

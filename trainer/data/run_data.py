@@ -82,7 +82,7 @@ def _open_eval_data(config: TrainConfig, source: Source, choice: Choice) -> Eval
 
 def _shared_data(source: Source, eval_data: EvalData) -> list[str]:
     """Return a note for each data set that a figure depends on twice: such figures are too good."""
-    own = source.dataset.samples().card()
+    training = source.dataset.samples().card()
     cards = {
         name: data.dataset.samples().card()
         for name, data in (("validation", eval_data.val), ("test", eval_data.test))
@@ -92,9 +92,9 @@ def _shared_data(source: Source, eval_data: EvalData) -> list[str]:
     notes = [
         f"the {name} data, {card.name}, are the training data"
         for name, card in cards.items()
-        if card == own and not (name == "validation" and held_out)
+        if card == training and not (name == "validation" and held_out)
     ]
-    if len(cards) == 2 and cards["test"] == cards["validation"] != own:
+    if len(cards) == 2 and cards["test"] == cards["validation"] != training:
         notes.append(
             f"the test data, {cards['test'].name}, are the validation data: the best epoch and the "
             "temperature were chosen on them"

@@ -1,4 +1,4 @@
-"""A student that tells a few classes apart and takes all others as one: ``--specialist``.
+"""Prepare data for a student that takes all classes but a few as one: ``--specialist``.
 
 Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 5: begun with the generalist's weights
 (``--init``), trained on labels, half of what an epoch shows being of its own classes.  The class
@@ -17,7 +17,7 @@ from logitstore.trainer.data.source import Indices, Source
 
 
 def open_specialist(text: str) -> tuple[SpecialistPlan, Cluster]:
-    """The plan and the specialist of ``FILE.json:NAME``.
+    """Open the plan and the specialist of ``FILE.json:NAME``.
 
     Raises InputError, NotFound, or UnknownName with the plan's names.
     """
@@ -27,7 +27,7 @@ def open_specialist(text: str) -> tuple[SpecialistPlan, Cluster]:
 
 
 def specialised(dataset: ImageDataset, text: str) -> tuple[ImageDataset, ClassMap]:
-    """A dataset with the generalist's classes, its labels as the specialist numbers them.
+    """Number the labels of a dataset with the generalist's classes as the specialist does.
 
     The last class is all others.  Returns the class map that does it, too.  MismatchError if the
     data have other classes than the generalist.
@@ -41,8 +41,8 @@ def specialised(dataset: ImageDataset, text: str) -> tuple[ImageDataset, ClassMa
         keys = plan.class_names
     class_map = dict(zip(keys, plan.numbers(cluster).tolist(), strict=True))
     outputs = plan.outputs(cluster)
-    own = Classes(owner=f"specialist {cluster.name!r}", count=len(outputs), names=outputs)
-    return renumbered(dataset, own, class_map), class_map
+    classes = Classes(owner=f"specialist {cluster.name!r}", count=len(outputs), names=outputs)
+    return renumbered(dataset, classes, class_map), class_map
 
 
 def own_and_others(source: Source, samples: Indices) -> tuple[Indices, Indices]:

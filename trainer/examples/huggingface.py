@@ -2,8 +2,8 @@
 
 python -m logitstore.trainer.examples.huggingface STORE SNAPSHOT DATA VAL
 
-Checkpoints are for the ends of epochs: to go on inside one, the Trainer makes itself a loader that
-knows no logits.
+Save checkpoints at the ends of epochs: to go on inside one, the Trainer makes a loader of its own,
+without logits.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Student(lightning.LightningModule):
         self.log("accuracy", right.float().mean())
 
     def on_train_epoch_end(self):
-        found = self.trainer.callback_metrics
-        print(f"loss {found['loss']:.4f} accuracy {found['accuracy']:.4f}", flush=True)
+        metrics = self.trainer.callback_metrics
+        print(f"loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.4f}", flush=True)
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)

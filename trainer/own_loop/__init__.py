@@ -1,4 +1,4 @@
-"""A store's logits for a loop of one's own: a dataset, or a loader's batches.
+"""Give a user's own training loop the logits of a store: by a dataset, and by a loader.
 
 Knows no method and no run folder.
 """

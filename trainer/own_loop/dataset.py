@@ -1,7 +1,7 @@
-"""A dataset for a training loop of one's own: the images that a snapshot's teacher saw, by sample.
+"""A dataset for a user's own training loop: the images that a snapshot's teacher saw, by sample.
 
-An item carries the view that it was made in, so that whatever a loader prefetches, and with however
-many workers, it can be joined with that view's logits and no others (``logit_loader``).
+An item carries the number of its view, so that it is joined with that view's logits and no others,
+however many workers a loader has and however much it prefetches (``loader``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from logitstore.trainer.data.source import Source
 
 
 class BindingWarning(UserWarning):
-    """What a training run would print about how its dataset fits its store."""
+    """A note on how a dataset fits its store; a training run prints it."""
 
 
 class LogitItem(NamedTuple):
@@ -49,12 +49,12 @@ class LogitDataset(Dataset[LogitItem]):
     PIL or uint8 images.  It must be the store's, as in a training run: MismatchError says what
     differs; ``match_by="key"`` re-aligns, ``class_map`` renumbers, ``allow_mismatch`` and
     ``allow_unbound`` (imported logits, images as they are) accept.  The length is the number of
-    samples that are there.  Of a mixed view, the label is the sample's own.
+    samples that have an image.  The label of a mixed image is that of the sample itself.
 
-    What is accepted is told as a BindingWarning, not logged: it is about the line that made the
+    What is accepted is a BindingWarning, not a line of the log: it is about the line that made the
     dataset, and a filter can silence it or make it an error.
 
-    Epoch e shows view e mod V.  ``with_logits`` counts epochs by itself.  The epoch lies in shared
+    Epoch e shows view e mod V.  ``with_logits`` counts the epochs.  The epoch lies in shared
     memory, so that workers that outlive an epoch see it change.
     """
 
@@ -106,7 +106,7 @@ class LogitDataset(Dataset[LogitItem]):
         self._epoch.fill_(epoch)
 
     def validation(self, data: str) -> ValidationDataset:
-        """Another split by its DATA spec, prepared and numbered as this but for what is random."""
+        """Open another split, prepared and numbered as this but for what is random."""
         return ValidationDataset(open_validation(data, self._source))
 
 
@@ -118,7 +118,7 @@ class ValidationItem(NamedTuple):
 
 
 class ValidationDataset(Dataset[ValidationItem]):
-    """What ``LogitDataset.validation`` returns: every sample as a ``ValidationItem``."""
+    """Every sample of another split as a ``ValidationItem``: see ``LogitDataset.validation``."""
 
     def __init__(self, source: Source) -> None:
         self._labels = source.dataset.labels

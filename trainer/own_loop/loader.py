@@ -1,7 +1,7 @@
-"""Batches with the teacher's logits, for a training loop of one's own.
+"""Batches with the teacher's logits, for a user's own training loop.
 
-The loader is only ever asked by the thread that iterates, because samplers and views draw from
-torch's global generator; one thread reads rows ahead.
+Only the thread that iterates calls the loader, because samplers and views draw from torch's global
+generator; one other thread reads rows ahead.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 
 _FORWARDED = ("dataset", "sampler", "batch_sampler", "batch_size", "drop_last", "num_workers")
+"""Attributes of the loader that the wrapped loader answers, for frameworks that look at them."""
 
 
 class LogitBatch(NamedTuple):
@@ -55,7 +56,7 @@ def with_logits(
     device: Any = None,
     ahead: int = 2,
 ) -> LogitLoader:
-    """Let each batch of a loader over a ``LogitDataset`` gain the teacher's logits, float32 (N, C).
+    """Add the teacher's logits, float32 (N, C), to each batch of a loader over a ``LogitDataset``.
 
     A ``LogitItem`` becomes a ``LogitBatch``; a mapping from a ``collate_fn`` that keeps ``index``
     and ``view`` gains ``teacher``.  The logits lie on ``device`` (None: where the batch's first
@@ -63,16 +64,16 @@ def with_logits(
     waiting; 0 for accelerate's ``accumulate``, which watches the loader for its last batch.
 
     ``read`` and ``cache`` say where the snapshot's rows come from (``logitstore.prepare_reading``,
-    called here): unless told otherwise they are decoded once, into memory or a cache on the disk,
-    which takes a while for a large snapshot and is logged.  A reader that ``prepare_reading``
+    called here): by default they are decoded once, into memory or a cache on the disk, which takes
+    a while for a large snapshot and is logged.  A reader that ``prepare_reading``
     returned may be given instead of the snapshot: then nothing is prepared here.
 
     The snapshot may be an ``Ensemble``, if the dataset was made with it.
 
     Each iteration is the next epoch, unless ``set_epoch`` of the result, of the dataset or of a
-    DistributedSampler said otherwise; the sampler is told too.  Loaders over one dataset share its
-    epoch.  Wrap last: what makes a new loader of a loader (``accelerator.prepare``,
-    ``fabric.setup_dataloaders``) goes before.  Raises InputError if the loader has another dataset,
+    DistributedSampler set another one; the sampler's epoch is set, too.  Loaders over one dataset
+    share its epoch.  Wrap last: call what makes a new loader of a loader (``accelerator.prepare``,
+    ``fabric.setup_dataloaders``) before.  Raises InputError if the loader has another dataset,
     MismatchError if that belongs to another snapshot.
 
     >>> loader = DataLoader(LogitDataset(data, snapshot), 128, shuffle=True)   # doctest: +SKIP
@@ -93,10 +94,10 @@ def with_logits(
 
 
 class LogitLoader:
-    """What ``with_logits`` returns.
+    """A loader whose batches have the teacher's logits: see ``with_logits``.
 
     ``dataset``, ``sampler``, ``batch_sampler``, ``batch_size``, ``drop_last`` and ``num_workers``
-    are the loader's; ``clocks`` are what must be told the epoch.
+    are the loader's; the epoch of all ``clocks`` is set before it begins.
     """
 
     def __init__(
@@ -128,32 +129,32 @@ class LogitLoader:
             self._loader.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        """An epoch begins when its first batch is asked for; Lightning makes spare iterators."""
+        """Begin an epoch with its first batch: Lightning makes iterators that it never uses."""
         self.set_epoch(self._coming_epoch())
         self._begun = True
-        asked: SimpleQueue[tuple[Any, Any] | None] = SimpleQueue()
+        requests: SimpleQueue[tuple[Any, Any] | None] = SimpleQueue()
         waiting: deque[Any] = deque()
-        with closing(read_ahead(iter(asked.get, None), self._fetch)) as rows:
+        with closing(read_ahead(iter(requests.get, None), self._fetch)) as rows:
             try:
                 for batch in self._loader:
                     fields = _fields(batch)
-                    asked.put((fields["index"], fields["view"]))
+                    requests.put((fields["index"], fields["view"]))
                     waiting.append(batch)
                     if len(waiting) > self._ahead:
                         yield self._joined(waiting.popleft(), next(rows))
                 while waiting:
                     yield self._joined(waiting.popleft(), next(rows))
             finally:
-                asked.put(None)
+                requests.put(None)
 
     def _coming_epoch(self) -> int:
-        """What a clock was set to since the last epoch began, else the next."""
+        """Return the epoch that a clock was set to since the last one began, else the next."""
         set_to = (getattr(clock, "epoch", self._epoch) for clock in self._clocks)
         return next((e for e in set_to if e != self._epoch), self._epoch + self._begun)
 
-    def _fetch(self, asked: tuple[Any, Any]) -> Rows | Blend:
-        # In the reading thread: a copy from a GPU waits for the step that is under way there.
-        indices, views = (np.asarray(torch.as_tensor(part).cpu()) for part in asked)
+    def _fetch(self, request: tuple[Any, Any]) -> Rows | Blend:
+        # In the reading thread, because a copy from a GPU waits for the step that is under way.
+        indices, views = (np.asarray(torch.as_tensor(part).cpu()) for part in request)
         return _gather(self._reader, indices, views)
 
     def _joined(self, batch: Any, rows: Rows | Blend) -> Any:
@@ -166,7 +167,7 @@ class LogitLoader:
 
 
 def _logit_datasets(dataset: Any) -> list[LogitDataset]:
-    """The LogitDatasets under torch's Subset and ConcatDataset."""
+    """Return the LogitDatasets under torch's Subset and ConcatDataset."""
     if isinstance(dataset, LogitDataset):
         return [dataset]
     inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
@@ -175,15 +176,15 @@ def _logit_datasets(dataset: Any) -> list[LogitDataset]:
             f"the loader's dataset is a {type(dataset).__name__}, whose items tell neither their "
             "index nor their view: make it with LogitDataset(dataset, snapshot)"
         )
-    return [found for part in inner for found in _logit_datasets(part)]
+    return [leaf for part in inner for leaf in _logit_datasets(part)]
 
 
 def _samplers(loader: Any) -> list[Any]:
-    """The loader's samplers that want to know the epoch, each once."""
+    """Return the loader's samplers that have an epoch, each once."""
     batches = getattr(loader, "batch_sampler", None)
-    found = [getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
-    telling = {id(sampler): sampler for sampler in found if hasattr(sampler, "set_epoch")}
-    return list(telling.values())
+    samplers = [getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
+    clocks = {id(sampler): sampler for sampler in samplers if hasattr(sampler, "set_epoch")}
+    return list(clocks.values())
 
 
 def _fields(batch: Any) -> Mapping[str, Any]:
@@ -199,7 +200,7 @@ def _fields(batch: Any) -> Mapping[str, Any]:
 def _gather(
     reader: RowReader, indices: NDArray[np.int64], views: NDArray[np.int64]
 ) -> Rows | Blend:
-    """The rows of each sample's own view, in this order: one gather per view, usually one."""
+    """Return the rows of each sample in its view, in this order: one gather per view."""
     present = np.unique(views)
     parts: list[Any] = [reader.rows(indices[views == view], int(view)) for view in present]
     if len(parts) == 1:

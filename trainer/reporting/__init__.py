@@ -1,4 +1,4 @@
-"""Runs side by side as one self-contained HTML page: ``report``.
+"""Write runs side by side as one self-contained HTML page: ``report``.
 
 ``gather`` reads the runs' folders, ``findings`` measures the finished ones, ``analysis`` computes,
 ``figures`` draws in the colours of ``style``, ``tables`` and ``page`` write.  Libraries that only a
@@ -21,7 +21,7 @@ _BEGINS = b"<!doctype html"
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written, and the figures that its tables show, JSON-ready."""
+    """The path of a written report, and the figures of its tables, ready for JSON."""
 
     path: Path
     figures: dict[str, Any]
@@ -39,11 +39,11 @@ def report(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Write a page about training runs, finished or not, over the page that was at ``out`` before.
+    """Write a page about training runs, finished or not; replace the page that was at ``out``.
 
-    Diagrams are drawn on ``data``, else on what the runs were tested, or else validated on; an
-    unfinished run has only learning curves.  ``store`` and ``snapshot`` are a teacher's logits of
-    ``data``, by default those of each run's own store, if need be of its training samples.
+    Diagrams are drawn on ``data``, by default on the runs' test data, or else on their validation
+    data; an unfinished run has only learning curves.  ``store`` and ``snapshot`` are a teacher's
+    logits of ``data``, by default those of each run's own store, if need be of its training data.
     The same runs give the same bytes.  Raises NotFound, InputError or MismatchError, before
     anything is measured, if something does not fit together.
 
@@ -51,7 +51,7 @@ def report(
     PosixPath('report.html')
     """
     from logitstore.trainer.config.checks import needs_store
-    from logitstore.trainer.reporting.findings import TeacherWish, find_all
+    from logitstore.trainer.reporting.findings import TeacherRequest, find_all
     from logitstore.trainer.reporting.gather import chosen_data, read_runs
     from logitstore.trainer.reporting.page import render
     from logitstore.trainer.reporting.tables import summary
@@ -61,11 +61,12 @@ def report(
         raise needs_store("snapshot")
     records = read_runs(runs)
     chosen = chosen_data(records, data)
-    wish = TeacherWish(store=store, snapshot=snapshot, token=token)
-    found = [] if chosen is None else find_all(records, chosen, wish, device, progress or Silent())
-    text = render(records, chosen, found, title or _title([record.name for record in records]))
+    request = TeacherRequest(store=store, snapshot=snapshot, token=token)
+    progress = progress or Silent()
+    findings = [] if chosen is None else find_all(records, chosen, request, device, progress)
+    text = render(records, chosen, findings, title or _title([record.name for record in records]))
     write_file(path, text.encode())
-    return Report(path, summary(records, chosen, found))
+    return Report(path, summary(records, chosen, findings))
 
 
 def _place(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a report computes from logits beyond ``metrics``: arrays in, arrays out, nothing random."""
+"""Compute what a report shows of logits beyond ``metrics``: arrays in, arrays out, no chance."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ Floats = NDArray[np.floating]
 
 
 MOST_EMBEDDED = 2000
-"""How many samples at most a map of points shows."""
+"""Most samples that a map of points shows."""
 
 
 FEWEST_EMBEDDED = 10
+"""Fewest samples of which a map is drawn."""
 
 
 MOST_CLASSES = 30
-"""Up to how many classes each has a line of its own."""
+"""Most classes that are all listed."""
 
 
 WORST_AND_BEST = 15
+"""Classes listed of the worst, and of the best, where there are too many to list all."""
 
 
 _PERPLEXITY = 30.0
@@ -34,7 +36,7 @@ _PERPLEXITY = 30.0
 def class_accuracy(
     logits: Floats, labels: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Accuracy of each class (C,), NaN without samples, and how many samples it has (C,).
+    """Return each class's accuracy (C,), NaN without samples, and its number of samples (C,).
 
     Of equal logits the lowest class is the answer; samples with label -1 are left out.
     """
@@ -46,19 +48,20 @@ def class_accuracy(
 
 
 def shown_classes(accuracies: Sequence[Floats], count: NDArray[np.integer]) -> list[int]:
-    """The classes to list: all of up to 30 that have samples, else the 15 worst and the 15 best.
+    """Return the classes to list: up to 30 with samples, else the 15 worst and the 15 best.
 
-    Worst first there, by the mean of the runs' ``accuracies`` (C,); of equal ones the lowest first.
+    The latter are sorted by the mean of the runs' ``accuracies`` (C,), the lowest first; of equal
+    ones the lowest number comes first.
     """
-    there = np.flatnonzero(count)
-    if len(there) <= MOST_CLASSES:
-        return [int(number) for number in there]
-    order = there[np.argsort(np.mean(accuracies, axis=0)[there], kind="stable")]
+    classes = np.flatnonzero(count)
+    if len(classes) <= MOST_CLASSES:
+        return [int(number) for number in classes]
+    order = classes[np.argsort(np.mean(accuracies, axis=0)[classes], kind="stable")]
     return [int(number) for number in (*order[:WORST_AND_BEST], *order[-WORST_AND_BEST:])]
 
 
 def correlation_difference(student: Floats, teacher: Floats) -> NDArray[np.float64]:
-    """|corr(student) - corr(teacher)| for each pair of classes: (N, C), (N, C) -> (C, C).
+    """Return |corr(student) - corr(teacher)| for each pair of classes: (N, C), (N, C) -> (C, C).
 
     Pearson's correlation of logits over the samples, 0 with a class whose logit never changes.
     Zhao et al. 2022, arXiv:2203.08679, figure 3.  The notebook released with it draws something
@@ -68,18 +71,18 @@ def correlation_difference(student: Floats, teacher: Floats) -> NDArray[np.float
 
 
 def mean_difference(difference: NDArray[np.float64]) -> float:
-    """The mean over pairs of different classes; a class always correlates fully with itself."""
+    """Return the mean over pairs of different classes: a class always correlates with itself."""
     classes = len(difference)
     return float(difference[~np.eye(classes, dtype=bool)].mean()) if classes > 1 else 0.0
 
 
 def embedded_samples(samples: int, seed: int) -> Indices:
-    """The samples of a map of points: all, or a fixed random choice of 2,000, ascending."""
+    """Return the samples of a map of points: all, or a fixed random choice of 2,000, ascending."""
     return np.sort(shuffled(samples, "t-SNE", seed)[:MOST_EMBEDDED])
 
 
 def embed(logits: Floats, seed: int) -> NDArray[np.float64] | None:
-    """t-SNE of logits: (N, C) -> (N, 2); None if there are under 10 or all are the same.
+    """Map logits by t-SNE: (N, C) -> (N, 2); None if there are under 10 or all are the same.
 
     van der Maaten, Hinton 2008; perplexity 30, or a third of the samples if that is less.
     """

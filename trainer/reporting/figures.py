@@ -1,4 +1,4 @@
-"""Pictures of a report: arrays in, one self-contained SVG element as text out.
+"""Draw a report's pictures: arrays in, one self-contained SVG element as text out.
 
 Nothing that a user named is drawn: names of classes and runs stand in the page, which escapes them.
 Ink and runs' colours are CSS variables of the page, so that the same picture serves a light and a
@@ -30,13 +30,16 @@ from logitstore.trainer.reporting.style import THEME, VARIABLES, dashes, light_h
 Floats = NDArray[np.floating]
 
 
-MOST_NUMBERED = 30  # classes whose numbers still fit into a map of points
+MOST_NUMBERED = 30
+"""Most classes whose numbers fit into a map of points."""
 
 
-_MOST_CELLS = 200  # a side, of a matrix
+_MOST_CELLS = 200
+"""Most cells of a matrix along a side."""
 
 
-_MOST_POINTS = 400  # of a curve
+_MOST_POINTS = 400
+"""Most points of a curve."""
 
 
 _POINTS_OF = (
@@ -70,7 +73,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A run's line: ``x`` and ``y`` (P,), the run's number, and a point of it to mark."""
+    """The line of a run: its number, ``x`` and ``y`` (P,), and the point to mark."""
 
     run: int
     x: Floats
@@ -87,7 +90,7 @@ def curves(
     top: float | None = None,
     wide: bool = False,
 ) -> str:
-    """Lines over a common x, with units in the axes' names ``x`` and ``y``.
+    """Draw lines over a common x, with units in the axes' names ``x`` and ``y``.
 
     ``top`` ends the y axis; else it is logarithmic where the values span more than a factor of 30.
     """
@@ -109,8 +112,8 @@ def curves(
         return _svg(figure, title)
 
 
-def reliability_diagram(found: Reliability, *, run: int, title: str) -> str:
-    """Accuracy over confidence in bins of equal width, above how many samples each bin holds.
+def reliability_diagram(bins: Reliability, *, run: int, title: str) -> str:
+    """Draw accuracy over confidence in bins of equal width, and below it each bin's samples.
 
     A bar is a bin's accuracy, the line across it its mean confidence.
     """
@@ -118,18 +121,16 @@ def reliability_diagram(found: Reliability, *, run: int, title: str) -> str:
         figure = Figure(figsize=(400 / 72, 370 / 72))
         upper = figure.add_axes((0.155, 0.38, 0.8, 0.585))
         lower = figure.add_axes((0.155, 0.135, 0.8, 0.18))
-        bins = len(found.count)
-        left, there = np.arange(bins) / bins * 100, found.count > 0
-        accuracy, confidence = 100 * found.accuracy[there], 100 * found.confidence[there]
-        wide, tint = 100 / bins, light_hex(run)
-        upper.bar(left[there], accuracy, 0.92 * wide, align="edge", color=tint, alpha=0.75)
-        ends = left[there], left[there] + 0.92 * wide
+        number, filled = len(bins.count), bins.count > 0
+        edges = np.arange(number) / number * 100
+        accuracy, confidence = 100 * bins.accuracy[filled], 100 * bins.confidence[filled]
+        wide, tint = 100 / number, light_hex(run)
+        upper.bar(edges[filled], accuracy, 0.92 * wide, align="edge", color=tint, alpha=0.75)
+        ends = edges[filled], edges[filled] + 0.92 * wide
         upper.hlines(confidence, *ends, color=THEME["ink"][0], linewidth=2)
         upper.plot([0, 100], [0, 100], color=THEME["quiet"][0], linewidth=1.2, dashes=(4, 3))
         upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)", xticklabels=[])
-        lower.bar(
-            left, 100 * found.count / found.count.sum(), 0.92 * wide, align="edge", color=tint
-        )
+        lower.bar(edges, 100 * bins.count / bins.count.sum(), 0.92 * wide, align="edge", color=tint)
         lower.set(xlim=(0, 100), xlabel="confidence (%)", ylabel="samples (%)")
         lower.yaxis.set_major_locator(MaxNLocator(2))
         for axes in (upper, lower):
@@ -138,7 +139,7 @@ def reliability_diagram(found: Reliability, *, run: int, title: str) -> str:
 
 
 def matrix(values: Floats, *, most: float, title: str, scale: str) -> str:
-    """A class-by-class matrix (C, C) in colours from 0 to ``most``; ``scale`` names the colours.
+    """Draw a class-by-class matrix (C, C) in colours from 0 to ``most``, named ``scale``.
 
     Beyond 200 classes a cell is the mean of a square of neighbours.
     """
@@ -168,7 +169,7 @@ def matrix(values: Floats, *, most: float, title: str, scale: str) -> str:
 
 
 def scatter(points: Floats, labels: NDArray[np.integer], classes: int, *, title: str) -> str:
-    """Points (N, 2) in the colours of their classes, grey at -1; up to 30 classes are numbered.
+    """Draw points (N, 2) in their classes' colours, grey at -1; up to 30 classes are numbered.
 
     A class is one path of dots: a tenth of what matplotlib writes.
     """
@@ -194,14 +195,14 @@ def scatter(points: Floats, labels: NDArray[np.integer], classes: int, *, title:
 
 
 def class_colours(classes: int) -> list[str]:
-    """A hex colour for each class; from 11 on neighbouring numbers look alike."""
+    """Return a hex colour for each class; from 11 on neighbouring numbers look alike."""
     if classes <= len(_POINTS_OF):
         return list(_POINTS_OF[:classes])
     return [to_hex(mpl.colormaps["turbo"](0.05 + 0.9 * n / (classes - 1))) for n in range(classes)]
 
 
 def _axes(width: int, height: int) -> tuple[Figure, Axes]:
-    """A figure of so many CSS pixels, with room for ticks and names at the left and below."""
+    """Make a figure of so many CSS pixels, with room for ticks and names at the left and below."""
     figure = Figure(figsize=(width / 72, height / 72))
     return figure, figure.add_axes((64 / width, 48 / height, 1 - 76 / width, 1 - 58 / height))
 
@@ -226,7 +227,7 @@ def _logarithmic(axes: Axes, span: float) -> None:
 
 
 def _pooled(values: Floats, step: int) -> Floats:
-    """Means of squares of ``step`` cells a side; those at the far edges may be smaller."""
+    """Return the means of squares of ``step`` cells a side; the last ones may be smaller."""
     starts = np.arange(0, len(values), step)
     sums = np.add.reduceat(np.add.reduceat(values, starts, axis=0), starts, axis=1)
     sizes = np.diff([*starts, len(values)])
@@ -235,13 +236,13 @@ def _pooled(values: Floats, step: int) -> Floats:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an element with a title, scalable, and with ids that no other figure has."""
+    """Return the figure as a scalable element with a title and ids that no other figure has."""
     written = StringIO()
     figure.savefig(written, format="svg", dpi=144, metadata={"Date": None})
     text = written.getvalue()
     _, _, inside = text[text.index("<svg") :].partition(">")
     inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
-    inside = re.sub(r"#[0-9a-f]{6}", lambda found: VARIABLES.get(found[0], found[0]), inside)
+    inside = re.sub(r"#[0-9a-f]{6}", lambda match: VARIABLES.get(match[0], match[0]), inside)
     inside = _own_ids(inside, sha256((title + inside).encode()).hexdigest()[:8])
     wide, high = (72 * length for length in figure.get_size_inches())
     return f'<svg viewBox="0 0 {wide:g} {high:g}" role="img"><title>{escape(title)}</title>{inside}'
@@ -250,8 +251,8 @@ def _svg(figure: Figure, title: str) -> str:
 def _own_ids(text: str, prefix: str) -> str:
     used = set(re.findall(r'(?:url\(|")#([^")]+)', text))
 
-    def renamed(found: re.Match[str]) -> str:
-        return f' id="{prefix}-{found[1]}"' if found[1] in used else ""
+    def renamed(match: re.Match[str]) -> str:
+        return f' id="{prefix}-{match[1]}"' if match[1] in used else ""
 
     text = re.sub(r' id="([^"]+)"', renamed, text)
     return re.sub(r'((?:url\(|")#)(?=[^")]+["\)])', rf"\g<1>{prefix}-", text)

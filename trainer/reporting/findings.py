@@ -26,9 +26,11 @@ from logitstore.trainer.reporting import analysis
 from logitstore.trainer.reporting.gather import ReportData, RunRecord
 
 BINS = 15
+"""Bins of a reliability diagram."""
 
 
-_MOST_COMPARED = 10_000  # training samples: enough for a correlation to two digits
+_MOST_COMPARED = 10_000
+"""Most training samples that are compared: enough for a correlation to two digits."""
 
 
 _BATCH = 256
@@ -38,8 +40,8 @@ _SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherWish:
-    """Whose rows to compare with, None: those of each run's own store."""
+class TeacherRequest:
+    """The teacher whose rows to compare with; ``store`` None: that of each run's own store."""
 
     store: str | None = None
     snapshot: str | None = None
@@ -48,7 +50,7 @@ class TeacherWish:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How a student's logits differ from ``teacher``'s on the samples of ``data``.
+    """The difference of a student's logits from ``teacher``'s on the samples of ``data``.
 
     ``difference`` is ``analysis.correlation_difference``, ``mean`` its mean off the diagonal;
     ``whole`` tells whether these are the report's data, all of them.
@@ -84,14 +86,14 @@ class Findings:
 def find_all(
     runs: Sequence[RunRecord],
     data: ReportData,
-    wish: TeacherWish,
+    request: TeacherRequest,
     device: str | None,
     progress: Progress,
 ) -> list[Findings]:
     """Measure every finished run; MismatchError if their samples turn out not to be the same."""
     finished = [run for run in runs if run.result is not None]
     progress.start(f"measuring on {data}, t-SNE", len(finished), "runs")
-    found: list[Findings] = []
+    findings: list[Findings] = []
     labels: Labels | None = None
     for run in finished:
         trained = find_trained(run.weights()["last"])
@@ -103,9 +105,9 @@ def find_all(
                 f"{run.path} and {finished[0].path}: {data} does not give both the same samples: "
                 "say with --data DATA on what all of them are compared"
             )
-        found.append(_find(run, trained, source, data, wish, device))
+        findings.append(_find(run, trained, source, data, request, device))
         progress.advance(1)
-    return found
+    return findings
 
 
 def _find(
@@ -113,10 +115,10 @@ def _find(
     trained: Trained,
     source: Source,
     data: ReportData,
-    wish: TeacherWish,
+    request: TeacherRequest,
     device: str | None,
 ) -> Findings:
-    shown = _taught(run, trained, source, data, wish)
+    shown = _taught(run, trained, source, data, request)
     network = load_network(trained, source, device, _BATCH)
     logits, labels = _finite(network.logits(source), run), labels_of(source)
     figures = {"last": _recorded(run, data, "last") | measure(logits, labels)}
@@ -156,7 +158,7 @@ def _find(
 
 @dataclass(frozen=True, kw_only=True)
 class _Taught:
-    """Samples that a teacher's rows are known of, as that teacher saw them."""
+    """Samples with a teacher's rows, as that teacher saw them."""
 
     source: Source
     teacher: str
@@ -179,48 +181,48 @@ def _best(
 
 
 def _recorded(run: RunRecord, data: ReportData, weights: str) -> dict[str, float]:
-    """What the run itself found out, if on these data: the figures after one temperature."""
+    """Return the figures that the run recorded, if they are of these data."""
     if run.result is None or run.config.test != data.spec:
         return {}
     return dict((run.result.test if weights == "last" else run.result.test_best) or {})
 
 
 def _taught(
-    run: RunRecord, trained: Trained, source: Source, data: ReportData, wish: TeacherWish
+    run: RunRecord, trained: Trained, source: Source, data: ReportData, request: TeacherRequest
 ) -> _Taught | str:
-    """The report's samples with a teacher's rows, else the run's training samples, else why not.
+    """Bind the report's samples, else the run's training samples, to a teacher; or say why not.
 
-    What was asked for by name is an error if it does not fit; what a run once had is not.
+    A teacher that the caller names must fit; that of the run's own store need not.
     """
-    if wish.store is not None:
-        return _bound(run, trained, source, str(data), wish)
+    if request.store is not None:
+        return _bound(run, trained, source, str(data), request)
     if run.config.store is None:
         return "it was trained without a store (--store STORE says whose logits to compare with)"
-    own = replace(wish, store=run.config.store, snapshot=run.config.snapshot)
+    recorded = replace(request, store=run.config.store, snapshot=run.config.snapshot)
     try:
         try:
-            return _bound(run, trained, source, str(data), own)
+            return _bound(run, trained, source, str(data), recorded)
         except MismatchError:
             samples = trained.source(run.config.data)
-            found = _bound(run, trained, samples, run.config.data, own)
-        return replace(found, source=_part(found.source), whole=False)
+            bound = _bound(run, trained, samples, run.config.data, recorded)
+        return replace(bound, source=_part(bound.source), whole=False)
     except LogitstoreError as error:
         return f"its own store cannot be used ({error})"
 
 
 def _bound(
-    run: RunRecord, trained: Trained, source: Source, data: str, wish: TeacherWish
+    run: RunRecord, trained: Trained, source: Source, data: str, request: TeacherRequest
 ) -> _Taught:
-    assert wish.store is not None
-    store = open_store(wish.store, wish.token)
+    assert request.store is not None
+    store = open_store(request.store, request.token)
     teaching = open_schedule(
         store,
-        wish.snapshot,
+        request.snapshot,
         temperature=run.config.method_object.ensemble_temperature,
-        token=wish.token,
+        token=request.token,
     )
     teacher = teaching.teachers[-1]
-    own = wish.store == run.config.store
+    own = request.store == run.config.store
     bound = taught_source(
         trained,
         source,

@@ -1,4 +1,4 @@
-"""What runs' folders say, and which data their diagrams are drawn on.
+"""Read runs' folders, and choose the data that their diagrams are drawn on.
 
 Nothing is computed here, and nothing is written.
 """
@@ -20,7 +20,7 @@ from logitstore.trainer.run.result import BEST, CONFIG, METRICS, MODEL, Inputs, 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A run's folder as it was read; ``number`` decides its colour, ``name`` is unique.
+    """What a run's folder holds; ``number`` decides its colour, ``name`` is unique.
 
     ``inputs`` is None if the run has not begun, ``result`` unless it is finished.
     """
@@ -35,25 +35,25 @@ class RunRecord:
 
     @property
     def best_epoch(self) -> int | None:
-        """The best of the epochs so far, by validation accuracy; 1 is the first."""
+        """The epoch, from 1, with the best validation accuracy so far."""
         scores = [line["val_accuracy"] for line in self.history if "val_accuracy" in line]
         return 1 + scores.index(max(scores)) if scores else None
 
     def weights(self) -> dict[str, Path]:
-        """The weights to measure: of the ``last`` epoch, and of the ``best`` if it is another."""
+        """Return the weights of the ``last`` epoch, and of the ``best`` if it is another."""
         if self.result is None:
             return {}
-        found = {"last": self.path / MODEL}
+        weights = {"last": self.path / MODEL}
         if self.best_epoch not in (None, self.result.epochs):
-            found["best"] = self.path / BEST
-        return found
+            weights["best"] = self.path / BEST
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """The samples that all diagrams show: ``spec``, or, if that is split:SHARE, held out of others.
+    """The samples that all diagrams show: those of ``spec``, which may be split:SHARE.
 
-    ``held_out`` says of which, and by which seed.
+    ``held_out`` are then the data that they were held out of, and the seed.
     """
 
     spec: str
@@ -87,20 +87,20 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
 
 
 def chosen_data(runs: Sequence[RunRecord], data: str | None) -> ReportData | None:
-    """``data``, or what the finished runs were tested on, or else validated on; None if nothing.
+    """Return ``data``, or else the finished runs' test or validation data; None without any.
 
-    MismatchError if that differs between runs: what is side by side must be comparable.
+    MismatchError if these differ between runs, as they could not be compared.
     """
     if data is not None:
         return ReportData(spec=data)
-    own = [(run, _own_data(run.config)) for run in runs if run.result is not None]
-    known = [(run, found) for run, found in own if found is not None]
-    for run, found in known[1:]:
+    each = [(run, _own_data(run.config)) for run in runs if run.result is not None]
+    known = [(run, measured) for run, measured in each if measured is not None]
+    for run, measured in known[1:]:
         first, expected = known[0]
-        if found != expected:
+        if measured != expected:
             raise MismatchError(
-                f"{first.path} was measured on {expected}, {run.path} on {found}: say with --data "
-                "DATA on what all of them are compared, or report them apart"
+                f"{first.path} was measured on {expected}, {run.path} on {measured}: say with "
+                "--data DATA on what all of them are compared, or report them apart"
             )
     return known[0][1] if known else None
 
@@ -140,7 +140,7 @@ def _history(path: Path) -> tuple[Line, ...]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """Return the shortest ends of the paths that tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-depth:]) for each in parts]

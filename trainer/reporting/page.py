@@ -1,4 +1,4 @@
-"""The page: what was found, as one HTML text without scripts and with nothing from outside."""
+"""Write findings as one HTML page, without scripts and with nothing from outside."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class ClassRow:
 
 
 def render(
-    runs: Sequence[RunRecord], data: ReportData | None, found: Sequence[Findings], title: str
+    runs: Sequence[RunRecord], data: ReportData | None, findings: Sequence[Findings], title: str
 ) -> str:
-    """The whole page; the same arguments give the same text."""
+    """Return the whole page; the same arguments give the same text."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -58,7 +58,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    columns, rows = tables.figure_table(runs, found)
+    columns, rows = tables.figure_table(runs, findings)
     groups, shared = tables.run_tables(runs)
     names = class_names(runs)
     return environment.get_template("template.html").render(
@@ -67,7 +67,7 @@ def render(
         theme=style.THEME,
         colours=style.COLOURS,
         runs=runs,
-        found=found,
+        findings=findings,
         data=data,
         keys=[Markup(style.key(run.number, run.name)) for run in runs],
         unfinished=[run for run in runs if run.result is None],
@@ -78,24 +78,24 @@ def render(
         rows=rows,
         curves=_curves(runs),
         uncharted=_uncharted(runs),
-        reliability=[_reliability(runs, each) for each in found],
-        coverage=_coverage(found) if found else None,
-        classes=_classes(found, names),
-        ranked=analysis.WORST_AND_BEST if _ranked(found) else None,
+        reliability=[_reliability(runs, each) for each in findings],
+        coverage=_coverage(findings) if findings else None,
+        classes=_classes(findings, names),
+        ranked=analysis.WORST_AND_BEST if _ranked(findings) else None,
         class_total=len(names),
-        matrices=_matrices(runs, found),
-        uncompared=[each for each in found if isinstance(each.compared, str)],
-        maps=[_map(runs, each, len(names)) for each in found if each.points is not None],
-        unmapped=[each for each in found if each.points is None],
-        mapped=max((len(each.point_labels) for each in found), default=0),
-        samples=int(found[0].class_count.sum()) if found else 0,
+        matrices=_matrices(runs, findings),
+        uncompared=[each for each in findings if isinstance(each.compared, str)],
+        maps=[_map(runs, each, len(names)) for each in findings if each.points is not None],
+        unmapped=[each for each in findings if each.points is None],
+        mapped=max((len(each.point_labels) for each in findings), default=0),
+        samples=int(findings[0].class_count.sum()) if findings else 0,
         tints=list(zip(figures.class_colours(len(names)), names, strict=True)),
         most_numbered=figures.MOST_NUMBERED,
     )
 
 
 def class_names(runs: Sequence[RunRecord]) -> list[str]:
-    """What the classes are called: the first begun run's names, else their numbers."""
+    """Return the classes' names from the first begun run, else their numbers."""
     begun = next((run.inputs for run in runs if run.inputs is not None), None)
     if begun is None:
         return []
@@ -115,8 +115,8 @@ def _curves(runs: Sequence[RunRecord]) -> list[Picture]:
     for key, heading, unit, scale in (*panels, *_CURVES):
         series = [line for run in runs if (line := _series(run, key, scale)) is not None]
         if series:
-            told = ", ".join(runs[line.run].name for line in series)
-            svg = figures.curves(series, title=f"{heading}: {told}", x="epoch", y=unit)
+            names = ", ".join(runs[line.run].name for line in series)
+            svg = figures.curves(series, title=f"{heading}: {names}", x="epoch", y=unit)
             drawn.append(Picture(svg=Markup(svg), heading=heading))
     return drawn
 
@@ -140,31 +140,31 @@ def _series(run: RunRecord, key: str, scale: float) -> figures.Series | None:
 
 
 def _uncharted(runs: Sequence[RunRecord]) -> list[str]:
-    """Why curves that a reader may look for are not there."""
+    """Return sentences on missing curves that a reader may look for."""
     seen = {key for run in runs for line in run.history for key in line}
-    said = []
+    sentences = []
     if "val_accuracy" not in seen:
-        said.append("No validation curves: no run has validation data (train --val).")
+        sentences.append("No validation curves: no run has validation data (train --val).")
     if "train_kd_error" not in seen:
-        said.append("No KD error: no run has a teacher's logits (train --store).")
-    return said
+        sentences.append("No KD error: no run has a teacher's logits (train --store).")
+    return sentences
 
 
-def _reliability(runs: Sequence[RunRecord], found: Findings) -> Picture:
-    name, figure = runs[found.run].name, found.figures["last"]
+def _reliability(runs: Sequence[RunRecord], finding: Findings) -> Picture:
+    name, figure = runs[finding.run].name, finding.figures["last"]
     svg = figures.reliability_diagram(
-        found.reliability, run=found.run, title=f"Reliability diagram of {name}, {BINS} bins"
+        finding.reliability, run=finding.run, title=f"Reliability diagram of {name}, {BINS} bins"
     )
     caption = f"ECE {100 * figure['ece15']:.2f} % (15 bins), {100 * figure['ece10']:.2f} % (10)"
-    return Picture(svg=Markup(svg), heading=name, caption=caption, run=found.run)
+    return Picture(svg=Markup(svg), heading=name, caption=caption, run=finding.run)
 
 
-def _coverage(found: Sequence[Findings]) -> Picture:
+def _coverage(findings: Sequence[Findings]) -> Picture:
     series = [
-        figures.Series(run=each.run, x=100 * each.coverage, y=100 * each.risk) for each in found
+        figures.Series(run=each.run, x=100 * each.coverage, y=100 * each.risk) for each in findings
     ]
     # The risk of the first few samples is 0 or huge; it must not set the scale.
-    settled = max(each.risk[each.coverage >= 0.1].max() for each in found)
+    settled = max(each.risk[each.coverage >= 0.1].max() for each in findings)
     svg = figures.curves(
         series,
         title="Risk-coverage curves",
@@ -176,30 +176,30 @@ def _coverage(found: Sequence[Findings]) -> Picture:
     return Picture(svg=Markup(svg), heading="")
 
 
-def _classes(found: Sequence[Findings], names: Sequence[str]) -> list[ClassRow]:
-    if not found:
+def _classes(findings: Sequence[Findings], names: Sequence[str]) -> list[ClassRow]:
+    if not findings:
         return []
-    count = found[0].class_count
-    chosen = analysis.shown_classes([each.class_accuracy for each in found], count)
+    count = findings[0].class_count
+    chosen = analysis.shown_classes([each.class_accuracy for each in findings], count)
     return [
         ClassRow(
             name=names[number] if names[number] == str(number) else f"{number} {names[number]}",
             samples=int(count[number]),
-            accuracies=[100 * float(each.class_accuracy[number]) for each in found],
+            accuracies=[100 * float(each.class_accuracy[number]) for each in findings],
         )
         for number in chosen
     ]
 
 
-def _ranked(found: Sequence[Findings]) -> bool:
-    """Whether the worst and the best classes are all that is listed."""
-    return bool(found) and int((found[0].class_count > 0).sum()) > analysis.MOST_CLASSES
+def _ranked(findings: Sequence[Findings]) -> bool:
+    """Return whether only the worst and the best classes are listed."""
+    return bool(findings) and int((findings[0].class_count > 0).sum()) > analysis.MOST_CLASSES
 
 
-def _matrices(runs: Sequence[RunRecord], found: Sequence[Findings]) -> list[Picture]:
-    compared = [(each.run, each.compared) for each in found]
-    there = [(run, each) for run, each in compared if isinstance(each, Comparison)]
-    most = max((float(each.difference.max()) for _, each in there), default=0.0)
+def _matrices(runs: Sequence[RunRecord], findings: Sequence[Findings]) -> list[Picture]:
+    compared = [(each.run, each.compared) for each in findings]
+    known = [(run, each) for run, each in compared if isinstance(each, Comparison)]
+    most = max((float(each.difference.max()) for _, each in known), default=0.0)
     return [
         Picture(
             svg=Markup(
@@ -214,14 +214,14 @@ def _matrices(runs: Sequence[RunRecord], found: Sequence[Findings]) -> list[Pict
             caption=f"mean {each.mean:.4f}; teacher {each.teacher}; {each.data}",
             run=run,
         )
-        for run, each in there
+        for run, each in known
     ]
 
 
-def _map(runs: Sequence[RunRecord], found: Findings, classes: int) -> Picture:
-    assert found.points is not None
-    name = runs[found.run].name
+def _map(runs: Sequence[RunRecord], finding: Findings, classes: int) -> Picture:
+    assert finding.points is not None
+    name = runs[finding.run].name
     svg = figures.scatter(
-        found.points, found.point_labels, classes, title=f"t-SNE of the logits of {name}"
+        finding.points, finding.point_labels, classes, title=f"t-SNE of the logits of {name}"
     )
-    return Picture(svg=Markup(svg), heading=name, run=found.run)
+    return Picture(svg=Markup(svg), heading=name, run=finding.run)

@@ -30,25 +30,25 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.8), (7, 2, 1.5, 2))
 
 
 MOST_RUNS = COLOURS * len(DASHES)
-"""So many differ in colour or dashes."""
+"""Most runs that differ in colour or dashes."""
 
 
 VARIABLES = {light: f"var(--{name})" for name, (light, _) in THEME.items()}
-"""From a drawn colour to the variable that stands for it."""
+"""The variable that stands for each drawn colour."""
 
 
 def light_hex(run: int) -> str:
-    """A run's colour on light paper, as matplotlib draws it; ``VARIABLES`` has its variable."""
+    """Return a run's colour on light paper, as matplotlib draws it."""
     return THEME[f"run-{run % COLOURS}"][0]
 
 
 def dashes(run: int) -> tuple[float, ...]:
-    """A run's dashes, (): none; neighbours differ in them, and so do runs of one colour."""
+    """Return a run's dashes, (): none; neighbours and runs of one colour differ in them."""
     return DASHES[(run + run // COLOURS) % len(DASHES)]
 
 
 def key(run: int, title: str) -> str:
-    """A run's line as a legend shows it."""
+    """Return a run's line as a legend shows it."""
     pattern = " ".join(f"{2 * length:g}" for length in dashes(run))
     return (
         f'<svg class="key" viewBox="0 0 30 10" role="img"><title>{escape(title)}</title>'

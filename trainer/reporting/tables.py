@@ -1,4 +1,4 @@
-"""A report's tables: what the runs are and what they reached, as text for the page and as JSON."""
+"""Make a report's tables of settings and figures, as text for the page and as JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure's column: its key, heading and unit, how it is written, whether more is better."""
+    """A figure's column: key, heading, unit, how it is written, and whether more is better."""
 
     group: str
     key: str
@@ -93,7 +93,7 @@ COLUMNS = (
 
 
 def run_tables(runs: Sequence[RunRecord]) -> tuple[list[Group], list[tuple[str, str]]]:
-    """Groups of rows: what the runs came to, and settings that differ; and those that do not."""
+    """Return groups of rows, the outcome and settings that differ, and the shared settings."""
     each = [settings(run) for run in runs]
     names = [name for name in _FIRST if any(name in one for one in each)]
     names += sorted({name for one in each for name in one} - set(names))
@@ -105,22 +105,22 @@ def run_tables(runs: Sequence[RunRecord]) -> tuple[list[Group], list[tuple[str, 
 
 
 def settings(run: RunRecord) -> dict[str, Any]:
-    """What decided the run's result, hyper-parameters and the teacher's root among it."""
+    """Return all that decided the run's result, hyper-parameters and teacher's root included."""
     document = tomllib.loads(run.config.to_toml())
-    found = {name: value for name, value in document.items() if name not in _HIDDEN}
+    values = {name: value for name, value in document.items() if name not in _HIDDEN}
     if run.inputs is not None and run.inputs.root is not None:
-        found["root"] = run.inputs.root
-    return found
+        values["root"] = run.inputs.root
+    return values
 
 
 def figure_table(
     runs: Sequence[RunRecord], findings: Sequence[Findings]
 ) -> tuple[list[Column], list[FigureRow]]:
-    """The columns that some run has, and rows for each run's last and best epoch."""
+    """Return the columns that some run has, and a row for each run's last and best epoch."""
     entries = [
-        (found.run, weights, figures)
-        for found in findings
-        for weights, figures in found.figures.items()
+        (finding.run, weights, figures)
+        for finding in findings
+        for weights, figures in finding.figures.items()
     ]
     columns = [column for column in COLUMNS if any(column.key in each for *_, each in entries)]
     written = [tuple(_cell(column, each) for column in columns) for *_, each in entries]
@@ -160,7 +160,7 @@ def _last(run: RunRecord, key: str, write: Callable[[float], str]) -> str | None
 
 
 def _shared(run: RunRecord, key: str, epoch: int | None) -> str | None:
-    """A share at an epoch (1 is the first, -1 the last) as percent."""
+    """Return a share at an epoch (1 is the first, -1 the last) as percent."""
     if epoch is None:
         return None
     value = run.history[epoch if epoch < 0 else epoch - 1].get(key)
@@ -204,7 +204,7 @@ def _cell(column: Column, figures: Mapping[str, float]) -> str:
 
 
 def _top(column: Column, entries: Sequence[Mapping[str, float]]) -> str | None:
-    """The best of several values as it is written, None where none is better than another."""
+    """Return the best of several values as written, None where none is better than another."""
     values = [each[column.key] for each in entries if column.key in each]
     if column.more_is_better is None or len(values) < 2 or len(set(values)) == 1:
         return None
@@ -214,8 +214,8 @@ def _top(column: Column, entries: Sequence[Mapping[str, float]]) -> str | None:
 def summary(
     runs: Sequence[RunRecord], data: ReportData | None, findings: Sequence[Findings]
 ) -> dict[str, Any]:
-    """The tables' figures, unrounded and JSON-ready; shares in [0, 1], AURC as it is."""
-    by_run = {found.run: found for found in findings}
+    """Return the tables' figures for JSON, unrounded; shares are in [0, 1]."""
+    by_run = {finding.run: finding for finding in findings}
     return {
         "data": None if data is None else str(data),
         "runs": [
@@ -233,14 +233,14 @@ def summary(
     }
 
 
-def _measured(found: Findings | None) -> dict[str, Any]:
-    if found is None:
+def _measured(finding: Findings | None) -> dict[str, Any]:
+    if finding is None:
         return {"figures": None}
-    compared = found.compared
-    shares = zip(found.class_accuracy.tolist(), found.class_count.tolist(), strict=True)
+    compared = finding.compared
+    shares = zip(finding.class_accuracy.tolist(), finding.class_count.tolist(), strict=True)
     return {
-        "figures": found.figures,
+        "figures": finding.figures,
         "class_accuracy": [share if count else None for share, count in shares],
-        "class_samples": found.class_count.tolist(),
+        "class_samples": finding.class_count.tolist(),
         "correlation_difference": None if isinstance(compared, str) else compared.mean,
     }

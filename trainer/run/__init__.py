@@ -1,4 +1,4 @@
-"""One training run: the epochs, the step, the device, and the folder that keeps it.
+"""Carry out one training run: its epochs, its steps, its device, and the folder that keeps it.
 
 Knows no method by name.
 """

@@ -56,16 +56,16 @@ def train(
         return _train(config, token, progress if progress and ranks.first else Silent(), ranks)
 
 
-def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ranks) -> Result:
-    config = asked.resolved()
+def _train(settings: TrainConfig, token: str | None, progress: Progress, ranks: Ranks) -> Result:
+    config = settings.resolved()
     ranks.agree({f"setting {name}": value for name, value in asdict(config).items()})
     run = RunFolder(config.out)
     done = run.finished(config)
     if done is not None and config.expect_root is None and run.store() == config.store:
         progress.message(f"{run.path}: already finished, {done.epochs} epochs")
         return done
-    wanted = own_device(config.device, ranks)
-    device, budget = budgeted_device(wanted, config.precision, config.memory_limit)
+    name = own_device(config.device, ranks)
+    device, budget = budgeted_device(name, config.precision, config.memory_limit)
     data = open_run_data(config, token)
     refuse_ranks(config, data.order, ranks)
     data = replace(data, order=replace(data.order, ranks=ranks))
@@ -84,16 +84,12 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
         _warn_ranks(model, ranks, progress)
         for each in (source, *data.eval_data.sources()):
             check_forward(model, each, normalize, device)
-        if asked.val != config.val:
+        if settings.val != config.val:
             progress.message(
                 f"validation: {config.val} of the training samples, as the test data must choose "
                 "nothing (--val for other ones)"
             )
-        values = hyper_parameters(config.method_object).items()
-        chosen = ", ".join(f"{name} {value}" for name, value in values if value is not None)
-        progress.message(f"method {config.method}: {summary(config.method)} {chosen}".rstrip())
-        for note in [*data.notes, *unseen_views(source, config.epochs)]:
-            progress.message(note)
+        _announce(config, data, progress)
         locked = run.lock() if ranks.first else nullcontext()
         with locked, recomputed(model) if config.recompute else nullcontext():
             tried = None if done else budget
@@ -138,6 +134,14 @@ def _train(asked: TrainConfig, token: str | None, progress: Progress, ranks: Ran
             opened = nullcontext() if teaching is None else closing(teaching)
             with oom_as_input_error(config, micro), opened:
                 return epochs.run_to_end(learner)
+
+
+def _announce(config: TrainConfig, data: RunData, progress: Progress) -> None:
+    values = hyper_parameters(config.method_object).items()
+    chosen = ", ".join(f"{name} {value}" for name, value in values if value is not None)
+    progress.message(f"method {config.method}: {summary(config.method)} {chosen}".rstrip())
+    for note in [*data.notes, *unseen_views(data.source, config.epochs)]:
+        progress.message(note)
 
 
 def _warn_ranks(model: torch.nn.Module, ranks: Ranks, progress: Progress) -> None:
