@@ -46,6 +46,19 @@ class RunCommand(TyperCommand):
         if not self.own_options_first:
             super().format_options(ctx, formatter)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete the command's own options, and those of the settings."""
+        items: list[Any] = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            kind = type(super().shell_complete(ctx, "--help")[0])
+            items += [
+                kind(option.flag, help=option.help)
+                for options in self.options_by_heading().values()
+                for option in options
+                if option.flag.startswith(incomplete)
+            ]
+        return items
+
 
 def given_settings(ctx: typer.Context) -> dict[str, Any]:
     """Return the settings that the command line gives, by name."""

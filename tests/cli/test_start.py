@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,25 @@ def test_a_refusal_that_needs_no_tensor_loads_none(
     assert says in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("train --ba", ["--batch-size"]),
+        ("train --temp", ["--temperature"]),
+        ("train --conf", ["--config"]),
+        ("sweep --seed", ["--seeds"]),
+        ("sweep --lr", ["--lr", "--lr-decay"]),
+    ],
+)
+def test_a_shell_completes_the_options_of_settings(typed: str, completed: list[str]) -> None:
+    words = f"logitstore {typed}"
+    asked = {"_LOGITSTORE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from logitstore.cli import app; app(prog_name='logitstore')"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **asked},
+    )
+    assert done.stdout.split() == completed, done.stderr

@@ -51,7 +51,7 @@ EXECUTION = frozenset(
 """Settings that say how and where a run is carried out.
 
 The rest decides the result and may not change when a run is resumed.  What these lead to (the
-snapshot\'s root, digests of the data, the kind of device) is checked instead.
+snapshot's root, digests of the data, the kind of device) is checked instead.
 """
 
 
