@@ -1,4 +1,4 @@
-"""New snapshots from logits that exist: imported files, other encodings, specialists combined.
+"""New snapshots from logits that exist: imported files, other encodings, combined specialists.
 
-Runs no teacher and needs no torch.
+This package runs no teacher and needs no torch.
 """

@@ -38,20 +38,22 @@ Floats = NDArray[np.float64]
 
 
 TOLERANCE, MOST_ROUNDS = 1e-10, 10_000
+"""Largest relative change of a row that counts as none, and the rounds after which it ends."""
 
 
 _TINY = np.finfo(np.float64).tiny
+"""The smallest probability: its logarithm is finite."""
 
 
 class Member(NamedTuple):
-    """A specialist's word on some rows: its classes (K,) and log p, (n, K + 1), the rest last."""
+    """A specialist's prediction of some rows: its classes (K,), and log p (n, K + 1), rest last."""
 
     classes: NDArray[np.int64]
     log_p: Floats
 
 
 def dustbin_shift(cluster: Cluster, dustbin: Dustbin) -> float:
-    """What to add to a specialist's rest logit, trained on half special samples.
+    """Return what to add to a specialist's rest logit; half of its training data were special.
 
     ``share``: log(0.5 / f), the proportion by which the special samples, a share f of the data,
     were oversampled, as the paper words it.  ``odds``: log((1 - f) / f), by Bayes' rule exactly.
@@ -61,7 +63,7 @@ def dustbin_shift(cluster: Cluster, dustbin: Dustbin) -> float:
 
 
 def least_kl(p: Floats, members: Sequence[Member]) -> Floats:
-    """The q (n, C) with the least KL(p || q) + sum of KL(p_m || q as m sees it), p (n, C).
+    """Return the q (n, C) with the least KL(p || q) + sum of KL(p_m || q as m sees it), p (n, C).
 
     Each round replaces q by the mean of p and of each p_m, whose rest is shared out as q does; the
     objective never rises.  It ends when no entry of a row moves by more than 1e-10 of itself: in
@@ -70,11 +72,12 @@ def least_kl(p: Floats, members: Sequence[Member]) -> Floats:
     """
     q = np.maximum(p, _TINY)
     moving = np.arange(len(q))
-    given = [(member.classes, np.exp(member.log_p)) for member in members]
+    predictions = [(member.classes, np.exp(member.log_p)) for member in members]
     for _ in range(MOST_ROUNDS if members else 0):
-        now = _shared_out(p[moving], q[moving], [(own, each[moving]) for own, each in given])
-        moved = np.abs(now / q[moving] - 1).max(axis=1)
-        q[moving] = now
+        rows = [(classes, each[moving]) for classes, each in predictions]
+        mean = _shared_out(p[moving], q[moving], rows)
+        moved = np.abs(mean / q[moving] - 1).max(axis=1)
+        q[moving] = mean
         moving = moving[moved > TOLERANCE]
         if len(moving) == 0:
             break
@@ -85,29 +88,29 @@ def _shared_out(
     p: Floats, q: Floats, members: Sequence[tuple[NDArray[np.int64], Floats]]
 ) -> Floats:
     total = p.copy()
-    for own, each in members:
+    for classes, each in members:
         rest = np.ones(p.shape[1], np.bool_)
-        rest[own] = False
-        total[:, own] += each[:, :-1]
+        rest[classes] = False
+        total[:, classes] += each[:, :-1]
         total[:, rest] += each[:, -1:] * q[:, rest] / q[:, rest].sum(axis=1, keepdims=True)
     mean: Floats = np.maximum(total / (1 + len(members)), _TINY)
     return mean
 
 
 def combined_rows(generalist: Logits, members: Sequence[Member]) -> Logits:
-    """log q, float32 (n, C), of rows with the generalist's logits (n, C)."""
+    """Return log q, float32 (n, C), of rows with the generalist's logits (n, C)."""
     log_q = log_softmax(generalist)
     best = generalist.argmax(axis=1)
     for k in np.unique(best):
         rows = np.flatnonzero(best == k)
-        asked = [Member(m.classes, m.log_p[rows]) for m in members if k in m.classes]
-        if asked:
-            log_q[rows] = np.log(least_kl(np.exp(log_q[rows]), asked))
+        having = [Member(m.classes, m.log_p[rows]) for m in members if k in m.classes]
+        if having:
+            log_q[rows] = np.log(least_kl(np.exp(log_q[rows]), having))
     return log_q.astype(np.float32)
 
 
 class Specialist(NamedTuple):
-    """A specialist's stored answers."""
+    """A specialist's stored logits."""
 
     store: LogitStore
     snapshot: Snapshot
@@ -126,7 +129,7 @@ def combine(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Write the combined snapshot ``name`` to the store ``out``; returns its root.
+    """Write the combined snapshot ``name`` to the store ``out``; return its root.
 
     Specialists are told apart by their stores' class names; each is of a cluster of the plan, which
     may have more.  Running it again resumes.  Raises InputError, and MismatchError if stores are
@@ -134,14 +137,14 @@ def combine(
     """
     check_name("snapshot", name)
     _check_generalist(store, generalist, plan)
-    asked = _by_cluster(plan, specialists)
-    for cluster, specialist in asked:
+    pairs = _by_cluster(plan, specialists)
+    for cluster, specialist in pairs:
         _check_specialist(store, generalist, plan, cluster, specialist)
-    shifts = [dustbin_shift(cluster, dustbin) for cluster, _ in asked]
+    shifts = [dustbin_shift(cluster, dustbin) for cluster, _ in pairs]
 
     def answers(samples: NDArray[np.int64], view: int) -> Logits:
         members = []
-        for (cluster, specialist), shift in zip(asked, shifts, strict=True):
+        for (cluster, specialist), shift in zip(pairs, shifts, strict=True):
             logits = specialist.snapshot.logits(samples, view).astype(np.float64)
             logits[:, -1] += shift
             members.append(Member(np.array(cluster.classes), log_softmax(logits)))
@@ -153,12 +156,12 @@ def combine(
         generalist=generalist.root,
         specialists=tuple(
             SpecialistCard(name=cluster.name, root=specialist.snapshot.root)
-            for cluster, specialist in asked
+            for cluster, specialist in pairs
         ),
     )
     entry = chosen_for(store, generalist, request, answers)
-    made = plan_from(generalist, name, request, entry, combined=card)
-    return write_from(store, made, out, answers, "combine", fresh=fresh, progress=progress)
+    combined = plan_from(generalist, name, request, entry, combined=card)
+    return write_from(store, combined, out, answers, "combine", fresh=fresh, progress=progress)
 
 
 def _check_generalist(store: LogitStore, generalist: Snapshot, plan: SpecialistPlan) -> None:
@@ -187,9 +190,9 @@ def _refuse_topk(snapshot: Snapshot) -> None:
 def _by_cluster(
     plan: SpecialistPlan, specialists: Sequence[Specialist]
 ) -> list[tuple[Cluster, Specialist]]:
-    """The specialists with their clusters, in the plan's order."""
+    """Return the specialists with their clusters, in the plan's order."""
     by_names = {plan.outputs(cluster): cluster for cluster in plan.specialists}
-    found: dict[str, Specialist] = {}
+    by_name: dict[str, Specialist] = {}
     for each in specialists:
         cluster = by_names.get(each.store.meta.class_names or ())
         if cluster is None:
@@ -198,15 +201,15 @@ def _by_cluster(
                 f"{each.store.url}: its classes {each.store.meta.class_names} are no specialist's "
                 f"of the plan ({known}): give a store built from a run with --specialist"
             )
-        if cluster.name in found:
+        if cluster.name in by_name:
             raise InputError(
-                f"{found[cluster.name].store.url} and {each.store.url} are both of specialist "
+                f"{by_name[cluster.name].store.url} and {each.store.url} are both of specialist "
                 f"{cluster.name!r}: give one of them"
             )
-        found[cluster.name] = each
-    if not found:
+        by_name[cluster.name] = each
+    if not by_name:
         raise InputError("no specialist's store: give one for each specialist that is to answer")
-    return [(each, found[each.name]) for each in plan.specialists if each.name in found]
+    return [(each, by_name[each.name]) for each in plan.specialists if each.name in by_name]
 
 
 def _check_specialist(
@@ -216,7 +219,7 @@ def _check_specialist(
     cluster: Cluster,
     specialist: Specialist,
 ) -> None:
-    """MismatchError if the rows are not of the generalist's samples and views, in this order."""
+    """Refuse rows that are not of the generalist's samples and views, in this order."""
     theirs, snapshot = specialist
     what = f"{theirs.url} (specialist {cluster.name!r}) and {store.url}"
     _refuse_topk(snapshot)

@@ -1,4 +1,7 @@
-"""Logits in and out of a store without a teacher: ``logitstore import`` and ``export``."""
+"""Move logits between plain files and stores: ``logitstore import`` and ``export``.
+
+No teacher is run, and nothing binds what is imported to images.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ from logitstore.storage.durable import new_file, os_errors_as_ours
 from logitstore.writing.target import Target, open_writer
 
 FORMATS = (".npy", ".npz", ".safetensors")
+"""Endings of the files that are read and written."""
 
 
 def import_logits(
@@ -110,7 +114,7 @@ def import_logits(
 def _described(
     storage: Storage, labels: NDArray[np.int32], classes: int
 ) -> tuple[Samples, StoreMeta]:
-    """The samples as the store that is there knows them, if the labels are its own."""
+    """Return samples and metadata, as a store that is there has them if the labels are its own."""
     if storage.size("zarr.json") is not None:
         store = open_stored(storage)
         if list(store.snapshots) and np.array_equal(store.labels, labels):
@@ -124,7 +128,7 @@ def _described(
 def export_logits(
     store: LogitStore, snapshot: Snapshot, out: str, progress: Progress | None = None
 ) -> tuple[int, ...]:
-    """Write decoded logits, float32 (N, C) or (V, N, C) if V > 1; returns that shape.
+    """Write decoded logits, float32 (N, C) or (V, N, C) if V > 1; return that shape.
 
     ``.npz`` and ``.safetensors`` also hold the labels.  The file is complete or absent.
     """
@@ -154,7 +158,7 @@ def export_logits(
 def _write_npy(
     file: BinaryIO, snapshot: Snapshot, shape: tuple[int, ...], progress: Progress
 ) -> None:
-    """Shard by shard: a memory map on a full disk would kill the process."""
+    """Write shard by shard: a memory map on a full disk would kill the process."""
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     for rows in _decoded(snapshot, progress):
@@ -162,7 +166,7 @@ def _write_npy(
 
 
 def _decoded(snapshot: Snapshot, progress: Progress) -> Iterator[Logits]:
-    """All rows, view by view, float32 (rows, C) at a time."""
+    """Yield all rows, view by view, float32 (rows, C) at a time."""
     for shard in snapshot.grid.shards():
         yield snapshot.logits(np.arange(shard.start, shard.stop), shard.view)
         progress.advance(shard.rows)
@@ -173,7 +177,7 @@ def _flat(shape: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 def _read_array(text: str) -> tuple[NDArray[Any], Path]:
-    """The array that ``FILE[?key=NAME]`` names."""
+    """Read the array that ``FILE[?key=NAME]`` names."""
     spec = Spec.parse(text)
     spec.only("key")
     path, key = Path(spec.head), spec.options.get("key")

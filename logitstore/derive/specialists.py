@@ -1,4 +1,4 @@
-"""Which classes a generalist confuses, and the plan of specialists for them: one JSON file.
+"""Find the classes that a generalist confuses, and plan specialists for them: one JSON file.
 
 Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 5.2: K-means on the columns of the covariance
 matrix of the generalist's predictions.  Only stored logits are looked at; nothing is trained here.
@@ -25,9 +25,11 @@ from logitstore.reading.store import LogitStore
 from logitstore.storage import open_storage
 
 REST = "(rest)"
+"""Name of a specialist's last output: all classes that are not its own."""
 
 
 N_INIT = 10
+"""How often K-means starts anew; the best start counts."""
 
 _DECIMALS = 14
 """Covariances of probabilities in float64 are right to so many decimals."""
@@ -84,22 +86,22 @@ class SpecialistPlan(Document):
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def cluster(self, name: str) -> Cluster:
-        """The specialist of that name; UnknownName lists the others."""
+        """Return the specialist of that name; UnknownName lists the others."""
         for each in self.specialists:
             if each.name == name:
                 return each
         raise UnknownName.among("specialist", name, [each.name for each in self.specialists])
 
     def names_of(self, classes: Sequence[int]) -> list[str]:
-        """Names of classes; their numbers where they have none."""
+        """Return the names of classes, or their numbers where they have none."""
         return [self.class_names[i] if self.class_names else str(i) for i in classes]
 
     def outputs(self, cluster: Cluster) -> tuple[str, ...]:
-        """What a specialist's outputs are called: its classes, then the rest."""
+        """Return the names of a specialist's outputs: its classes, then the rest."""
         return (*self.names_of(cluster.classes), REST)
 
     def numbers(self, cluster: Cluster) -> NDArray[np.int32]:
-        """The specialist's output for each class, int32 (C,)."""
+        """Return the specialist's output for each class, int32 (C,)."""
         numbers = np.full(self.classes, len(cluster.classes), np.int32)
         numbers[list(cluster.classes)] = np.arange(len(cluster.classes))
         return numbers
@@ -119,15 +121,15 @@ def plan_specialists(
     ``clusters`` is not in 2..C, or none of two classes or more is left.
     """
     counts = np.bincount(store.labels[store.labels >= 0], minlength=snapshot.meta.classes)
-    there = np.flatnonzero(counts)
-    _refuse(store, snapshot, clusters, len(there))
-    covariance = prediction_covariance(snapshot, progress)[:, there].T
+    labelled = np.flatnonzero(counts)
+    _refuse(store, snapshot, clusters, len(labelled))
+    covariance = prediction_covariance(snapshot, progress)[:, labelled].T
     of_class = _k_means(covariance, clusters, seed, snapshot)
-    groups = sorted(there[of_class == number].tolist() for number in range(clusters))
-    found = [group for group in groups if len(group) > 1]
-    if not found:
+    groups = sorted(labelled[of_class == number].tolist() for number in range(clusters))
+    confused = [group for group in groups if len(group) > 1]
+    if not confused:
         raise InputError(
-            f"{snapshot.name}: each of the {len(there)} classes is a cluster of its own: fewer "
+            f"{snapshot.name}: each of the {len(labelled)} classes is a cluster of its own: fewer "
             "--clusters"
         )
     plan = SpecialistPlan(
@@ -144,13 +146,15 @@ def plan_specialists(
                 classes=tuple(group),
                 share=float(counts[group].sum() / counts.sum()),
             )
-            for number, group in enumerate(found, 1)
+            for number, group in enumerate(confused, 1)
         ),
     )
     notes = []
-    if len(there) < len(counts):
-        notes.append(f"{len(counts) - len(there)} classes have no labelled sample: in no cluster")
-    if len(found) < len(groups):
+    if len(labelled) < len(counts):
+        notes.append(
+            f"{len(counts) - len(labelled)} classes have no labelled sample: in no cluster"
+        )
+    if len(confused) < len(groups):
         alone = plan.names_of([group[0] for group in groups if len(group) == 1])
         notes.append(f"alone in a cluster, without a specialist: {', '.join(alone)}")
     return plan, notes
@@ -182,18 +186,19 @@ def _refuse(store: LogitStore, snapshot: Snapshot, clusters: int, classes: int) 
 def prediction_covariance(
     snapshot: Snapshot, progress: Progress | None = None
 ) -> NDArray[np.float64]:
-    """Covariance (C, C) of softmax(logits), T=1, over all rows, shard by shard in float64."""
+    """Return the covariance (C, C) of softmax(logits), T=1, over all rows, in float64."""
     progress = progress or Silent()
     classes, rows = snapshot.meta.classes, snapshot.meta.views * snapshot.meta.samples
     total, products = np.zeros(classes), np.zeros((classes, classes))
     progress.start("covariance", rows, "rows")
-    for view, start, stop in snapshot.grid.shards():
-        logits = snapshot.logits(np.arange(start, stop), view).astype(np.float64)
+    for shard in snapshot.grid.shards():
+        indices = np.arange(shard.start, shard.stop)
+        logits = snapshot.logits(indices, shard.view).astype(np.float64)
         predicted = np.exp(logits - logits.max(axis=1, keepdims=True))
         predicted /= predicted.sum(axis=1, keepdims=True)
         total += predicted.sum(axis=0)
         products += predicted.T @ predicted
-        progress.advance(stop - start)
+        progress.advance(shard.rows)
     mean = total / rows
     covariance: NDArray[np.float64] = products / rows - np.outer(mean, mean)
     return covariance
@@ -212,10 +217,9 @@ def _k_means(
             f"{snapshot.name}: its predictions tell only {distinct} groups of classes apart: use "
             f"--clusters {max(2, distinct)} or fewer, or another snapshot"
         )
-    found: NDArray[np.int32] = KMeans(clusters, n_init=N_INIT, random_state=seed).fit_predict(
-        columns
-    )
-    return found
+    k_means = KMeans(clusters, n_init=N_INIT, random_state=seed)
+    of_class: NDArray[np.int32] = k_means.fit_predict(columns)
+    return of_class
 
 
 def write_plan(plan: SpecialistPlan, path: str | Path) -> None:

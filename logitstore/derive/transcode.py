@@ -2,7 +2,7 @@
 
 The new snapshot keeps the teacher's and the views' cards, so it is bound to the same images, and
 says which snapshot it was made from and what that one's encoding had lost.  What else makes a
-snapshot from a snapshot (``precompute.combine``) chooses, plans and writes its rows here, too.
+snapshot from a snapshot (``combine``) chooses, plans and writes its rows here, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from logitstore.storage import open_storage
 from logitstore.writing.target import Target, open_writer
 
 Answers = Callable[[NDArray[np.int64], int], Logits]
-"""(samples (n,), view) -> logits float32 (n, C), as ``Snapshot.logits``."""
+"""A function (samples (n,), view) -> logits float32 (n, C), like ``Snapshot.logits``."""
 
 
 def transcode(
@@ -41,10 +41,10 @@ def transcode(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Write ``snapshot`` of ``store`` to the store ``out`` in another encoding; returns its root.
+    """Write ``snapshot`` of ``store`` to the store ``out`` in another encoding; return its root.
 
     ``name`` is the new snapshot's (default: the old one's).  Fidelity is measured against the old
-    rows.  Running it again resumes.  Raises InputError, also if the wished bound is not met, and
+    rows.  Running it again resumes.  Raises InputError, also if the requested bound is not met, and
     MismatchError if ``out`` holds something else.
     """
     name, meta = check_name("snapshot", name or snapshot.name), snapshot.meta
@@ -69,9 +69,9 @@ def transcode(
 def chosen_for(
     store: LogitStore, snapshot: Snapshot, request: EncodingRequest, answers: Answers
 ) -> Encoding:
-    """The encoding for new rows of a snapshot's samples and views; measured if there is a bound.
+    """Choose the encoding for new rows of a snapshot's samples and views.
 
-    Raises InputError if the wished one is not within it.
+    It is measured if there is a bound.  Raises InputError if the requested one is not within it.
     """
     if request.bound is None:
         return request.unmeasured(snapshot.meta.classes)
@@ -92,7 +92,7 @@ def plan_from(
     transcoded: TranscodeCard | None = None,
     combined: CombinedCard | None = None,
 ) -> SnapshotPlan:
-    """The plan of a snapshot with the teacher, views and samples of another one."""
+    """Return the plan of a snapshot with the teacher, views and samples of another one."""
     here = {each: version(each) for each in ("logitstore", "numcodecs", "numpy", "zarr")}
     changed = {
         "name": name,
@@ -117,7 +117,7 @@ def write_from(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Write (or go on writing) a snapshot of ``store``'s samples to the store ``out``: its root.
+    """Write, or go on writing, a snapshot of ``store``'s samples to ``out``; return its root.
 
     MismatchError if ``out`` holds something else.
     """

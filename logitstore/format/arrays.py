@@ -22,6 +22,7 @@ from logitstore.format.documents import canonical
 from logitstore.format.grid import FLAT_SHARD_ROWS, Grid
 
 ZSTD_LEVEL = 3
+"""Compression level of what we write; any level can be read."""
 
 
 _MOST_ZSTD_LEVEL = 22
@@ -265,7 +266,7 @@ def _decompress(where: str, frame: memoryview, target: NDArray[np.uint8]) -> Non
 
 
 def _declared_size(frame: memoryview) -> int | None:
-    """The content size that a zstd frame's header declares (RFC 8878, 3.1.1.1), or None."""
+    """Return the content size that a zstd frame's header declares (RFC 8878, 3.1.1.1), or None."""
     if bytes(frame[:4]) != _ZSTD_MAGIC:
         return None
     descriptor = frame[4]

@@ -16,12 +16,15 @@ from logitstore.format.encodings.base import Encoding
 from logitstore.format.grid import Grid
 
 FORMAT_VERSION = 1
+"""The version that every document names."""
 
 
 THUMBNAIL_TOLERANCE = 2
+"""Of 255: thumbnails of one image differ by at most this between image decoders."""
 
 
 MAX_VIEWS, MAX_SAMPLES, MAX_CLASSES = 1 << 20, 1 << 40, 1 << 24
+"""The largest numbers that a document may name."""
 
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -96,7 +99,10 @@ class Canary(Document):
     thumbnail: str
 
     def resembles(self, other: Canary) -> bool:
-        """Equal views, or thumbnails within 2/255, as another image decoder makes them."""
+        """Return whether the views are equal, or their thumbnails within 2/255.
+
+        Another image decoder makes such thumbnails.
+        """
         if self.sha256 == other.sha256:
             return True
         ours, theirs = bytes.fromhex(self.thumbnail), bytes.fromhex(other.thumbnail)

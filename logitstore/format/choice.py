@@ -1,4 +1,4 @@
-"""Which encoding a snapshot gets: the one named, or the smallest within a bound on its loss.
+"""Choose the encoding of a snapshot: the one named, or the smallest within a bound on its loss.
 
 Candidates are measured on some rows; every row is measured again while it is written.
 """
@@ -20,34 +20,40 @@ from logitstore.format.fidelity import encoded
 from logitstore.format.sizes import row_bytes
 
 AUTO = "auto"
+"""The text that asks for the smallest encoding within the bound."""
 
 
 MAX_KL, AT_TEMPERATURE = 1e-4, 4.0
+"""The bound on the mean KL, in nats, and the temperature it holds at, unless others are named."""
 
 
 SAMPLE_ROWS = 1024
+"""Rows that the candidates are measured on, at most."""
 
 
 _ALWAYS_AT = (1.0, 4.0)
+"""Temperatures at which every snapshot is measured."""
 
 
 _SAMPLED = 0.97
-"""Of the bound, what ``auto`` uses: on all rows the mean may be a little larger than here."""
+"""Share of the bound that ``auto`` aims at: the mean over all rows may exceed the sample's."""
 
 
 _LEVELS, _KEPT = (192, 160, 128, 96, 64), (10, 30, 100)
+"""Levels of uint8, and classes kept by topk, that are compared."""
 
 
 _UINT8_CLASSES = range(33, 4097)
+"""Numbers of classes whose default encoding is uint8."""
 
 
 Pair = tuple[int, int]
-"""(view, sample)."""
+"""A row: (view, sample)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingRequest:
-    """What a user asks of an encoding.
+    """What a user requests of an encoding.
 
     ``text`` is ``auto``, what ``parse_encoding`` reads, or None: float16 up to 32 and beyond 4,096
     classes, else uint8.  At most ``max_kl`` nats of mean KL(teacher || decoded) may be lost at
@@ -72,7 +78,7 @@ class EncodingRequest:
 
     @property
     def temperature(self) -> float:
-        """Where the bound holds."""
+        """The temperature at which the bound holds."""
         asked_for_one = self.at_temperature is None and self._is_topk
         return 1.0 if asked_for_one else self.at_temperature or AT_TEMPERATURE
 
@@ -84,7 +90,7 @@ class EncodingRequest:
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Those at which the finished snapshot's fidelity is measured."""
+        """The temperatures at which the finished snapshot's fidelity is measured."""
         return tuple(sorted({*_ALWAYS_AT, self.temperature}))
 
     @property
@@ -92,14 +98,14 @@ class EncodingRequest:
         return self.text is not None and self.text.partition(":")[0] == TopK.name
 
     def unmeasured(self, classes: int) -> Encoding:
-        """The encoding, as far as it is known without looking at rows."""
+        """Return the encoding, as far as it is known without looking at rows."""
         if self.text in (None, AUTO):
             return default_encoding(classes)
         return parse_encoding(self.text, classes)
 
 
 def sample_pairs(samples: int, views: int, most: int) -> list[Pair]:
-    """At most ``most`` different pairs, evenly spaced over the samples, in turn over the views.
+    """Return at most ``most`` different pairs, evenly spaced over samples, in turn over the views.
 
     Not the first ones: many datasets come in the order of their classes.
     """
@@ -108,12 +114,12 @@ def sample_pairs(samples: int, views: int, most: int) -> list[Pair]:
 
 
 def default_encoding(classes: int) -> Encoding:
-    """What rows of so many classes are kept in where nobody says otherwise."""
+    """Return the encoding that rows of so many classes get if no other is requested."""
     return encoding("uint8" if classes in _UINT8_CLASSES else "float16", classes)
 
 
 def candidates(classes: int) -> list[Encoding]:
-    """What is compared, each once: all encodings, in several sizes where they have a parameter."""
+    """Return what is compared: every encoding, in several sizes where it has a parameter."""
     texts = [
         *(name for name in ENCODINGS if name != TopK.name),
         *(f"uint8:{levels}" for levels in _LEVELS),
@@ -124,7 +130,7 @@ def candidates(classes: int) -> list[Encoding]:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingFigures:
-    """An encoding on some rows: compressed bytes of one, and mean KL in nats by temperature."""
+    """What an encoding does to some rows: bytes per row, and mean KL in nats by temperature."""
 
     encoding: Encoding
     bytes_per_row: float
@@ -138,7 +144,7 @@ class EncodingFigures:
 def measure(
     entry: Encoding, logits: Sequence[Logits], labels: Labels, temperatures: Sequence[float]
 ) -> EncodingFigures:
-    """An encoding on the same rows of one or more teachers: their mean bytes, and the worst KL."""
+    """Measure an encoding on the same rows of some teachers: mean bytes, and the worst KL."""
     sizes, losses = [], []
     for each in logits:
         arrays, fidelity = encoded(entry, each, labels, temperatures)
@@ -153,14 +159,14 @@ def measure(
 
 
 def _fitted_levels(
-    found: Sequence[EncodingFigures],
+    measured: Sequence[EncodingFigures],
     request: EncodingRequest,
     bound: float,
     logits: Sequence[Logits],
     labels: Labels,
 ) -> list[EncodingFigures]:
-    """uint8 with as few levels as the bound allows: the KL goes with (levels - 1) ** -2."""
-    full = next(each for each in found if each.encoding == Uint8(classes=each.encoding.classes))
+    """Find uint8 with as few levels as the bound allows: the KL goes with (levels - 1) ** -2."""
+    full = next(each for each in measured if each.encoding == Uint8(classes=each.encoding.classes))
     lost = full.kl[request.temperature]
     if lost > bound or lost == 0:
         return []
@@ -176,7 +182,7 @@ def _fitted_levels(
 def choose_encoding(
     request: EncodingRequest, logits: Sequence[Logits], labels: Labels, source: str
 ) -> Encoding:
-    """The encoding for rows like these: float32 (n, C) of each teacher, and labels (n,).
+    """Choose the encoding for rows like these: float32 (n, C) of each teacher, and labels (n,).
 
     ``auto`` takes the smallest candidate within 97 % of the bound.  InputError if the one
     that was named is not within it; the message has the figures and the smallest that would do.
@@ -188,12 +194,14 @@ def choose_encoding(
         named = measure(request.unmeasured(classes), logits, labels, request.temperatures)
         if named.kl[temperature] <= bound:
             return named.encoding
-    found = [measure(entry, logits, labels, request.temperatures) for entry in candidates(classes)]
+    compared = [
+        measure(entry, logits, labels, request.temperatures) for entry in candidates(classes)
+    ]
     usable = _SAMPLED * bound
-    found += _fitted_levels(found, request, usable, logits, labels)
-    found.sort(key=lambda each: each.bytes_per_row)
+    compared += _fitted_levels(compared, request, usable, logits, labels)
+    compared.sort(key=lambda each: each.bytes_per_row)
     # float32 loses nothing, so there is always one.
-    smallest = next(each for each in found if each.kl[temperature] <= usable)
+    smallest = next(each for each in compared if each.kl[temperature] <= usable)
     if request.text == AUTO:
         return smallest.encoding
     raise InputError(

@@ -1,3 +1,8 @@
+"""Commits: a snapshot's objects with their digests, and the keys that everything lies under.
+
+A root is the digest of a commit.  This file does not know where objects lie or who writes them.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,6 +14,7 @@ from logitstore.errors import Damaged
 from logitstore.format.documents import Document, Key, Name, Sha256, canonical
 
 ATTRIBUTE = "logitstore"
+"""Name of our attributes in the ``zarr.json`` of a group."""
 
 
 class ObjectEntry(Document):
@@ -19,6 +25,7 @@ class ObjectEntry(Document):
 
     @classmethod
     def of(cls, data: bytes | memoryview) -> ObjectEntry:
+        """Return the entry of these bytes."""
         return cls(length=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -73,7 +80,7 @@ class Commit(Document):
 
 
 def root_of(commit: bytes) -> str:
-    """A snapshot's root: the sha256 of its commit's bytes, as hex."""
+    """Return a snapshot's root: the sha256 of its commit's bytes, as hex."""
     return hashlib.sha256(commit).hexdigest()
 
 
@@ -84,7 +91,7 @@ class _Group(Document):
 
 
 def snapshot_folder(name: str) -> str:
-    """Where a snapshot lies under its store's root."""
+    """Return the folder of a snapshot, relative to its store."""
     return f"snapshots/{name}"
 
 
@@ -94,7 +101,7 @@ def commit_key(name: str) -> str:
 
 
 def build_folder(name: str) -> str:
-    """Where an unfinished build of a snapshot keeps its plan and marks."""
+    """Return the folder in which an unfinished build keeps its plan and marks."""
     return f".build/{name}"
 
 
@@ -109,7 +116,7 @@ def mark_key(name: str, view: int, number: int) -> str:
 
 
 def group_document(attributes: dict[str, Any]) -> bytes:
-    """A zarr v3 group's ``zarr.json``."""
+    """Return the ``zarr.json`` of a zarr v3 group."""
     return canonical({"attributes": attributes, "node_type": "group", "zarr_format": 3})
 
 

@@ -1,3 +1,8 @@
+"""Documents: frozen pydantic models that are written as canonical JSON and read whole or refused.
+
+It knows names, keys and digests; what the documents say is in ``cards`` and ``commits``.
+"""
+
 from __future__ import annotations
 
 import json
@@ -33,7 +38,7 @@ def check_name(what: str, name: str) -> str:
 
 
 def canonical(document: object) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8, one final newline."""
+    """Return canonical JSON: sorted keys, no spaces, UTF-8, one final newline."""
     text = json.dumps(
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -41,7 +46,7 @@ def canonical(document: object) -> bytes:
 
 
 class Document(BaseModel):
-    """Base: immutable, unknown fields refused."""
+    """A model that cannot be changed and has no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -58,26 +63,26 @@ class Document(BaseModel):
             raise Damaged(f"{where}: field {field}: {first['msg']}") from None
 
     def to_bytes(self) -> bytes:
-        """This document as canonical JSON."""
+        """Return this document as canonical JSON."""
         return canonical(self.model_dump(mode="json"))
 
 
 def first_difference(old: BaseModel, new: BaseModel) -> tuple[str, Any, Any] | None:
-    """Dotted name and both values of the first field in which two documents differ, or None."""
+    """Return the dotted name and both values of the first field that differs, or None."""
     return _difference("", old.model_dump(mode="json"), new.model_dump(mode="json"))
 
 
 def _difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any] | None:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            found = _difference(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))
-            if found:
-                return found
+            difference = _difference(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))
+            if difference:
+                return difference
         return None
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for position, (left, right) in enumerate(zip(old, new, strict=True)):
-            found = _difference(f"{path}[{position}]", left, right)
-            if found:
-                return found
+            difference = _difference(f"{path}[{position}]", left, right)
+            if difference:
+                return difference
         return None
     return None if old == new else (path, old, new)

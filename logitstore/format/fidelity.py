@@ -1,7 +1,7 @@
-"""What an encoding loses, measured: KL(teacher || decoded) in nats, and whether the argmax stays.
+"""Measure what an encoding loses: KL(teacher || decoded) in nats, and whether the argmax stays.
 
-Every row is measured by itself, by the same operations wherever a build was interrupted, so that
-the figures in a store do not depend on that.
+Every row is measured by itself and by the same operations, so that the figures in a store do not
+depend on where a build was interrupted.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from logitstore.format.commits import ShardMark
 from logitstore.format.encodings.base import Arrays, Encoding, Labels, Logits
 
 _BLOCK_BYTES = 256 << 10
-"""Of float32: a block and what is computed from it stay in a core's cache."""
+"""Bytes of float32 logits per block: small enough for a core's L2 cache."""
 
 
 _TRUST = 1e-3
+"""Relative error up to which the KL by moments is believed."""
 
 
 _Float = TypeVar("_Float", bound=np.floating)
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Row-wise log-softmax in float64: (N, C) -> (N, C)."""
+    """Return the row-wise log-softmax in float64: (N, C) -> (N, C)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
@@ -36,7 +37,7 @@ def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 def kl_divergence(
     teacher: NDArray[np.floating], decoded: NDArray[np.floating], *, temperature: float
 ) -> NDArray[np.float64]:
-    """KL(softmax(teacher/T) || softmax(decoded/T)) per row, in nats: (N, C), (N, C) -> (N,).
+    """Return KL(softmax(teacher/T) || softmax(decoded/T)) in nats: (N, C), (N, C) -> (N,).
 
     In float64 throughout: good to about 1e-15 nats.
     """
@@ -53,7 +54,7 @@ def kl_divergence(
 def compare(
     teacher: NDArray[np.float32], decoded: NDArray[np.float32], temperatures: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Per-row KL at some temperatures (rows, temperatures), and whether the argmax agrees.
+    """Return each row's KL by temperature, (N, temperatures), and whether its argmax agrees, (N,).
 
     The KL of rows float32 (N, C) is right to 1 % down to 1e-8 nats: it comes from the moments of
     the errors in float32 where these provably suffice, from ``kl_divergence`` where they do not.
@@ -93,7 +94,9 @@ def _kl_by_moments(
     squared: NDArray[np.float32],
     temperature: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """KL of rows (N, C) from four moments of error/T under softmax(below/T), and where it is good.
+    """Return the KL of rows (N, C) from four moments of error/T, and where it can be trusted.
+
+    The moments are those under softmax(below/T).
 
     KL = log E[exp(a)] - E[a], and E[exp(a)] = 1 + E[a] + E[a²]/2 + …; what follows the fourth
     power is at most E[a⁴] A exp(A) / 120 with A = max |a|.
@@ -128,7 +131,7 @@ def _below_maximum(logits: NDArray[_Float]) -> NDArray[_Float]:
 def summarise(
     marks: Iterable[ShardMark], temperatures: Sequence[float]
 ) -> tuple[Fidelity, float | None]:
-    """Join the marks of all shards, in the order given: the fidelity and the teacher's top-1."""
+    """Join the marks of all shards, in their order: the fidelity and the teacher's top-1."""
     marks = list(marks)
     rows = sum(mark.stop - mark.start for mark in marks)
     labelled = sum(mark.labelled for mark in marks)
@@ -148,7 +151,7 @@ def summarise(
 def encoded(
     entry: Encoding, logits: Logits, labels: Labels, temperatures: Sequence[float]
 ) -> tuple[Arrays, Fidelity]:
-    """Rows float32 (n, C) as an encoding keeps them, and what that loses."""
+    """Encode rows, float32 (n, C), and measure what that loses."""
     arrays = entry.encode(logits, labels)
     kl, agrees = compare(logits, entry.decode(arrays), temperatures)
     means, most = kl.sum(axis=0) / len(kl), kl.max(axis=0)

@@ -27,16 +27,17 @@ FLAT_SHARD_ROWS, FLAT_CHUNK_ROWS = 1 << 20, 1 << 14
 
 
 _KEY = re.compile(r"c/(0|[1-9]\d*)/(0|[1-9]\d*)/0")
+"""The key of a shard: its view and its number in the view."""
 
 
 def shard_rows(bytes_per_row: int) -> int:
-    """Rows of a shard: the largest power of two <= 16,384 whose decoded bytes are <= 32 MiB."""
+    """Return the rows of a shard: the largest power of two within 16,384 and 32 MiB decoded."""
     fitting = max(1, MAX_SHARD_BYTES // bytes_per_row)
     return int(min(MAX_SHARD_ROWS, 1 << (fitting.bit_length() - 1)))
 
 
 def chunk_rows(rows_per_shard: int, bytes_per_row: int) -> int:
-    """Rows of an inner chunk: a power of two, at most 512, the shard's rows and 1 MiB."""
+    """Return the rows of a chunk: a power of two within 512, the shard's rows and 1 MiB."""
     fitting = max(1, MAX_CHUNK_BYTES // bytes_per_row)
     return int(min(MAX_CHUNK_ROWS, rows_per_shard, 1 << (fitting.bit_length() - 1)))
 

@@ -1,4 +1,4 @@
-"""A teacher's forward pass: data, views, networks, processes, and the build that joins them.
+"""Everything for a teacher's forward pass: data, views, networks, processes and the build.
 
 Torch is imported here and in ``logitstore.trainer``, nowhere else.
 """

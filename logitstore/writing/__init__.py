@@ -1,4 +1,4 @@
-"""A snapshot, written: what a store already holds, what a snapshot will cost, and the writer.
+"""Writing snapshots: what the target store holds, what a snapshot will cost, and the writer.
 
-Knows rows and marks, not where the logits come from.
+This package knows rows and shards; it does not know where the logits come from.
 """

@@ -1,13 +1,12 @@
-"""What a build costs before it is made: bytes, seconds, and when it has paid for itself.
+"""Estimate what a build will cost: bytes, seconds, and when it has paid for itself.
 
-Arithmetic on a ``Trial``, some rows that were run once (``precompute.trial`` makes one).
+This is arithmetic on a ``Trial``, some rows that were run once; it runs nothing and reads no store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,8 +149,8 @@ def predict(
 
 
 def build_seconds(plan: SnapshotPlan, trial: Trial) -> float:
-    """Seconds for all views and teachers: a shard is written while the next one is forwarded."""
-    rows, shards = plan.views * plan.samples, plan.views * ceil(plan.samples / plan.rows_per_shard)
+    """Return the seconds for all rows: a shard is written while the next one is forwarded."""
+    rows, shards = plan.views * plan.samples, len(plan.grid.shards())
     forwarding = rows * max(trial.read, trial.together)
     writing = len(trial.logits) * (rows * trial.encode + shards * trial.put)
     return max(forwarding, writing) + min(forwarding, writing) / shards

@@ -1,4 +1,4 @@
-"""The store that a build is to write to: read once, asked for every snapshot that is to be written.
+"""The store that a build writes to: it is read once and then asked for every snapshot.
 
 A store grows snapshot by snapshot under one dataset card; an unfinished build goes on only with an
 equal plan; a committed snapshot is never changed.  Refusals come before anything is written.
@@ -201,7 +201,7 @@ class Target:
         )
 
     def _shared(self, document: bytes) -> dict[str, ObjectEntry]:
-        """Entries of the store-level objects: from a commit if there is one, else written now."""
+        """Return the entries of what snapshots share; it is written if no commit lists it."""
         for name in self.commits:
             own = f"{snapshot_folder(name)}/"
             objects = Commit.open(name, self.commits[name], name).objects.items()

@@ -1,8 +1,9 @@
-"""Create or resume a store, write whole shards, commit a snapshot.
+"""Write a snapshot shard by shard, and commit it.
 
-Order of writes: data object, mark in ``.build/NAME/``, …, the snapshot's ``zarr.json``,
-``commit.json`` by create-if-absent.  A mark is written after its data, so a shard with a mark is
-finished; everything else is written again.  The tree that results does not depend on interruptions.
+Order of writes: a shard's objects, its mark in ``.build/NAME/``, and so on; at the end the
+snapshot's ``zarr.json``, then ``commit.json``, which is created only if it is absent.  A mark is
+written after its data, so a shard with a mark is finished; everything else is written again.  The
+files that result do not depend on interruptions.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from logitstore.writing.zarr_writer import WriterStore, create_array
 
 
 class SnapshotWriter:
-    """Writes one snapshot, shard by shard, in any order; ``commit`` makes it visible.
+    """Write one snapshot, shard by shard, in any order; ``commit`` makes it visible.
 
     Made by ``open_writer``.  ``root`` is set if the snapshot was committed before.
     """
@@ -79,7 +80,7 @@ class SnapshotWriter:
         return True
 
     def missing(self) -> list[Span]:
-        """The shards that are still to be written, in order."""
+        """Return the shards that are still to be written, in order."""
         return (
             [] if self.root else [shard for shard in self.grid.shards() if shard not in self._marks]
         )
@@ -160,7 +161,7 @@ class SnapshotWriter:
         return root_of(commit)
 
     def _refuse_other(self, commit: bytes) -> None:
-        """MismatchError with both roots if another build committed other bytes meanwhile."""
+        """Raise MismatchError with both roots if another build has committed other bytes."""
         try:
             existing = self.storage.get(commit_key(self.plan.name))
         except NotFound:

@@ -1,6 +1,6 @@
-"""zarr-python writes our arrays through a Storage; nothing else in this package writes with zarr.
+"""Let zarr-python write our arrays through a Storage; nothing else writes with zarr.
 
-The codec chain is spelled out: zarr's defaults let every flipped bit through.
+The codecs are named one by one: zarr's defaults have no checksum and would hide damage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from logitstore.storage import Storage
 
 
 class WriterStore(Store):
-    """zarr's view of a Storage: every ``set`` is a durable put whose digest is kept.
+    """A Storage as zarr sees it: every ``set`` is a durable put whose digest is kept.
 
     zarr reads an old shard before it writes a new one and stumbles over a damaged one, and it would
     create parent groups with other bytes than ours: it is told that nothing exists but what it has
@@ -83,7 +83,7 @@ class WriterStore(Store):
 def create_array(
     store: WriterStore, name: str, dtype: str | None, shape: tuple[int, ...], rows: tuple[int, int]
 ) -> zarr.Array[Any]:
-    """An array in format v1's layout; ``rows`` are those of a shard and of an inner chunk."""
+    """Create an array in format v1's layout; ``rows`` are those of a shard and of a chunk."""
     shard, chunk = (
         ((1, rows[0], shape[2]), (1, rows[1], shape[2]))
         if len(shape) == 3

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from logitstore.format.grid import Span
-from logitstore.precompute.building.batches import cut, feed
+from logitstore.precompute.building.batches import read_views, split_shards
 from logitstore.precompute.building.prepare import prepare
 from logitstore.precompute.building.run import write
 from logitstore.precompute.data.sources import open_dataset
@@ -40,10 +40,10 @@ def _sides(place: Workplace, task: Task, classes: int) -> Sides:
     model = build_model(task.arch, classes=classes, shape=(3, SIDE, SIDE))
     model.load_state_dict(torch.load(task.checkpoint, weights_only=True))
     model.eval().to(memory_format=torch.channels_last)
-    spans = cut([Span(0, 0, len(dataset))], 256)
+    spans = split_shards([Span(0, 0, len(dataset))], 256)
 
     def bare() -> None:
-        for images in feed(dataset, Views(()), spans, workers=0):
+        for images in read_views(dataset, Views(()), spans, workers=0):
             forward(model, images, None, "fp32")
 
     repeats = max(5, place.sizes.few_repeats)

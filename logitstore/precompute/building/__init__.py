@@ -1,4 +1,4 @@
 """The build: one pass over the images feeds all teachers and writes their snapshots.
 
-Knows the writer and the networks, not the command line.
+This package knows the writer and the networks; it does not know the command line.
 """

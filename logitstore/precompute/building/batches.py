@@ -1,3 +1,8 @@
+"""Batches of a build: shards are cut into spans of samples, whose views are read in order.
+
+A batch never spans two shards, so a resumed build forwards the same batches and gets the same bits.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +15,8 @@ from logitstore.precompute.views import Views
 from logitstore.precompute.views.items import image_batches
 
 
-def cut(shards: Sequence[Span], batch_size: int) -> list[Span]:
-    """The batches of some shards: spans of at most ``batch_size`` rows that stay inside a shard."""
+def split_shards(shards: Sequence[Span], batch_size: int) -> list[Span]:
+    """Return the batches of some shards: spans of at most ``batch_size`` rows inside a shard."""
     return [
         Span(shard.view, start, min(start + batch_size, shard.stop))
         for shard in shards
@@ -19,7 +24,7 @@ def cut(shards: Sequence[Span], batch_size: int) -> list[Span]:
     ]
 
 
-def feed(
+def read_views(
     dataset: ImageDataset,
     views: Views,
     batches: Iterable[Span],

@@ -1,3 +1,5 @@
+"""The settings of a build, checked when they are made; no file is opened here."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from logitstore.format.choice import EncodingRequest
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """What ``logitstore build`` is asked for; None means the default that the field's text names.
+    """The settings of ``logitstore build``; None means the default.
 
     ``teachers`` are checkpoints, folders, globs or training runs; ``arch`` is one spec for all or
     one for each of them, and may be left out for runs of ours.  ``views`` views are made, from
@@ -58,7 +60,7 @@ class BuildConfig:
 
     @property
     def request(self) -> EncodingRequest:
-        """What is asked of the encoding; InputError if it is contradictory."""
+        """What is requested of the encoding; InputError if it contradicts itself."""
         return EncodingRequest(
             text=self.encoding, max_kl=self.max_kl, at_temperature=self.at_temperature
         )

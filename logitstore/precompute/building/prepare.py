@@ -1,4 +1,7 @@
-"""Open and check everything that a build needs; nothing is written here."""
+"""Open and check everything that a build needs: data, views, teachers and the target.
+
+Nothing is written here.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from logitstore.format.choice import (
 from logitstore.format.encodings.base import LIMITS, unusable
 from logitstore.format.encodings.table import encoding_of, spelled
 from logitstore.format.grid import Span, shard_rows
-from logitstore.precompute.building.batches import feed
+from logitstore.precompute.building.batches import read_views
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.sample import sample_logits
 from logitstore.precompute.data.images import ImageDataset, check_labels
@@ -48,6 +51,7 @@ from logitstore.storage import open_storage
 from logitstore.writing.target import Target
 
 NUMERIC_PACKAGES = ("logitstore", "numcodecs", "numpy", "pillow", "torch", "torchvision", "zarr")
+"""Packages whose versions a plan names: a row's bytes may depend on them."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
     views = _views(config)
     probes = canary_samples(len(dataset))
     first = [Span(config.first_view, i, i + 1) for i in probes[:1]]
-    images = next(feed(dataset, views, first, workers=0))
+    images = next(read_views(dataset, views, first, workers=0))
     shape = (images.shape[1], images.shape[2], images.shape[3])
     card = make_view_card(dataset, views, config.views, config.first_view)
     teachers: list[Teacher] = []
@@ -100,7 +104,7 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
 
 
 def _numbered(dataset: ImageDataset, sources: Sequence[TeacherSource]) -> ImageDataset:
-    """The dataset with its classes numbered as the teachers' runs do, if these map classes."""
+    """Number the dataset's classes as in the teachers' runs, if these map classes."""
     first = sources[0]
     for other in sources:
         ours, theirs = (
@@ -116,7 +120,7 @@ def _numbered(dataset: ImageDataset, sources: Sequence[TeacherSource]) -> ImageD
 
 
 def _views(config: BuildConfig) -> Views:
-    """The views asked for; InputError if they would all be the same."""
+    """Return the views of the configuration; InputError if they would all be the same."""
     mix = None if config.mix is None else parse_mix(config.mix)
     views = parse_views(config.view_spec, config.size, config.seed, mix)
     if (config.views > 1 or config.first_view) and not views.random:
@@ -190,7 +194,7 @@ def _encoded(
     device: torch.device,
     progress: Progress,
 ) -> list[Teacher]:
-    """The teachers with the encoding that their rows call for; nothing is run if none is to be."""
+    """Choose the teachers' encoding by their rows; none is run if no bound is set."""
     request = _continuing(config.request, target, teachers)
     if request.bound is None:
         return teachers
@@ -227,36 +231,37 @@ def _encoded(
 def _continuing(
     request: EncodingRequest, target: Target, teachers: Sequence[Teacher]
 ) -> EncodingRequest:
-    """``auto`` for views that go on becomes the encoding of those before: only equal ones join."""
+    """Turn ``auto`` into the encoding of the views before these: only equal encodings join."""
     if request.text != AUTO:
         return request
-    before = [target.continued_by(teacher.plan) for teacher in teachers]
-    named = {
-        spelled(encoding_of(meta.encoding, meta.classes)) for meta in before if meta is not None
+    previous = [target.continued_by(teacher.plan) for teacher in teachers]
+    texts = {
+        spelled(encoding_of(meta.encoding, meta.classes)) for meta in previous if meta is not None
     }
-    if len(named) != 1:
+    if len(texts) != 1:
         return request
     return replace(
-        request, text=named.pop(), max_kl=request.bound, at_temperature=request.temperature
+        request, text=texts.pop(), max_kl=request.bound, at_temperature=request.temperature
     )
 
 
 def _built_for(
     state: Mapping[str, Tensor], arch: str, guess: int, shape: tuple[int, int, int]
 ) -> nn.Module:
-    """The network with as many classes as the checkpoint's classifier, whatever the dataset has.
+    """Build the network with as many classes as the checkpoint's classifier has.
 
-    A wrong dataset is then reported as a wrong class count and not as a list of odd shapes.
+    The dataset's count is only a guess: a wrong dataset is then reported as a wrong class count and
+    not as a list of odd shapes.
     """
     model = build_model(arch, classes=guess, shape=shape)
-    wanted = unwrapped(state, set(model.state_dict()))
+    weights = unwrapped(state, set(model.state_dict()))
     counts = {
-        wanted[key].shape[0]
+        weights[key].shape[0]
         for key, value in model.state_dict().items()
-        if key in wanted
-        and wanted[key].shape != value.shape
+        if key in weights
+        and weights[key].shape != value.shape
         and value.shape[:1] == (guess,)
-        and value.shape[1:] == wanted[key].shape[1:]
+        and value.shape[1:] == weights[key].shape[1:]
     }
     return build_model(arch, classes=counts.pop(), shape=shape) if len(counts) == 1 else model
 
@@ -270,10 +275,10 @@ def _probe(
     views: Views,
     device: torch.device,
 ) -> int:
-    """Forward the canary samples: the class count, or why this teacher cannot be used."""
+    """Forward the canary samples; return the class count, or refuse the teacher."""
     probes = canary_samples(len(dataset))
     batches = [Span(config.first_view, sample, sample + 1) for sample in probes]
-    images = joined(feed(dataset, views, batches, workers=0))
+    images = joined(read_views(dataset, views, batches, workers=0))
     try:
         output = forward(model, images.to(device), normalize, config.precision)
     except Exception as error:  # whatever a network raises for images it is not made for

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.encodings.table import encoding_of
 from logitstore.format.grid import Span
-from logitstore.precompute.building.batches import feed
+from logitstore.precompute.building.batches import read_views
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.checkpoints import load_into, load_weights
 from logitstore.precompute.networks.factory import build_model
@@ -24,12 +24,12 @@ from logitstore.reading.store import LogitStore
 from logitstore.reading.verify import Report
 from logitstore.specs import file_sha256
 
-# Another batch size or another CPU sums in another order: relative to a row's spread, per
-# precision.
 _TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
+"""Largest error by precision, relative to a row's range: other batches and CPUs sum differently."""
 
 
 _BATCH = 64
+"""Rows that are forwarded at a time."""
 
 
 def verify_teacher(
@@ -71,10 +71,10 @@ def verify_teacher(
             f"with {card.weights_sha256}: give that checkpoint"
         )
     dataset = source.numbered(open_dataset(data))
-    found = dataset.samples().card()
-    if found.sha256 != store.meta.dataset.sha256:
+    digest = dataset.samples().card().sha256
+    if digest != store.meta.dataset.sha256:
         raise MismatchError(
-            f"{data}: labels and keys have sha256 {found.sha256}, the store's dataset "
+            f"{data}: labels and keys have sha256 {digest}, the store's dataset "
             f"({store.meta.dataset.name}) has {store.meta.dataset.sha256}"
         )
     views = views_of(view_card)
@@ -96,9 +96,9 @@ def verify_teacher(
         pairs = [divmod(int(row), snapshot.meta.samples) for row in chosen[start : start + _BATCH]]
         for view in sorted({view for view, _ in pairs}):
             indices = np.array([index for v, index in pairs if v == view])
-            shown = view_card.first_view + view
-            singles = [Span(shown, int(index), int(index) + 1) for index in indices]
-            images = joined(feed(dataset, views, singles, workers=0))
+            number = view_card.first_view + view
+            singles = [Span(number, int(index), int(index) + 1) for index in indices]
+            images = joined(read_views(dataset, views, singles, workers=0))
             live = forward(model, images.to(place), card.normalize, card.precision).numpy()
             report.breaches += _differences(snapshot, live, indices, view)
         report.rows_recomputed += len(pairs)
@@ -108,7 +108,7 @@ def verify_teacher(
 def _differences(
     snapshot: Snapshot, live: NDArray[np.float32], indices: NDArray[np.int64], view: int
 ) -> list[str]:
-    """One line for each row whose stored logits are not those of the live forward pass."""
+    """Return one line for each row whose stored logits are not those of the forward pass."""
     card = snapshot.meta.teacher
     assert card is not None
     stored = snapshot.logits(indices, view)

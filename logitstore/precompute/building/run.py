@@ -1,8 +1,8 @@
 """Run teachers over a dataset once and write their logits: ``logitstore build``.
 
-One pass over the images feeds all teachers; encoding and writing overlap with the next forward.
-Everything that can be refused is refused before the first byte is written.  Running the same build
-again goes on where it stopped, and the finished store has the same bytes.
+One pass over the images feeds all teachers; encoding and writing overlap with the next forward
+pass.  Everything that can be refused is refused before the first byte is written.  Running the same
+build again goes on where it stopped, and the finished store has the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from logitstore.errors import InputError, MismatchError, NonFinite
 from logitstore.format.grid import Span
-from logitstore.precompute.building.batches import cut, feed
+from logitstore.precompute.building.batches import read_views, split_shards
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.prepare import Prepared, prepare
 from logitstore.precompute.networks.forward import forward
@@ -28,6 +28,7 @@ from logitstore.writing.target import open_writer
 from logitstore.writing.writer import SnapshotWriter
 
 _QUEUED_SHARDS = 2
+"""Shards of each teacher that may wait to be written."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def _run(
     shards = [
         s for s in (writers[0].grid.shards() if writers else []) if any(s in m for m in missing)
     ]
-    batches = cut(shards, prepared.config.batch_size)
+    batches = split_shards(shards, prepared.config.batch_size)
     first = prepared.config.first_view
-    images = feed(
+    images = read_views(
         prepared.dataset,
         prepared.views,
         [Span(first + batch.view, batch.start, batch.stop) for batch in batches],
@@ -101,9 +102,9 @@ def _run(
     with ThreadPoolExecutor(1, "logitstore-write") as pool:
         try:
             for shard in shards:
-                turn = [i for i, todo in enumerate(missing) if shard in todo]
-                logits = _forward_shard(prepared, turn, shard, images, position, progress)
-                for number, rows in zip(turn, logits, strict=True):
+                numbers = [i for i, todo in enumerate(missing) if shard in todo]
+                logits = _forward_shard(prepared, numbers, shard, images, position, progress)
+                for number, rows in zip(numbers, logits, strict=True):
                     while len(queue) >= _QUEUED_SHARDS * len(writers):
                         queue.popleft().result()
                     known = labels[shard.samples]
@@ -116,21 +117,21 @@ def _run(
 
 def _forward_shard(
     prepared: Prepared,
-    turn: Sequence[int],
+    numbers: Sequence[int],
     shard: Span,
     images: Iterator[Tensor],
     position: Iterator[Span],
     progress: Progress,
 ) -> list[NDArray[np.float32]]:
-    """Logits float32 (rows, C) of one shard for the teachers ``turn``."""
+    """Return the logits float32 (rows, C) of one shard of the teachers of these numbers."""
     rows = shard.rows
     classes = prepared.target.meta.classes
-    logits = [np.empty((rows, classes), np.float32) for _ in turn]
+    logits = [np.empty((rows, classes), np.float32) for _ in numbers]
     done = 0
     while done < rows:
         batch = next(position)
         moved = next(images).to(prepared.device, non_blocking=True)
-        for number, target in zip(turn, logits, strict=True):
+        for number, target in zip(numbers, logits, strict=True):
             teacher = prepared.teachers[number]
             output = forward(teacher.model, moved, teacher.normalize, prepared.config.precision)
             target[done : done + len(moved)] = output.numpy()

@@ -1,4 +1,4 @@
-"""Some rows of a build, forwarded before it begins: to choose an encoding by, or to time it."""
+"""Forward some rows of a build before it begins, to choose an encoding by them or to time it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from logitstore.precompute.views.items import image_batches
 from logitstore.progress import Progress
 
 
-def portions(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
-    """The pairs in batches of ``size``."""
+def pair_batches(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
+    """Return the pairs in batches of ``size``."""
     return [list(pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
 
@@ -36,23 +36,26 @@ def sample_logits(
     precision: Precision,
     progress: Progress,
 ) -> list[Logits]:
-    """Each teacher's logits float32 (n, C) of n pairs, whose views count as the sequence does."""
-    found: list[list[Logits]] = [[] for _ in teachers]
-    batches = portions(pairs, batch_size)
+    """Return each teacher's logits float32 (n, C) of n pairs.
+
+    Their views count from the start of the sequence that spec, size, mix and seed define.
+    """
+    logits: list[list[Logits]] = [[] for _ in teachers]
+    batches = pair_batches(pairs, batch_size)
     progress.start("sample for the encoding", len(pairs), "images")
     stream = image_batches(dataset, views, iter(batches), workers=workers)
     for batch, images in zip(batches, stream, strict=True):
         moved = images.to(device)
-        for teacher, parts in zip(teachers, found, strict=True):
+        for teacher, parts in zip(teachers, logits, strict=True):
             parts.append(forward_batch(teacher, moved, batch, precision))
         progress.advance(len(batch))
-    return [np.concatenate(parts) for parts in found]
+    return [np.concatenate(parts) for parts in logits]
 
 
 def forward_batch(
     teacher: Teacher, images: Tensor, batch: Sequence[Pair], precision: Precision
 ) -> Logits:
-    """Logits float32 (n, C) of uint8 images (n, C, H, W); NonFinite names the first bad one."""
+    """Return the logits (n, C) of uint8 images (n, C, H, W); NonFinite names the first bad one."""
     output: Logits = forward(teacher.model, images, teacher.normalize, precision).numpy()
     broken = unusable(output)
     if len(broken):

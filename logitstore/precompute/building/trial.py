@@ -27,7 +27,7 @@ from logitstore.format.samples import Samples
 from logitstore.format.sizes import chunked_bytes
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.prepare import Prepared, prepare
-from logitstore.precompute.building.sample import forward_batch, portions
+from logitstore.precompute.building.sample import forward_batch, pair_batches
 from logitstore.precompute.views.items import default_workers, image_batches, joined
 from logitstore.progress import Progress, Silent
 from logitstore.storage import open_storage
@@ -35,15 +35,21 @@ from logitstore.writing.estimate import Estimate, Trial, predict
 from logitstore.writing.target import Target, open_writer
 
 SAMPLE_ROWS = 512
+"""Rows that a trial runs, at most."""
 
 
-_PORTIONS_PER_WORKER, _PUTS = 16, 4
+_PORTIONS_PER_WORKER = 16
+"""Portions of the trial that each worker reads, at least."""
+
+
+_PUTS = 4
+"""Shards that are written to find out what one takes."""
 
 
 def estimate(
     config: BuildConfig, *, epochs: int = 30, progress: Progress | None = None
 ) -> Estimate:
-    """What ``build(config)`` will cost, measured on 512 of its rows; writes nothing to the store.
+    """Estimate what ``build(config)`` will cost from 512 of its rows; the store is not written to.
 
     ``epochs`` are those of a student that would have the teacher beside it.  Raises what
     ``prepare`` raises, InputError for ``epochs`` below 1, and NonFinite.
@@ -68,7 +74,7 @@ def run_trial(prepared: Prepared, progress: Progress | None = None) -> Trial:
     progress = progress or Silent()
     pairs = sample_pairs(len(prepared.dataset), prepared.config.views, SAMPLE_ROWS)
     read = _reading_seconds(prepared, pairs, progress)
-    batches = portions(pairs, prepared.config.batch_size)
+    batches = pair_batches(pairs, prepared.config.batch_size)
     images = _views(prepared, [batches[0], *batches])
     names = [teacher.plan.name for teacher in prepared.teachers]
     logits: dict[str, list[Logits]] = {name: [] for name in names}
@@ -101,7 +107,7 @@ def run_trial(prepared: Prepared, progress: Progress | None = None) -> Trial:
 
 
 def _reading_seconds(prepared: Prepared, pairs: Sequence[Pair], progress: Progress) -> float:
-    parts = portions(pairs, _portion_size(prepared, len(pairs)))
+    parts = pair_batches(pairs, _portion_size(prepared, len(pairs)))
     progress.start("trial of reading", len(pairs), "images")
     stream = _views(prepared, [parts[0], *parts])
     next(stream)
@@ -116,7 +122,7 @@ def _views(prepared: Prepared, batches: Sequence[Sequence[Pair]]) -> Iterator[Te
     step = _portion_size(prepared, sum(map(len, batches)))
     first = prepared.config.first_view
     pieces = [
-        portions([(first + view, sample) for view, sample in batch], step) for batch in batches
+        pair_batches([(first + view, sample) for view, sample in batch], step) for batch in batches
     ]
     stream = image_batches(
         prepared.dataset,
@@ -131,7 +137,7 @@ def _views(prepared: Prepared, batches: Sequence[Sequence[Pair]]) -> Iterator[Te
 
 
 def _portion_size(prepared: Prepared, count: int) -> int:
-    """Images that are read at a time: so few that workers cannot read the whole trial ahead."""
+    """Return how many images are read at a time: too few for workers to read all of them ahead."""
     workers = prepared.config.workers
     if workers is None:
         workers = default_workers(prepared.dataset)
@@ -142,7 +148,7 @@ def _portion_size(prepared: Prepared, count: int) -> int:
 def _forward(
     prepared: Prepared, batch: Sequence[Pair], images: Tensor
 ) -> tuple[list[Logits], list[float]]:
-    """Each teacher's logits (N, C) of a batch, and its seconds."""
+    """Return each teacher's logits (N, C) of a batch, and its seconds."""
     moved = images.to(prepared.device, non_blocking=True)
     logits, seconds = [], []
     for teacher in prepared.teachers:
@@ -153,7 +159,7 @@ def _forward(
 
 
 def _encoding_seconds(plan: SnapshotPlan, logits: Logits) -> float:
-    """Seconds of one thread that encoding, measuring and compressing these rows takes."""
+    """Return the seconds in which one thread encodes, measures and compresses these rows."""
     begun = thread_time()
     entry, unknown = encoding_of(plan.encoding, plan.classes), np.full(len(logits), -1, np.int32)
     arrays, _ = encoded(entry, logits, unknown, plan.temperatures)
@@ -162,7 +168,7 @@ def _encoding_seconds(plan: SnapshotPlan, logits: Logits) -> float:
 
 
 def _put_seconds(prepared: Prepared, row: Logits) -> float:
-    """Seconds that the writer takes for a shard of one row, in a temporary folder."""
+    """Return the seconds in which a shard of one row is written, in a temporary folder."""
     labels = prepared.dataset.labels[:1]
     samples = Samples(prepared.dataset.name, labels)
     meta = prepared.target.meta.model_copy(update={"dataset": samples.card()})
@@ -178,7 +184,7 @@ def _put_seconds(prepared: Prepared, row: Logits) -> float:
 
 
 def _rows_done(prepared: Prepared, plan: SnapshotPlan) -> int:
-    """Rows that the build would find: a committed snapshot, or shards of an unfinished one."""
+    """Return the rows that are there: of a committed snapshot, or of an unfinished one's shards."""
     storage = prepared.target.storage
     if plan.name in prepared.target.commits:
         return plan.views * plan.samples

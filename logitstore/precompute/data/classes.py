@@ -20,20 +20,23 @@ from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
 from logitstore.precompute.data.images import ImageDataset, check_labels
 
 ClassMap = Mapping[str, str | int]
+"""From a dataset class's name or number, as text, to a store class's name or number."""
 
 
 _EXPECTED = 'expected a JSON object such as {"kitten": "cat", "1": 7}'
 
 
 _NUMBER = "[0-9]{1,9}"
+"""A class's number as text."""
 
 
 MAP_IT = "say which class is which with --class-map FILE"
+"""The way out that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """The numbering to follow: ``count`` classes with their names if known; ``owner`` has it."""
+    """The numbering to follow, that of ``owner``: ``count`` classes, and their names if known."""
 
     owner: str
     count: int
@@ -41,7 +44,7 @@ class Classes:
 
 
 def read_class_map(path: str | None) -> ClassMap | None:
-    """A class map's JSON object, from the dataset's class to the store's; None without a path.
+    """Read a class map, a JSON object from a dataset's classes to a store's; None without a path.
 
     Keys are a dataset class's name or its number as text, values a store class's name or number.
     Raises NotFound, or InputError for any other content.
@@ -69,7 +72,7 @@ def renumbered(
     *,
     remedy: str = MAP_IT,
 ) -> ImageDataset:
-    """The dataset with its labels in the numbering of ``classes``.
+    """Return the dataset with its labels in the numbering of ``classes``.
 
     Equal names, or no names on a side and as many classes, change nothing.  Other names are looked
     up: fewer, or in another order, are fine.  A map goes before names; it must hold every class
@@ -90,19 +93,19 @@ def renumbered(
 
 
 def map_for(dataset: ImageDataset, class_map: ClassMap | None) -> ClassMap | None:
-    """A run's class map, if it speaks of these data too; None for data named as the store is.
+    """Return a run's class map if it names classes of these data, else None.
 
-    It was made for the training data; validation data may bear their names or the store's own.
+    It was made for the training data; validation data may have their names or the store's own.
     """
     names = dataset.class_names
     if class_map is None or names is None:
         return class_map
-    speaks = any(key in names or re.fullmatch(_NUMBER, key) for key in class_map)
-    return class_map if speaks else None
+    names_them = any(key in names or re.fullmatch(_NUMBER, key) for key in class_map)
+    return class_map if names_them else None
 
 
 def _by_name(dataset: ImageDataset, classes: Classes, remedy: str) -> NDArray[np.int32] | None:
-    """The new number of each of the dataset's classes, or None if all stay as they are."""
+    """Return the new number of each of the dataset's classes, or None if all stay as they are."""
     ours, theirs = dataset.class_names, classes.names
     if ours is None or theirs is None:
         if dataset.classes not in (None, classes.count):
@@ -114,38 +117,38 @@ def _by_name(dataset: ImageDataset, classes: Classes, remedy: str) -> NDArray[np
         return None
     if ours == theirs:
         return None
-    here, there = _places(ours), _places(theirs)
+    of_data, of_owner = _places(ours), _places(theirs)
     for name in ours:
-        if name not in there:
+        if name not in of_owner:
             raise MismatchError(
                 f"{dataset.name} has a class {name!r}, {classes.owner} has none of that name "
                 f"({_nearest(name, theirs)}): use its names, or {remedy}"
             )
-        if len(here[name]) > 1 or len(there[name]) > 1:
+        if len(of_data[name]) > 1 or len(of_owner[name]) > 1:
             raise MismatchError(
                 f"two classes of {dataset.name} or of {classes.owner} are named {name!r}: rename "
                 f"one, or {remedy}, by number"
             )
-    return np.array([there[name][0] for name in ours], np.int32)
+    return np.array([of_owner[name][0] for name in ours], np.int32)
 
 
 def _by_map(
     dataset: ImageDataset, classes: Classes, class_map: ClassMap
 ) -> NDArray[np.int32] | None:
-    """The new number of each of the dataset's classes, -1 for one that no label has."""
+    """Return the new number of each of the dataset's classes, -1 for one that no label has."""
     count = dataset.classes or int(dataset.labels.max(initial=0)) + 1
     check_labels(dataset, count)
-    here, there = _places(dataset.class_names or ()), _places(classes.names or ())
+    of_data, of_owner = _places(dataset.class_names or ()), _places(classes.names or ())
     numbers = np.full(count, -1, np.int32)
     for key, value in class_map.items():
-        new = _number(value, there, classes.count, classes.owner)
+        new = _number(value, of_owner, classes.count, classes.owner)
         if new is None:
             raise InputError(
                 f"class map: {key!r} leads to {value!r}, and {classes.owner} has no class of that "
                 f"name or number ({_nearest(str(value), classes.names or ())}; numbers: "
                 f"0..{classes.count - 1}): correct --class-map"
             )
-        old = _number(key, here, count, dataset.name)
+        old = _number(key, of_data, count, dataset.name)
         if old is None:
             continue
         if numbers[old] not in (-1, new):
@@ -171,7 +174,7 @@ def _refuse_gaps(dataset: ImageDataset, numbers: NDArray[np.int32], class_map: C
 
 
 def _number(name: str | int, places: dict[str, list[int]], count: int, owner: str) -> int | None:
-    """A class's number from its name, or else from the number itself; None if there is none."""
+    """Return a class's number by its name, or else by the number itself; None if there is none."""
     if isinstance(name, str):
         found = places.get(name, [])
         if len(found) > 1:
@@ -187,7 +190,7 @@ def _number(name: str | int, places: dict[str, list[int]], count: int, owner: st
 
 
 def _places(names: Sequence[str]) -> dict[str, list[int]]:
-    """The numbers of the classes that bear each name."""
+    """Return the numbers of the classes of each name."""
     places: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         places.setdefault(name, []).append(number)
@@ -195,7 +198,7 @@ def _places(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    """ "closest: 'a', 'b'", or the first few names."""
+    """Return "closest: 'a', 'b'", or the first few names."""
     close = get_close_matches(name, known, n=3, cutoff=0.6)
     listed = ", ".join(repr(entry) for entry in close or known[:5])
     if close:
@@ -214,7 +217,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def class_numbers(
     wanted: Sequence[str | int], names: Sequence[str] | None, count: int, owner: str
 ) -> list[int]:
-    """The numbers, each once, of classes given by name or number; a name goes before a number.
+    """Return the numbers, each once, of classes given by name or number; names come first.
 
     UnknownName for a class that ``owner`` does not have, InputError for a name of several.
     """

@@ -1,3 +1,8 @@
+"""Images by index with their labels: the one form in which every dataset is used.
+
+Nothing here augments, resizes or normalises.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -33,11 +38,11 @@ class ImageDataset:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """The image, mode RGB or L; InputError if the item is no image."""
+        """Return the image, mode RGB or L; InputError if the item is no image."""
         return as_image(self.item(index), f"{self.name}: sample {index}")
 
     def item(self, index: int) -> Any:
-        """The image as the dataset gives it; InputError if that fails, whatever it raises."""
+        """Return the image as the dataset gives it; InputError for whatever the dataset raises."""
         try:
             return self.load(index)
         except LogitstoreError:
@@ -48,12 +53,12 @@ class ImageDataset:
             ) from None
 
     def samples(self) -> Samples:
-        """What a store records of this dataset."""
+        """Return what a store records of this dataset."""
         return Samples(self.name, self.labels, self.keys)
 
 
 def as_image(item: Any, where: str) -> Image.Image:
-    """A PIL image (RGB or L) from one, a uint8 array (H,W[,C]) or a uint8 tensor (C,H,W)."""
+    """Make a PIL image (RGB or L) of one, of a uint8 array (H,W[,C]) or of a tensor (C,H,W)."""
     if isinstance(item, Image.Image):
         if item.mode in ("RGB", "L"):
             return item
@@ -92,27 +97,27 @@ def from_map_style(dataset: Any, name: str, text: str | None = None) -> ImageDat
     wrapped = ImageDataset(
         name=name,
         labels=_labels_of(dataset, text),
-        load=partial(_first, dataset),
+        load=partial(first_of, dataset),
         classes=len(names) if names else None,
         class_names=names,
         keys=list(keys) if isinstance(keys, list | tuple) else None,
     )
-    _check(wrapped, text)
+    check_dataset(wrapped, text)
     return wrapped
 
 
 def _labels_of(dataset: Any, text: str) -> NDArray[np.int32]:
-    """All labels: from ``targets`` where a few items agree with it, else by reading every item."""
+    """Return all labels: ``targets`` if a few items agree with it, else those of every item."""
     size = len(dataset)
     if size == 0:
         raise InputError(f"{text!r}: the dataset is empty")
     targets = getattr(dataset, "targets", None)
     if targets is not None and len(targets) == size:
-        labels = _as_labels(np.asarray(targets), text)
+        labels = as_labels(np.asarray(targets), text)
         probes = np.unique(np.linspace(0, size - 1, 8).astype(int))
         if all(int(_item(dataset, int(i), text)[1]) == labels[i] for i in probes):
             return labels
-    return _as_labels(np.array([_item(dataset, i, text)[1] for i in range(size)]), text)
+    return as_labels(np.array([_item(dataset, i, text)[1] for i in range(size)]), text)
 
 
 def _item(dataset: Any, index: int, text: str) -> tuple[Any, Any]:
@@ -127,7 +132,8 @@ def _item(dataset: Any, index: int, text: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _as_labels(values: NDArray[Any], where: str) -> NDArray[np.int32]:
+def as_labels(values: NDArray[Any], where: str) -> NDArray[np.int32]:
+    """Return labels as int32 (N,); InputError if they are not integers from -1 on."""
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise InputError(
             f"{where}: labels are {values.dtype} of shape {values.shape}, expected integers (N,)"
@@ -138,11 +144,13 @@ def _as_labels(values: NDArray[Any], where: str) -> NDArray[np.int32]:
     return values.astype(np.int32)
 
 
-def _first(dataset: Any, index: int) -> Any:
+def first_of(dataset: Any, index: int) -> Any:
+    """Return the image of an item (image, label); processes that read images can be sent this."""
     return dataset[index][0]
 
 
-def _check(dataset: ImageDataset, text: str) -> None:
+def check_dataset(dataset: ImageDataset, text: str) -> None:
+    """Refuse a dataset that is empty, or whose keys or labels cannot be stored."""
     if len(dataset) == 0:
         raise InputError(f"{text!r}: the dataset is empty")
     if dataset.keys is not None and len(set(dataset.keys)) != len(dataset):

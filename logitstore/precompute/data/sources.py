@@ -1,4 +1,4 @@
-"""Open a dataset from its spec: images by index, labels, and what a store must know of them.
+"""Open a dataset from its spec: images by index, labels, names and keys.
 
     npz:FILE?x=x_train&y=y_train      uint8 images (N,H,W[,C]) and integer labels in one .npz
     torchvision:NAME?root=R&train=true   any torchvision.datasets class with (image, label) items
@@ -25,15 +25,16 @@ from PIL import Image
 from logitstore.errors import InputError, NotFound, UnknownName
 from logitstore.precompute.data.images import (
     ImageDataset,
-    _as_labels,
-    _check,
-    _first,
     as_image,
+    as_labels,
+    check_dataset,
+    first_of,
     from_map_style,
 )
 from logitstore.specs import Spec, is_factory, load_factory, value_of
 
-_COMMON = "samples"  # the one option that every kind of dataset has
+_COMMON = "samples"
+"""The option that every kind of dataset has."""
 
 
 def open_dataset(text: str) -> ImageDataset:
@@ -52,7 +53,7 @@ def open_dataset(text: str) -> ImageDataset:
         raise UnknownName.among("kind of dataset", scheme, [*SCHEMES, "module:factory"])
     if _COMMON in spec.options:
         dataset = _slice(dataset, spec)
-    _check(dataset, text)
+    check_dataset(dataset, text)
     return dataset
 
 
@@ -68,7 +69,7 @@ def _npz(spec: Spec, rest: str) -> ImageDataset:
         raise InputError(f"{path}: {len(x)} images in {names[0]} but {len(y)} labels in {names[1]}")
     return ImageDataset(
         name=spec.portable(f"npz:{path.name}"),
-        labels=_as_labels(y, str(path)),
+        labels=as_labels(y, str(path)),
         load=x.__getitem__,
         classes=_integer(spec, "classes"),
         in_memory=True,
@@ -122,7 +123,7 @@ def _imagefolder(spec: Spec, rest: str) -> ImageDataset:
     return ImageDataset(
         name=spec.portable(f"imagefolder:{root.resolve().name}"),
         labels=np.array(folder.targets, np.int32),
-        load=partial(_first, folder),
+        load=partial(first_of, folder),
         classes=len(folder.classes),
         class_names=tuple(folder.classes),
         keys=[Path(path).relative_to(root).as_posix() for path, _ in folder.samples],
@@ -130,7 +131,7 @@ def _imagefolder(spec: Spec, rest: str) -> ImageDataset:
 
 
 def _read_image(path: str) -> Image.Image:
-    """RGB, as torchvision reads it, but images of 16 bits are not clipped in silence."""
+    """Read an image as RGB, as torchvision does, but refuse 16 bits instead of clipping them."""
     with Image.open(path) as image:
         return as_image(image, path).convert("RGB")
 

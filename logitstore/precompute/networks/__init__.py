@@ -1,4 +1,4 @@
-"""Networks by their spec, checkpoints loaded as tensors only, and the forward pass.
+"""Networks built from their spec, checkpoints loaded as tensors only, and the forward pass.
 
 Knows no store.
 """

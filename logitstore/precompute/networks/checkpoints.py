@@ -1,4 +1,4 @@
-"""Teacher checkpoints: find them, read them without running any code of theirs, load them.
+"""Read checkpoints without running any code of theirs, and load them into networks.
 
 ``torch.load`` is always ``weights_only=True`` and there is no fallback: a checkpoint that needs
 pickle can run anything.  ``torch.export`` archives (``.pt2``) are refused for the same reason:
@@ -36,9 +36,11 @@ EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "e
 
 
 _HARMLESS = "num_batches_tracked"
+"""A count that inference does not use: older checkpoints lack it."""
 
 
 _LISTED = 5
+"""Keys that a message names, at most."""
 
 
 def load_weights(
@@ -83,12 +85,12 @@ def _read(path: Path) -> Mapping[str, Any]:
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+) was not", str(error))
-        if wanted is None:
+        refused = re.search(r"GLOBAL (\S+) was not", str(error))
+        if refused is None:
             raise InputError(f"{path}: not a readable checkpoint (no pickle of tensors)") from None
         raise InputError(
             f"{path}: this checkpoint needs pickle, which can run any code, and is not loaded (it "
-            f"asks for {wanted[1]}); where you trust it, load it yourself and save "
+            f"asks for {refused[1]}); where you trust it, load it yourself and save "
             "model.state_dict()"
         ) from None
     except PermissionError as error:
@@ -122,14 +124,14 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
 
     InputError lists the missing, unexpected and mis-shaped keys: the first five and how many.
     """
-    wanted = model.state_dict()
-    state = unwrapped(state, set(wanted))
-    missing = [key for key in wanted if key not in state and not key.endswith(_HARMLESS)]
-    unexpected = [key for key in state if key not in wanted]
+    expected = model.state_dict()
+    state = unwrapped(state, set(expected))
+    missing = [key for key in expected if key not in state and not key.endswith(_HARMLESS)]
+    unexpected = [key for key in state if key not in expected]
     misshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
     ]
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:_LISTED])}{', …' if len(keys) > _LISTED else ''}"
@@ -145,21 +147,21 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
             f"{where}: the checkpoint does not fit this architecture; {'; '.join(problems)}; check "
             "--arch (and the number of classes)"
         )
-    model.load_state_dict({**wanted, **state})
+    model.load_state_dict({**expected, **state})
 
 
-def unwrapped(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+def unwrapped(state: Mapping[str, Tensor], keys: set[str]) -> dict[str, Tensor]:
     """Strip the prefix under which most of the model's keys stand."""
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
     state.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel
-    if not wanted or wanted & state.keys():
+    if not keys or keys & state.keys():
         return state
-    probe = min(wanted)
+    probe = min(keys)
     prefixes = {key.removesuffix(probe) for key in state if key.endswith(f".{probe}")}
-    best = max(prefixes, key=lambda prefix: _fits(state, prefix, wanted), default="")
+    best = max(prefixes, key=lambda prefix: _fits(state, prefix, keys), default="")
     inside = {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}
     return inside if best else state
 
 
-def _fits(state: Mapping[str, Tensor], prefix: str, wanted: set[str]) -> int:
-    return sum(key.startswith(prefix) and key.removeprefix(prefix) in wanted for key in state)
+def _fits(state: Mapping[str, Tensor], prefix: str, keys: set[str]) -> int:
+    return sum(key.startswith(prefix) and key.removeprefix(prefix) in keys for key in state)

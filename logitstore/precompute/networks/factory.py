@@ -22,6 +22,7 @@ from logitstore.precompute.networks.small import MLP, CifarResNet, PlainCNN
 from logitstore.specs import Spec, file_sha256, is_factory, load_factory, value_of
 
 Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
 
 
 def _mlp(spec: Spec, classes: int, shape: Shape) -> nn.Module:
@@ -65,7 +66,7 @@ NETWORKS: dict[str, Callable[[Spec, int, Shape], nn.Module]] = {
 
 
 def build_model(text: str, *, classes: int, shape: Shape) -> nn.Module:
-    """The network that a spec names, freshly initialised, for images (C, H, W) of ``shape``.
+    """Build the network that a spec names, freshly initialised, for images (C, H, W) of ``shape``.
 
     Raises UnknownName, InputError, NotFound or MissingExtra.
     """
@@ -92,7 +93,7 @@ def build_model(text: str, *, classes: int, shape: Shape) -> nn.Module:
 
 
 def portable_arch(text: str) -> tuple[str, str | None]:
-    """The spec without folders, and the sha256 of its file when it is ``file.py:factory``."""
+    """Return the spec without folders, and the sha256 of its file if it is ``file.py:factory``."""
     head = Spec.parse(text).head
     place, _, name = head.rpartition(":")
     if is_factory(head) and place.endswith(".py"):
@@ -119,8 +120,8 @@ def _timm(spec: Spec, name: str, classes: int) -> nn.Module:
     return _called(spec, timm.create_model, name, num_classes=classes)
 
 
-def _called(spec: Spec, create: Callable[..., Any], name: str, **given: Any) -> nn.Module:
-    options = {**given, **{key: value_of(value) for key, value in spec.options.items()}}
+def _called(spec: Spec, create: Callable[..., Any], name: str, **fixed: Any) -> nn.Module:
+    options = {**fixed, **{key: value_of(value) for key, value in spec.options.items()}}
     try:
         model: nn.Module = create(name, **options)
     except (TypeError, ValueError) as error:

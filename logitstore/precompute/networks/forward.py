@@ -1,4 +1,4 @@
-"""A teacher's forward pass: eval mode, inference mode, channels-last, float32 logits out."""
+"""Run a teacher's forward pass: eval mode, inference mode, channels-last, float32 logits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Teacher:
 def forward(
     model: nn.Module, images: Tensor, normalize: Normalize | None, precision: Precision
 ) -> Tensor:
-    """Logits float32 (N, C), on the CPU, of uint8 images (N, C, H, W) on the model's device."""
+    """Return the logits float32 (N, C), on the CPU, of images uint8 (N, C, H, W) on the device."""
     device = images.device.type
     narrow = torch.autocast(device, _AUTOCAST[precision]) if precision != "fp32" else nullcontext()
     # TF32 keeps 10 bits of a convolution's inputs: "fp32" would not be what it says.  Fixed
@@ -42,7 +42,7 @@ def forward(
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device asked for, or a GPU when there is one; InputError if it is not there."""
+    """Return the named device, else a GPU if there is one; InputError if it is not usable."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""From uint8 images to what a network reads: scaling and normalisation, on the images' device."""
+"""Turn uint8 images into what a network reads: scaled and normalised, on their device."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def parse_normalize(text: str | None, channels: int) -> Normalize | None:
 
 
 def to_input(images: Tensor, normalize: Normalize | None) -> Tensor:
-    """uint8 (N, C, H, W) -> float32 (N, C, H, W) in [0, 1], normalised, on the same device."""
+    """Scale uint8 (N, C, H, W) to float32 in [0, 1] and normalise, on the same device."""
     scaled = images.to(torch.float32).div_(255)
     if normalize is None:
         return scaled

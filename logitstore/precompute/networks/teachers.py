@@ -1,3 +1,8 @@
+"""Find the checkpoints of a build: files, folders, globs and training runs of ours.
+
+A run's files tell its architecture, its normalisation and its class map; no weights are read here.
+"""
+
 from __future__ import annotations
 
 import glob
@@ -15,6 +20,7 @@ from logitstore.precompute.data.classes import Classes, ClassMap, map_for, renum
 from logitstore.precompute.data.images import ImageDataset
 
 SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".safetensors")
+"""Endings of the files in a folder that are taken for checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class TeacherSource:
     class_map: ClassMap | None = None
 
     def numbered(self, dataset: ImageDataset) -> ImageDataset:
-        """The dataset with its classes numbered as the run's; as it is if the run maps none."""
+        """Return the dataset with its classes numbered as the run's, if the run maps classes."""
         if self.classes is None:
             return dataset
         return renumbered(dataset, self.classes, map_for(dataset, self.class_map))
@@ -52,35 +58,35 @@ def find_teachers(
         raise InputError(
             f"{len(archs)} --arch for {len(places)} --teacher: give one, or one for each"
         )
-    found: list[TeacherSource] = []
+    sources: list[TeacherSource] = []
     for number, place in enumerate(places):
         arch = archs[number % len(archs)] if archs else None
-        found += [replace(source, arch=arch or source.arch) for source in _expand(place)]
+        sources += [replace(source, arch=arch or source.arch) for source in _expand(place)]
     if names:
-        found = _renamed(found, names)
-    taken: dict[str, Path] = {}
-    for source in found:
+        sources = _renamed(sources, names)
+    paths: dict[str, Path] = {}
+    for source in sources:
         check_name("snapshot", source.name)
-        if source.name in taken:
+        if source.name in paths:
             raise InputError(
-                f"{taken[source.name]} and {source.path} would both be snapshot {source.name!r}: "
+                f"{paths[source.name]} and {source.path} would both be snapshot {source.name!r}: "
                 "name them with --snapshot, once for each checkpoint"
             )
-        taken[source.name] = source.path
-    return found
+        paths[source.name] = source.path
+    return sources
 
 
-def _renamed(found: list[TeacherSource], names: Sequence[str]) -> list[TeacherSource]:
-    by_name = {source.name: source for source in found}
+def _renamed(sources: list[TeacherSource], names: Sequence[str]) -> list[TeacherSource]:
+    by_name = {source.name: source for source in sources}
     if all(name in by_name for name in names):
         return [by_name[name] for name in names]
-    if len(names) != len(found):
+    if len(names) != len(sources):
         raise InputError(
-            f"{len(names)} --snapshot names for {len(found)} checkpoints "
-            f"({', '.join(source.name for source in found[:10])}): give one for each, or their "
+            f"{len(names)} --snapshot names for {len(sources)} checkpoints "
+            f"({', '.join(source.name for source in sources[:10])}): give one for each, or their "
             "own names"
         )
-    return [replace(source, name=name) for source, name in zip(found, names, strict=True)]
+    return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
 
 
 def _expand(place: str) -> list[TeacherSource]:
@@ -106,7 +112,7 @@ def _of_folder(folder: Path) -> list[TeacherSource]:
 
 
 def _of_run(run: Path) -> list[TeacherSource]:
-    """A training run's epoch snapshots, or its final weights if it kept none."""
+    """Return a training run's epoch snapshots, or its final weights if it kept none."""
     files = sorted((run / "snapshots").glob("*.safetensors"), key=natural_order)
     final = run / "model.safetensors"
     if not files and not final.is_file():
@@ -119,25 +125,25 @@ def _of_run(run: Path) -> list[TeacherSource]:
 
 
 def _in_run(run: Path, path: Path, name: str) -> TeacherSource:
-    """A checkpoint of a run, with what the run's files say of its network."""
+    """Return a checkpoint of a run with what the run's files say of its network."""
     with (run / "config.toml").open("rb") as file:
         config = tomllib.load(file)
-    found = TeacherSource(path, name, config.get("student"), config.get("normalize"))
+    source = TeacherSource(path, name, config.get("student"), config.get("normalize"))
     try:
         inputs = json.loads((run / "inputs.json").read_bytes())
     except (OSError, ValueError):  # a checkpoint beside a config.toml; no run of ours maps classes
-        return found
+        return source
     if inputs.get("class_map") is None:
-        return found
+        return source
     names = inputs["class_names"]
     classes = Classes(
         owner=str(run), count=inputs["classes"], names=None if names is None else tuple(names)
     )
-    return replace(found, classes=classes, class_map=inputs["class_map"])
+    return replace(source, classes=classes, class_map=inputs["class_map"])
 
 
 def _source(path: Path) -> TeacherSource:
-    """A checkpoint; one that lies in a training run of ours knows its architecture."""
+    """Return a checkpoint; if it lies in a training run of ours, its architecture is known."""
     for run in (path.parent, path.parent.parent):
         if path.suffix == ".safetensors" and (run / "config.toml").is_file():
             return _in_run(run, path, path.stem)
@@ -145,7 +151,7 @@ def _source(path: Path) -> TeacherSource:
 
 
 def natural_order(path: Path) -> list[Any]:
-    """Sort key that puts epoch-9 before epoch-10."""
+    """Return the sort key that puts epoch-9 before epoch-10."""
     return [
         (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))
     ]

@@ -1,6 +1,6 @@
-"""How processes become the ranks of one run, as ``torchrun`` starts them, and how they end.
+"""Join the processes that ``torchrun`` starts to the ranks of one run, and end them together.
 
-What stops them is said by one: the first rank that fails.
+When they fail, only the first rank that fails prints its error.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from torch.distributed.rendezvous import rendezvous
 from logitstore.errors import InputError, Unfinished
 from logitstore.precompute.processes.ranks import ALONE, Ranks, lost_rank_as_unfinished
 
-# The others wait while rank 0 measures and writes.  A rank that ended is noticed long before: by
-# its closed connections, or by torchrun, which then ends the others.
 _PATIENCE = timedelta(hours=6)
+"""How long ranks wait for rank 0, which measures and writes alone.
+
+A rank that ended is noticed long before: by its closed connections, or by torchrun.
+"""
 
 
 _ARRIVAL = timedelta(minutes=10)
+"""How long ranks wait until all have started."""
 
 
-# A rank that has nothing to say leaves the one that has so many seconds; torchrun ends it sooner.
 _GRACE = 5.0
+"""Seconds that a silent rank waits so that the failing one can print first."""
 
 
 _groups = count()
@@ -39,10 +42,10 @@ _groups = count()
 
 @contextmanager
 def joined(device: str | None) -> Iterator[Ranks]:
-    """The group that torchrun's environment (RANK, WORLD_SIZE, …) tells of, until the end.
+    """Join the group that torchrun's environment (RANK, WORLD_SIZE, …) describes, and leave it.
 
-    ``device`` is the one asked for: GPUs of their own talk through NCCL, anything else through
-    gloo.  What any rank raises is raised as in ``first_error_only``; the group is lost then.
+    ``device`` is the configured one: ranks with their own GPUs use NCCL, all others gloo.  What any
+    rank raises is raised as in ``first_error_only``; the group is lost then.
     """
     ranks = this_rank()
     if ranks.count == 1:
@@ -73,7 +76,7 @@ def first_error_only() -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         ranks = this_rank()
-        if ranks.count == 1 or _speaks(ranks.rank):
+        if ranks.count == 1 or _is_first_to_fail(ranks.rank):
             raise
         time.sleep(_GRACE)
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
@@ -81,24 +84,23 @@ def first_error_only() -> Iterator[None]:
 
 
 def own_device(name: str | None, ranks: Ranks) -> str | None:
-    """The device that this rank should ask for; InputError if there are fewer GPUs than ranks."""
+    """Return the device of this rank; InputError if there are fewer GPUs than ranks."""
     if ranks.count == 1 or not _own_gpus(name):
         return name
-    number, there = int(os.environ.get("LOCAL_RANK", ranks.rank)), torch.cuda.device_count()
-    if number >= there:
+    number, gpus = int(os.environ.get("LOCAL_RANK", ranks.rank)), torch.cuda.device_count()
+    if number >= gpus:
         raise InputError(
-            f"rank {ranks.rank}: {number + 1} or more ranks here and {there} GPUs: start as many "
+            f"rank {ranks.rank}: {number + 1} or more ranks here and {gpus} GPUs: start as many "
             "(torchrun --nproc-per-node), or use --device cpu"
         )
     return f"cuda:{number}"
 
 
 def this_rank() -> Ranks:
-    """Which process this is, by torchrun's environment; no other process is asked."""
-    told = os.environ
-    if "RANK" not in told or "WORLD_SIZE" not in told:
+    """Return which process this is, by torchrun's environment; no other process is asked."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return ALONE
-    return Ranks(int(told["RANK"]), int(told["WORLD_SIZE"]))
+    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 def _own_gpus(name: str | None) -> bool:
@@ -111,39 +113,39 @@ def _backend(device: str | None) -> str:
 
 @cache
 def _store() -> Store:
-    """The keys and values that all ranks of this start see, for as long as this process lives."""
+    """Open the keys and values that all ranks of this start share, while this process lives."""
     with lost_rank_as_unfinished():
-        told = next(rendezvous("env://", timeout=_ARRIVAL))[0]
-        return PrefixStore(f"logitstore {_this_start(told, this_rank())}", told)
+        shared = next(rendezvous("env://", timeout=_ARRIVAL))[0]
+        return PrefixStore(f"logitstore {_this_start(shared, this_rank())}", shared)
 
 
-def _this_start(told: Store, ranks: Ranks) -> str:
-    """A name of this start that all its ranks know, given by rank 0.
+def _this_start(shared: Store, ranks: Ranks) -> str:
+    """Agree on a name of this start, which rank 0 makes and all its ranks get.
 
     ``torchrun --max-restarts`` keeps the store, and with it what the ranks before wrote: only an
     answer to a name that nobody had before is not theirs.
     """
     name = uuid4().hex
     if not ranks.first:
-        told.set(f"logitstore rank {ranks.rank}", name)
-        start: str = told.get(f"logitstore answer {name}").decode()
-        told.set(f"logitstore {start} heard by {ranks.rank}", "")
+        shared.set(f"logitstore rank {ranks.rank}", name)
+        start: str = shared.get(f"logitstore answer {name}").decode()
+        shared.set(f"logitstore {start} heard by {ranks.rank}", "")
         return start
     expected, deadline = set(range(1, ranks.count)), time.monotonic() + _ARRIVAL.total_seconds()
     while expected:
         if time.monotonic() > deadline:
             raise RuntimeError(f"{len(expected)} of {ranks.count} ranks did not arrive")
         for rank in sorted(expected):
-            if told.check([f"logitstore rank {rank}"]):
-                asked = told.get(f"logitstore rank {rank}").decode()
-                told.set(f"logitstore answer {asked}", name)
-            if told.check([f"logitstore {name} heard by {rank}"]):
+            if shared.check([f"logitstore rank {rank}"]):
+                sender = shared.get(f"logitstore rank {rank}").decode()
+                shared.set(f"logitstore answer {sender}", name)
+            if shared.check([f"logitstore {name} heard by {rank}"]):
                 expected.remove(rank)
         time.sleep(0.01)
     return name
 
 
-def _speaks(rank: int) -> bool:
+def _is_first_to_fail(rank: int) -> bool:
     try:
         return bool(_store().compare_set("failed", "", str(rank)) == str(rank).encode())
     except (RuntimeError, Unfinished):  # whoever keeps the store is gone, and cannot be asked

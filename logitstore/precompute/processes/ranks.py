@@ -1,8 +1,8 @@
 """The processes that train one student together: the ranks of a run.
 
 Each takes its part of every batch, and sums go through one all-reduce; no model is wrapped.  Rank 0
-alone writes, measures and tells.  A process on its own is a group of one, which adds, gathers and
-waits for nothing.  How processes come together is in ``launch``.
+alone writes, measures and reports.  A process on its own is a group of one, which waits for nobody.
+How processes come together is in ``launch``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from logitstore.errors import MismatchError, Unfinished
 
 _BUCKET_BYTES = 2**26
+"""Bytes of small tensors that share one message."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class Ranks:
         return self.rank == 0
 
     def part(self, samples: int) -> slice:
-        """Which of ``samples`` are this rank's: contiguous; sizes differ by at most one."""
+        """Return which of ``samples`` are this rank's: contiguous; sizes differ by at most one."""
         return slice(samples * self.rank // self.count, samples * (self.rank + 1) // self.count)
 
     def step_seed(self, seed: int, epoch: int, step: int) -> int:
-        """What this rank draws from in a step: nothing of it needs to be saved."""
+        """Return the seed of this rank's draws in a step: no state of them needs to be saved."""
         text = f"step {seed} {epoch} {step} {self.rank}"
         return int.from_bytes(sha256(text.encode()).digest()[:8], "little")
 
@@ -58,7 +59,7 @@ class Ranks:
         self._through(tensors, partial(dist.broadcast, src=0))
 
     def gathered(self, rows: Tensor, samples: int) -> Tensor:
-        """The rows (samples, …) of all ranks; each gives those of its ``part``."""
+        """Return the rows (samples, …) of all ranks; each gives those of its ``part``."""
         if self.count == 1:
             return rows
         whole = rows.new_zeros((samples, *rows.shape[1:]))
@@ -67,20 +68,20 @@ class Ranks:
         return whole
 
     def smallest(self, number: int) -> int:
-        """The smallest of the ranks' numbers."""
-        found = torch.tensor([number])
-        self._through([found], partial(dist.all_reduce, op=dist.ReduceOp.MIN))
-        return int(found)
+        """Return the smallest of the ranks' numbers."""
+        smallest = torch.tensor([number])
+        self._through([smallest], partial(dist.all_reduce, op=dist.ReduceOp.MIN))
+        return int(smallest)
 
     def wait(self) -> None:
-        """Go on when all ranks are here."""
+        """Wait until all ranks are here."""
         self.add([torch.zeros(1)])
 
-    def agree(self, found: Mapping[str, Any]) -> None:
-        """MismatchError names the first entry that differs from rank 0's; JSON must hold them."""
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Refuse values, as JSON holds them, that differ from rank 0's; MismatchError names one."""
         if self.count == 1:
             return
-        text = json.dumps(found, sort_keys=True)
+        text = json.dumps(values, sort_keys=True)
         mine, theirs = json.loads(text), json.loads(self._of_first(text.encode()))
         for key in sorted(mine.keys() | theirs.keys()):
             if mine.get(key) != theirs.get(key):
@@ -111,10 +112,11 @@ class Ranks:
 
 
 ALONE = Ranks()
+"""A process on its own."""
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors by type and device; small ones share a message, large ones take turns."""
+    """Yield the tensors by type and device; small ones share a message, large ones go alone."""
     alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         bucket = alike.setdefault((tensor.dtype, tensor.device), [])
@@ -126,7 +128,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def lost_rank_as_unfinished() -> Iterator[None]:
-    """Unfinished where torch finds that another rank is not there any more."""
+    """Raise Unfinished where torch finds that another rank has ended."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,11 +1,11 @@
-"""Views: what exactly a network saw of a sample, reproducible bit for bit.
+"""Views: exactly what a network sees of a sample, reproducible bit for bit.
 
-The same call in the build and in the trainer.  A draw depends on (seed, view, sample) and on
+The build and the trainer make the same call.  A draw depends on (seed, view, sample) and on
 nothing else: not on workers, order, ranks or a resumed run.  All steps of a spec work at the
 image's own resolution; the output size comes last and is kept apart from the spec, so that networks
-of different input sizes see the same region.  Images are PIL images until the end (tensor paths
+of different input sizes see the same region.  Images are PIL images until the end (tensors
 give other bits on other CPUs).  A view is uint8; scaling and normalisation belong to the network
-(``images``).
+(``pixels``).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Views:
     """``views(image, sample=i, view=v)`` -> uint8 (C, H, W): the same call for teacher and student.
 
     ``size`` is the side of the result: a cut-out region is resized to it, anything else has its
-    shorter side resized and the centre cut out; None keeps what the spec gives.  ``mix`` is carried
-    for those who show samples with their partners (``feed``); a call here shows one sample alone.
+    shorter side resized and the centre cut out; None keeps what the spec gives.  ``mix`` is only
+    kept here: ``ViewItems`` mixes samples with their partners, a call here shows one sample alone.
     Raises InputError or UnknownName for a transform or an argument that is not allowed.
 
     A random view seeds torch's global CPU generator and puts it back; not from two threads of one
@@ -62,15 +62,15 @@ class Views:
 
     @property
     def random(self) -> bool:
-        """Whether one view of a sample differs from another."""
+        """Whether two views of a sample may differ."""
         return self._draws or self.mix is not None
 
     def evaluation(self) -> Views:
-        """The same preparation without anything random: for measuring."""
+        """Return the same preparation without anything random, for measuring."""
         return Views(evaluation_spec(self.spec), self.size)
 
     def __call__(self, image: Any, *, sample: int, view: int) -> Tensor:
-        """One view; ``sample`` and ``view`` are all that a draw may depend on.
+        """Make one view; ``sample`` and ``view`` are all that a draw may depend on.
 
         ``image`` is whatever ``as_image`` accepts.  InputError if a step cannot be done to it.
         """
@@ -102,7 +102,7 @@ class Views:
 
 
 def draw_seed(seed: int, view: int, sample: int) -> int:
-    """The seed of one view of one sample, from its hash: 63 bits (of which torch uses the low 32).
+    """Return the seed of one view of one sample: 63 bits of a hash; torch uses the low 32.
 
     >>> draw_seed(0, 0, 0) == draw_seed(0, 0, 1)
     False
@@ -114,13 +114,13 @@ def draw_seed(seed: int, view: int, sample: int) -> int:
 def parse_views(
     text: str, size: int | None, seed: int = 0, mix: Mapping[str, float] | None = None
 ) -> Views:
-    """Views from a preset's name or a JSON file; without a size the preset's own."""
+    """Make views from a preset's name or a JSON file; without a size they have the preset's own."""
     preset = parse_view_spec(text)
     return Views(preset.spec, preset.size if size is None else size, seed, mix)
 
 
 def views_of(card: ViewCard, size: int | None = None) -> Views:
-    """The views that a snapshot was built from, at the teacher's size or another one."""
+    """Return the views that a snapshot was built from, at the teacher's size or another one."""
     return Views(card.spec, card.size if size is None else size, card.seed, card.mix)
 
 
@@ -139,6 +139,6 @@ def _is_plain(image: Any) -> bool:
 
 
 def _pixels(image: NDArray[np.uint8]) -> Tensor:
-    """uint8 (H, W) or (H, W, C) -> (C, H, W)."""
+    """Turn uint8 (H, W) or (H, W, C) into (C, H, W)."""
     planes = image[:, :, None] if image.ndim == 2 else image
     return torch.from_numpy(planes.transpose(2, 0, 1).copy())

@@ -1,7 +1,7 @@
 """Canaries: fingerprints of a few views, which tell a student that it sees what the teacher saw.
 
-For 16 evenly spaced samples of each view (of the first 16 views) the sha256 of the uint8 pixels and
-an 8x8 thumbnail.
+A canary is the sha256 of a view's uint8 pixels and an 8x8 thumbnail.  There is one for each of 16
+evenly spaced samples in each of the first 16 views.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from logitstore.precompute.views import Views
 from logitstore.precompute.views.items import ViewItems
 
 MAX_CANARY_VIEWS, CANARIES, THUMBNAIL = 16, 16, 8
+"""Views that have canaries, canaries in a view, and the side of a thumbnail."""
 
 
-_DECODER_DISTANCE = 16  # of 255: JPEG decoders and resizers differ by less, other images by more
+_DECODER_DISTANCE = 16
+"""Of 255: thumbnails differ by less between JPEG decoders or resizers, by more between images."""
 
 
 _DRAWING = ("pillow", "torch", "torchvision")
+"""Packages whose version may change what a view looks like."""
 
 
 def make_view_card(
@@ -56,7 +59,7 @@ def make_view_card(
 
 
 def canary_samples(samples: int) -> list[int]:
-    """At most 16 evenly spaced sample indices, first and last among them."""
+    """Return at most 16 evenly spaced sample indices, first and last among them."""
     spaced = np.linspace(0, samples - 1, min(CANARIES, samples))
     return [int(index) for index in np.unique(spaced.round())]
 
@@ -75,21 +78,21 @@ def check_canaries(
     list returned.  Else MismatchError names the first sample, how far off it is and what differs;
     ``packages`` are the teacher's library versions.  Only ``samples`` (None: all) are looked at.
     """
-    there = None if samples is None else {int(sample) for sample in samples}
-    if there is not None and views.mix is not None:
-        there = set()  # a partner may be missing
-    chosen = [c for c in card.canaries if there is None or c.sample in there]
+    present = None if samples is None else {int(sample) for sample in samples}
+    if present is not None and views.mix is not None:
+        present = set()  # a partner may be missing
+    chosen = [c for c in card.canaries if present is None or c.sample in present]
     if not chosen:
         return ["none of the checked views is of a sample that is here: matched by key and label"]
     items, near = ViewItems(dataset, views), 0
     for canary in chosen:
-        found = _canary(items.show(canary.view, canary.sample), canary.sample, canary.view)
-        if found.sha256 == canary.sha256:
+        ours = _canary(items.show(canary.view, canary.sample), canary.sample, canary.view)
+        if ours.sha256 == canary.sha256:
             continue
-        if not found.resembles(canary):
-            _refuse_unstable(items, found)
+        if not ours.resembles(canary):
+            _refuse_unstable(items, ours)
             where = f"{dataset.name}: sample {canary.sample}, view {canary.view}"
-            raise MismatchError(f"{where} {_difference(canary, found, packages or {})}")
+            raise MismatchError(f"{where} {_difference(canary, ours, packages or {})}")
         near += 1
     if not near:
         return []
@@ -100,7 +103,7 @@ def check_canaries(
 
 
 def _refuse_unstable(items: ViewItems, canary: Canary) -> None:
-    """InputError if reading the sample again gives another image."""
+    """Refuse a sample that is another image when it is read again."""
     again = _canary(items.show(canary.view, canary.sample), canary.sample, canary.view)
     if again.sha256 != canary.sha256:
         raise InputError(
@@ -110,14 +113,14 @@ def _refuse_unstable(items: ViewItems, canary: Canary) -> None:
         )
 
 
-def _difference(there: Canary, here: Canary, packages: Mapping[str, str]) -> str:
-    """What differs: the view's size, the image decoder, a library's version, or the dataset."""
-    if here.shape != there.shape:
+def _difference(teachers: Canary, ours: Canary, packages: Mapping[str, str]) -> str:
+    """Return what differs: the size, the image decoder, a library's version, or the dataset."""
+    if ours.shape != teachers.shape:
         return (
-            f"is {here.shape} here and was {there.shape} (channels, height, width) for the "
+            f"is {ours.shape} here and was {teachers.shape} (channels, height, width) for the "
             "teacher: use the dataset and view settings of the store"
         )
-    before, now = (np.frombuffer(bytes.fromhex(c.thumbnail), np.uint8) for c in (there, here))
+    before, now = (np.frombuffer(bytes.fromhex(c.thumbnail), np.uint8) for c in (teachers, ours))
     distance = int(np.abs(before.astype(int) - now.astype(int)).max())
     what = f"is not the image that the teacher saw (thumbnails differ by {distance}/255)"
     versions = _other_versions(packages)
@@ -132,16 +135,16 @@ def _difference(there: Canary, here: Canary, packages: Mapping[str, str]) -> str
 
 
 def _other_versions(packages: Mapping[str, str]) -> str:
-    """ " (pillow 11.0 there, 12.1 here)", or nothing."""
-    found = []
+    """Return " (pillow 11.0 there, 12.1 here)", or nothing."""
+    others = []
     for name in _DRAWING:
         try:
-            here = version(name)
+            ours = version(name)
         except PackageNotFoundError:
-            here = "none"
-        if packages.get(name, here) != here:
-            found.append(f"{name} {packages[name]} there, {here} here")
-    return f" ({'; '.join(found)})" if found else ""
+            ours = "none"
+        if packages.get(name, ours) != ours:
+            others.append(f"{name} {packages[name]} there, {ours} here")
+    return f" ({'; '.join(others)})" if others else ""
 
 
 def _canary(shown: Tensor, sample: int, view: int) -> Canary:

@@ -1,6 +1,6 @@
-"""The images of a build, in order: batches cut at shard boundaries, read ahead by worker processes.
+"""Read views in batches, in order and ahead of time, in worker processes.
 
-A batch never spans two shards, so a resumed build forwards the same batches and gets the same bits.
+Samples are mixed with their partners here.  It does not know shards or networks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from logitstore.precompute.views.mix import Mix, blend
 
 
 class ViewItems(Dataset[Any]):
-    """Item (view, sample) -> uint8 (C, H, W), or the error that kept it from being made.
+    """Items by (view, sample): uint8 (C, H, W), or the error that kept one from being made.
 
     Errors travel as values: re-raised by a DataLoader they would arrive as a foreign traceback.
     """
@@ -40,7 +40,7 @@ class ViewItems(Dataset[Any]):
             return error
 
     def show(self, view: int, sample: int) -> Tensor:
-        """What a network sees of a sample: uint8 (C, H, W), mixed with its partner's if so planned.
+        """Make what a network sees of a sample: uint8 (C, H, W), mixed with its partner if planned.
 
         InputError if an image cannot be read, or two that are to be mixed differ in shape.
         """
@@ -71,7 +71,7 @@ class ViewItems(Dataset[Any]):
 
 
 def stack_views(items: Sequence[Tensor | LogitstoreError]) -> Tensor | LogitstoreError:
-    """uint8 (N, C, H, W) of equal views, or the first error."""
+    """Stack views of one shape to uint8 (N, C, H, W), or return the first error."""
     for item in items:
         if isinstance(item, LogitstoreError):
             return item
@@ -86,7 +86,7 @@ def stack_views(items: Sequence[Tensor | LogitstoreError]) -> Tensor | Logitstor
 
 
 def joined(batches: Iterable[Tensor]) -> Tensor:
-    """One batch of several, uint8 (N, C, H, W); InputError if their images differ in shape."""
+    """Join batches to one, uint8 (N, C, H, W); InputError if their images differ in shape."""
     stacked = stack_views([image for batch in batches for image in batch])
     if isinstance(stacked, LogitstoreError):
         raise stacked
@@ -94,7 +94,7 @@ def joined(batches: Iterable[Tensor]) -> Tensor:
 
 
 def default_workers(dataset: ImageDataset) -> int:
-    """Worker processes for reading images: none when they are in memory already."""
+    """Return how many processes read images: none if the images are in memory already."""
     return 0 if dataset.in_memory else min(8, os.cpu_count() or 1)
 
 

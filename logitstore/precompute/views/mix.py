@@ -1,4 +1,4 @@
-"""Mixup and CutMix as plans: who is blended with whom, by how much and where.
+"""Mixup and CutMix as plans: which samples are blended, by how much and where.
 
 A plan follows from (seed, view, sample) through a hash alone: the same on every machine and
 version, in any order, in any process, without state and without an array as long as the dataset.
@@ -24,24 +24,30 @@ from torch import Tensor
 from logitstore.errors import InputError
 
 KINDS = ("cutmix", "mixup")
+"""The kinds of mixing that ``--mix`` takes."""
 
 
 MAX_ALPHA = 4.0
+"""The largest alpha of a Beta(alpha, alpha): beyond it, drawing takes long."""
 
 
 _EXAMPLE = "mixup:0.2, cutmix:1.0, or mixup:0.8,cutmix:1.0"
 
 
-# Even, as the halves' sizes swap in each.  4 are enough for large domains; over 60,000 permutations
-# of 10 samples, 6 still show in a chi-square test and 8 do not.
 _ROUNDS = 8
+"""Rounds of the permutation; an even number, as the halves' sizes swap in each.
+
+Four are enough for large domains; over 60,000 permutations of 10 samples, a chi-square test still
+notices 6 and does not notice 8.
+"""
 
 
 _GRID = 1 << 16
+"""Steps in which weights and boxes are rounded: equal on every machine."""
 
 
 class MixPlan(NamedTuple):
-    """What becomes of one sample in one view.
+    """How one sample is mixed in one view.
 
     ``weight`` is its own share of the image and of the label; ``partner`` has the rest.  ``box`` is
     (left, top, right, bottom) in shares of width and height: CutMix's, None for Mixup.
@@ -53,7 +59,7 @@ class MixPlan(NamedTuple):
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """``mixup:0.2``, ``cutmix:1.0`` or both with a comma between -> alpha by kind; InputError."""
+    """Parse ``mixup:0.2``, ``cutmix:1.0`` or both with a comma between: return alpha by kind."""
     spec: dict[str, float] = {}
     for part in text.split(","):
         kind, _, alpha = (word.strip() for word in part.partition(":"))
@@ -67,9 +73,9 @@ def parse_mix(text: str) -> dict[str, float]:
 
 
 def check_mix(spec: Mapping[str, float], where: str = "mix") -> dict[str, float]:
-    """The spec if it can be used, else InputError naming ``where`` it came from.
+    """Return the spec if it can be used; InputError names ``where`` it came from.
 
-    A store's card is not to be trusted: a huge alpha would draw for ever.
+    A store's card cannot be trusted: a huge alpha would draw for ever.
     """
     if not spec:
         raise InputError(f"{where}: no kind of mixing is named: expected {_EXAMPLE}")
@@ -102,9 +108,9 @@ class Mix:
         self._columns = -(-n // self._rows)
 
     def plan(self, sample: int, view: int) -> MixPlan:
-        """Whom this sample is mixed with in this view; InputError for a sample that is not there.
+        """Return how this sample is mixed in this view; InputError for a sample that is not there.
 
-        Tens of microseconds, whatever ``n`` is.
+        It takes tens of microseconds, whatever ``n`` is.
         """
         if not 0 <= sample < self.n:
             raise InputError(f"sample {sample} is not one of the {self.n} that are mixed")
@@ -122,7 +128,7 @@ class Mix:
         return MixPlan(partner, 1 - (right - left) * (bottom - top), box)
 
     def _partner(self, state: blake2b, sample: int) -> int:
-        """Image of ``sample`` under the view's permutation of 0..n-1.
+        """Return the image of ``sample`` under the view's permutation of 0..n-1.
 
         A Feistel network over rows x columns cells, applied again while it leads out of 0..n-1
         (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains", methods 2 and 3).
@@ -163,21 +169,21 @@ def blend(own: Tensor, partner: Tensor, plan: MixPlan) -> Tensor:
 
 
 def _digest(state: blake2b, text: str) -> bytes:
-    """64 bytes that depend on the state and the text."""
+    """Return 64 bytes that depend on the state and the text."""
     branch = state.copy()
     branch.update(text.encode())
     return branch.digest()
 
 
 def _uniforms(state: blake2b, sample: int) -> Iterator[float]:
-    """Numbers strictly between 0 and 1, in steps of 2**-52, without end."""
+    """Yield numbers strictly between 0 and 1, in steps of 2**-52, without end."""
     for block in count():
         for word in unpack("<8Q", _digest(state, f" draw {sample} {block}")):
             yield ((word >> 12) + 0.5) * 2.0**-52
 
 
 def _beta(alpha: float, draws: Iterator[float]) -> float:
-    """A draw of Beta(alpha, alpha) (Joehnk 1964, Metrika 8), in steps of 2**-16.
+    """Draw from Beta(alpha, alpha) (Joehnk 1964, Metrika 8), in steps of 2**-16.
 
     The steps hide the last bit of ``pow``, in which mathematical libraries differ.
     """
@@ -192,7 +198,7 @@ def _beta(alpha: float, draws: Iterator[float]) -> float:
 
 
 def _box(side: float, x: float, y: float) -> tuple[float, float, float, float]:
-    """A square of relative ``side`` around (x, y), clipped to the image, in steps of 2**-16."""
+    """Return the square of relative ``side`` around (x, y), clipped, in steps of 2**-16."""
     half = side / 2
     return (
         _snap(max(x - half, 0.0)),

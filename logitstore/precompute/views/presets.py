@@ -1,3 +1,8 @@
+"""View specs by name or from a JSON file, and how their images are prepared for measuring.
+
+Steps are only named here; ``transforms`` checks and makes them.
+"""
+
 from __future__ import annotations
 
 import json
@@ -10,7 +15,7 @@ from logitstore.precompute.views.transforms import ALLOWED, Spec
 
 
 def _cutout(share: float) -> dict[str, Any]:
-    """One black square of this share of the image in a random place inside it.
+    """Return the step that blackens one square of this share of the image, anywhere inside it.
 
     DeVries, Taylor 2017, arXiv:1708.04552, let it hang over the edge.
     """
@@ -25,7 +30,7 @@ _CROP32 = {"name": "RandomCrop", "size": 32, "padding": 4}
 
 @dataclass(frozen=True)
 class Preset:
-    """A spec with the size that it is made for (None: as the images come)."""
+    """A spec with the size that it is made for; None leaves the images' own."""
 
     spec: Spec
     size: int | None = None
@@ -58,7 +63,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def parse_view_spec(text: str) -> Preset:
-    """A preset by name, or the spec in a JSON file; its steps are checked by ``transforms``."""
+    """Return a preset by name, or the spec in a JSON file, whose steps are not checked yet."""
     if text in PRESETS:
         return PRESETS[text]
     if not text.endswith(".json"):
@@ -73,7 +78,7 @@ def parse_view_spec(text: str) -> Preset:
 
 
 def evaluation_spec(spec: Spec) -> Spec:
-    """How images are prepared for measuring what was trained on views of ``spec``.
+    """Return the spec that prepares images for measuring what was trained on views of ``spec``.
 
     Random steps go, a random crop becomes the central one of its size; what was trained as
     ``imagenet-train`` is measured as ``imagenet-eval``.

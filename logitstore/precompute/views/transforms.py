@@ -1,4 +1,4 @@
-"""View specs: which transforms a view may be made of, the presets, and their evaluation twins.
+"""The transforms that a view may be made of, and the check of specs that name them.
 
 A spec is a list of ``{"name": TRANSFORM, …arguments}``.  It may come from a stranger's store, so
 names and arguments are checked against the table below before torchvision sees them.  Every
@@ -116,7 +116,7 @@ def _auto_augment(policy: str = "imagenet", **arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How one transform is made, the types of its arguments, and whether it draws at random."""
+    """How to make one transform, the types of its arguments, and whether it draws at random."""
 
     make: Callable[..., Any]
     arguments: Mapping[str, Any]
@@ -184,10 +184,11 @@ ALLOWED: dict[str, _Kind] = {
 
 
 _MIXING = ("MixUp", "CutMix", "Mixup", "Cutmix")
+"""Transforms of batches, which people try to name in a spec."""
 
 
 def transforms(spec: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    """(what and where, the torchvision transform) of each step.
+    """Make the steps of a spec: (name and position, the torchvision transform) of each.
 
     UnknownName or InputError names the transform, its position (from 0) and what is allowed.
     """
@@ -195,12 +196,12 @@ def transforms(spec: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def is_random(spec: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether views of this (checked) spec differ from one another."""
+    """Return whether views of this (checked) spec may differ from one another."""
     return any(ALLOWED[step["name"]].random for step in spec)
 
 
 def cuts_regions(spec: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the spec leaves a region of any shape, which the size then gives its shape."""
+    """Return whether the spec leaves a region of any shape, which is then resized to the size."""
     return any(step["name"] == "RandomResizedCrop" for step in spec)
 
 

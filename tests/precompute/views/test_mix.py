@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from logitstore.errors import InputError
 from logitstore.format.grid import Span
-from logitstore.precompute.building.batches import feed
+from logitstore.precompute.building.batches import read_views
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.views import Views
@@ -250,7 +250,7 @@ def test_a_mixed_view_costs_two_images_and_never_more() -> None:
 def test_a_build_sees_each_sample_blended_with_its_partner(workers: int) -> None:
     dataset, views = digits(), Views((), size=12, seed=4, mix=BOTH)
     spans = [Span(5, 0, 40), Span(5, 40, 60)]
-    shown = torch.cat(list(feed(dataset, views, spans, workers=workers)))
+    shown = torch.cat(list(read_views(dataset, views, spans, workers=workers)))
     expected = torch.stack([by_hand(dataset, views, i, 5)[0] for i in range(60)])
     alone = torch.stack([views(dataset.item(i), sample=i, view=5) for i in range(60)])
     assert torch.equal(shown, expected)
