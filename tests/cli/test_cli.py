@@ -11,29 +11,17 @@ import numpy as np
 import pytest
 import torch
 from typer.main import get_command
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import logitstore
 from logitstore.cli import app
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
+from tests.support.commands import refused, run
 
 Build = Callable[..., Path]
 ARCH = "mlp?hidden=16"
 DATA = "digits?samples=0:100"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object, code: int = 2) -> str:
-    """The one message of a command that ends with ``code`` and no traceback."""
-    result = run(*arguments)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    assert result.stderr.count("error:") == 1
-    return result.stderr
 
 
 @pytest.fixture

@@ -12,9 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
-from typer.testing import CliRunner, Result
 
-from logitstore.cli import app
 from logitstore.derive import combine as rule
 from logitstore.derive.combine import (
     Member,
@@ -38,27 +36,14 @@ from logitstore.reading.verify import verify_store
 from logitstore.storage import open_storage
 from logitstore.trainer import TrainConfig, train
 from logitstore.writing.target import Target
+from tests.support.commands import refused, run
+from tests.support.stores import tree
 
 Build = Callable[..., Path]
 Floats = NDArray[np.float64]
 DATA = "digits?samples=0:300"
 GROUPS = {"s1": (1, 7, 9), "s2": (3, 8)}
 OVERLAPPING = ([0, 1, 2], [0, 3, 4], [0, 2, 5])
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.count("error:") == 1
-    return result.stderr
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")

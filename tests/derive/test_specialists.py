@@ -14,9 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from scipy.special import softmax
-from typer.testing import CliRunner, Result
 
-from logitstore.cli import app
 from logitstore.derive.specialists import (
     Cluster,
     SpecialistPlan,
@@ -40,15 +38,12 @@ from logitstore.trainer.data.samples import choose_samples
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.data.specialist import own_and_others, specialised
 from logitstore.trainer.run.checkpoint import begin_with
+from tests.support.commands import run
 from tests.support.runs import run_logits
 
 Build = Callable[..., Path]
 DATA, TEST = "digits?samples=0:300", "digits?train=false"
 DIGITS = tuple("0123456789")
-
-
-def cli(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def planned(*groups: tuple[int, ...], names: tuple[str, ...] | None = DIGITS) -> SpecialistPlan:
@@ -120,7 +115,7 @@ def test_classes_that_are_confused_get_a_specialist(tmp_path: Path, bound_store:
     labels = open_dataset(DATA).labels
     path = bound_store(tmp_path / "s.zarr", DATA, planted(labels, ((3, 8), (1, 7))))
     command = ("specialists", "plan", path, "--clusters", 8, "--out", tmp_path / "plan.json")
-    done = cli(*command)
+    done = run(*command)
     assert done.exit_code == 0, done.output
     plan = read_plan(tmp_path / "plan.json")
     assert [each.classes for each in plan.specialists] == [(1, 7), (3, 8)]
@@ -130,8 +125,8 @@ def test_classes_that_are_confused_get_a_specialist(tmp_path: Path, bound_store:
     assert "s2: 2 classes, " in done.stdout
     assert "alone in a cluster, without a specialist: 0, 2, 4, 5, 6, 9" in done.stderr
     before = (tmp_path / "plan.json").read_bytes()
-    assert cli(*command).exit_code == 0
-    assert cli(*command[:4], 7, *command[5:]).exit_code == 2
+    assert run(*command).exit_code == 0
+    assert run(*command[:4], 7, *command[5:]).exit_code == 2
     assert (tmp_path / "plan.json").read_bytes() == before
 
 
@@ -165,7 +160,7 @@ def test_a_number_of_clusters_that_cannot_be_is_refused(
     clusters: int, tmp_path: Path, tiny_store: Build
 ) -> None:
     path = tiny_store(tmp_path / "s.zarr")
-    done = cli("specialists", "plan", path, "--clusters", clusters, "--out", tmp_path / "p.json")
+    done = run("specialists", "plan", path, "--clusters", clusters, "--out", tmp_path / "p.json")
     assert done.exit_code == 2
     assert f"--clusters {clusters}: expected 2..10" in done.stderr
     assert not (tmp_path / "p.json").exists()
@@ -401,7 +396,7 @@ def test_a_built_specialist_knows_which_class_is_which_output(runs: Path, tmp_pa
     snapshot = store.snapshots["s1"]
     assert snapshot.logits(np.arange(597)) == pytest.approx(logits, abs=1e-2)
     assert snapshot.meta.top1 == (logits.argmax(1) == labels).mean()
-    checked = cli("verify", store.url, "--teacher", runs / "s1", "--data", TEST)
+    checked = run("verify", store.url, "--teacher", runs / "s1", "--data", TEST)
     assert checked.exit_code == 0, checked.output
     both = BuildConfig(
         teachers=[str(runs / "s1"), str(runs / "generalist")],

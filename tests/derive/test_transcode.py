@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from logitstore.cli import app
 from logitstore.derive.transcode import transcode
 from logitstore.format.choice import EncodingRequest
 from logitstore.format.encodings.table import encoding
@@ -16,24 +14,11 @@ from logitstore.format.fidelity import kl_divergence
 from logitstore.precompute.networks.factory import build_model
 from logitstore.reading.opening import open_store
 from logitstore.storage import open_storage
+from tests.support.commands import refused, run
+from tests.support.stores import tree
 
 Build = Callable[..., Path]
 ARCH, DATA = "mlp?hidden=16", "digits?samples=0:100"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.count("error:") == 1
-    return result.stderr
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 def test_a_transcoded_row_is_the_encoding_of_the_decoded_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,12 @@ def logits_of(seed: int, samples: int, classes: int, views: int = 1) -> NDArray[
     """The logits that ``tiny_store`` writes: float32 (V, N, C), normal times 3."""
     drawn = np.random.default_rng(seed).standard_normal((views, samples, classes)) * 3
     return drawn.astype(np.float32)
+
+
+def tree(root: Path) -> dict[str, str]:
+    """The sha256 of every file below a folder, hidden ones too, by its path in it."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(p.relative_to(root)): sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture(scope="session")

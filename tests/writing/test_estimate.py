@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from logitstore.cli import app
 from logitstore.errors import InputError, MismatchError, NonFinite
 from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
 from logitstore.format.choice import sample_pairs
@@ -26,6 +24,7 @@ from logitstore.text import duration
 from logitstore.writing.estimate import Trial, build_seconds, predict
 from logitstore.writing.footprint import footprint, shared_bytes
 from logitstore.writing.target import Target, open_writer
+from tests.support.commands import run
 
 ARCH = "mlp?hidden=16"
 FLIP = [{"name": "RandomHorizontalFlip"}]
@@ -294,10 +293,6 @@ def test_what_a_build_refuses_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(NonFinite, match="sample 7, view 0"):
         estimate(black)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

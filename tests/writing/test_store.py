@@ -22,6 +22,7 @@ from logitstore.storage import open_storage
 from logitstore.writing.discard import discard, discard_unfinished
 from logitstore.writing.target import Target, open_writer
 from logitstore.writing.writer import SnapshotWriter
+from tests.support.stores import tree
 
 Build = Callable[..., Path]
 LABELS = np.arange(100, dtype=np.int32) % 10
@@ -55,12 +56,6 @@ def fill(writer: SnapshotWriter, logits: np.ndarray) -> None:
     for shard in writer.missing():
         span = slice(shard.start, shard.stop)
         writer.write(shard, logits[shard.view, span], LABELS[span])
-
-
-def tree(root: Path) -> dict[str, str]:
-    """Digest of every file, hidden ones too."""
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(p.relative_to(root)): sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def test_rows_come_back_in_the_order_asked_for_with_duplicates(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from logitstore.reading.verify import verify_store
 from logitstore.storage.local import LocalStorage
 from logitstore.writing.target import Target, open_writer
 from logitstore.writing.writer import SnapshotWriter
+from tests.support.stores import tree
 
 Build = Callable[..., Path]
 LABELS = np.arange(100, dtype=np.int32) % 10
@@ -63,11 +63,6 @@ def fill(writer: SnapshotWriter, seed: int = 0) -> str:
     for shard in writer.missing():
         writer.write(shard, logits[shard.samples], LABELS[shard.samples])
     return writer.commit()
-
-
-def tree(root: Path) -> dict[str, str]:
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(p.relative_to(root)): sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def test_what_a_build_reads_grows_with_snapshots_not_with_teachers_times_snapshots(

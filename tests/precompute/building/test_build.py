@@ -21,6 +21,7 @@ from logitstore.precompute.building.run import build
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
 from logitstore.reading.verify import Report
+from tests.support.stores import tree
 
 DATA = "digits?samples=0:200"
 ARCH = "mlp?hidden=16"
@@ -50,11 +51,6 @@ def config(tmp_path: Path, **changes: object) -> BuildConfig:
         **changes,
     }
     return BuildConfig(**values)
-
-
-def tree(root: Path) -> dict[str, str]:
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(p.relative_to(root)): sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def live(path: Path, mean: float = 0.3, std: float = 0.4) -> np.ndarray:

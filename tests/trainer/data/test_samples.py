@@ -1,18 +1,20 @@
-"""Noisy labels, teaching on half of the samples, and the flags of the methods."""
+"""The samples of a run: noisy labels, teaching on half of them, classes left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from logitstore.errors import InputError
+from logitstore.errors import InputError, LogitstoreError, UnknownName
+from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
-from logitstore.precompute.views import Views
+from logitstore.precompute.views import Views, parse_views
 from logitstore.reading.opening import open_store
 from logitstore.trainer import TrainConfig, train
 from logitstore.trainer.data.requirements import refuse_samples
@@ -134,44 +136,50 @@ def test_halves_without_a_teacher_or_labels_are_refused() -> None:
         refuse_samples(taught, shown, choose_samples(taught, shown))
 
 
-def test_a_file_s_hyper_parameters_go_with_its_method_alone(tmp_path: Path) -> None:
-    taught = {"data": DATA, "student": "mlp", "store": "s.zarr"}
-    kd = TrainConfig(**taught, method="kd", kd_weight=0.5, out="kd")
-    (tmp_path / "kd.toml").write_text(kd.to_toml())
-    again = TrainConfig.from_toml(tmp_path / "kd.toml", {"method": "kd", "seed": 1, "out": "x"})
-    assert again.kd_weight == 0.5
-    dkd = TrainConfig.from_toml(tmp_path / "kd.toml", {"method": "dkd", "beta": 2.0, "out": "x"})
-    assert (dkd.resolved().ce_weight, dkd.resolved().kd_weight, dkd.beta) == (1.0, 1.0, 2.0)
-    (tmp_path / "any.toml").write_text('data="d"\nstudent="m"\nstore="s"\ntemperature=2.0\n')
-    told = TrainConfig.from_toml(tmp_path / "any.toml", {"method": "kd", "out": "x"})
-    assert told.resolved().temperature == 2.0
-    plain = TrainConfig.from_toml(tmp_path / "kd.toml", {"method": "ce", "out": "x"})
-    assert plain.kd_weight is None
+def labelled(labels: list[int], view_spec: str = "eval", **more: Any) -> Source:
+    dataset = ImageDataset(
+        name="here",
+        labels=np.array(labels, np.int32),
+        load=lambda index: index,
+        classes=4,
+        class_names=("ant", "bee", "cat", "dog"),
+    )
+    views = parse_views(view_spec, None, **more)
+    return Source(dataset=dataset, views=views, classes=4, view_count=1)
 
 
-def test_what_a_run_is_too_short_for_is_said() -> None:
-    taught = TrainConfig(data=DATA, student="mlp", store="s.zarr", out="run", method="dkd")
-    (said,) = taught.method_object.remarks(10)
-    assert "kd_warmup 20 is longer than the run's 10 epochs" in said
-    assert "50%" in said
-    assert taught.method_object.remarks(20) == []
-    with pytest.raises(InputError, match="--stop-kd-at 30 never comes in a run of 30 epochs"):
-        replace(taught, stop_kd_at=30)
+def omitting(*classes: str | int) -> TrainConfig:
+    return TrainConfig(data="d", student="mlp", out="run", omit_classes=classes)
 
 
-def test_defaults_of_a_file_give_way_where_what_is_given_changes_them(tmp_path: Path) -> None:
-    taught = {"data": DATA, "student": "mlp", "store": "s.zarr", "method": "kd", "out": "x"}
-    (tmp_path / "kd.toml").write_text(TrainConfig(**taught).to_toml())
+def refused(source: Source, config: TrainConfig) -> None:
+    refuse_samples(config, source, choose_samples(config, source))
 
-    def with_(**given: object) -> dict[str, object]:
-        found = TrainConfig.from_toml(tmp_path / "kd.toml", {"out": "y", **given}).resolved()
-        return {name: getattr(found, name) for name in ("temperature", "kd_weight", "lr")}
 
-    assert with_() == {"temperature": 4.0, "kd_weight": 0.9, "lr": 0.05}
-    assert with_(standardize=True) == {"temperature": 2.0, "kd_weight": 9.0, "lr": 0.05}
-    told = with_(standardize=True, temperature=3.0)
-    assert told == {"temperature": 3.0, "kd_weight": 9.0, "lr": 0.05}
-    assert with_(optimizer="adamw")["lr"] == 0.001
-    (tmp_path / "kd.toml").write_text(TrainConfig(**taught, temperature=5.0, lr=0.1).to_toml())
-    assert with_(standardize=True, optimizer="adamw")["temperature"] == 5.0
-    assert with_(optimizer="adamw")["lr"] == 0.1
+def test_omitted_samples_go_and_the_others_stay_in_order() -> None:
+    source = labelled([0, 3, 1, -1, 3, 2, 0])
+    some = replace(source, subset=np.arange(1, 7))
+    assert choose_samples(omitting("dog", 0), some).samples.tolist() == [2, 3, 5]
+    assert choose_samples(omitting(), source).samples.tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("omitted", "error", "says"),
+    [
+        (["dgo"], UnknownName, "did you mean 'dog'"),
+        ([4], UnknownName, "unknown class of here '4'"),
+        (["ant", 1, "2", "dog"], InputError, "these are all classes"),
+        (["ant", "dog"], InputError, "no sample of here is left"),
+    ],
+)
+def test_an_omission_that_cannot_be_is_refused(
+    omitted: list[str | int], error: type[LogitstoreError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        refused(labelled([0, 3, 3]), omitting(*omitted))
+
+
+def test_blended_views_would_show_the_omitted_class() -> None:
+    source = labelled([0, 1, 2, 3], mix={"mixup": 0.2})
+    with pytest.raises(InputError, match="use a snapshot built without --mix"):
+        refused(source, omitting("dog"))

@@ -13,19 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
-from typer.testing import CliRunner, Result
 
-from logitstore.cli import app
 from logitstore.errors import InputError, LogitstoreError, MismatchError, NotFound, UnknownName
-from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
-from logitstore.precompute.views import parse_views
 from logitstore.trainer import TrainConfig, train
-from logitstore.trainer.data.requirements import refuse_samples
-from logitstore.trainer.data.samples import choose_samples
-from logitstore.trainer.data.source import Source
 from logitstore.trainer.evaluation.bias import correct_bias
 from logitstore.trainer.evaluation.shifts import correct_by_prior, correct_by_validation, shifted
+from tests.support.commands import run as run_command
 from tests.support.runs import run_logits
 
 TRAIN, TEST = "digits?samples=0:400", "digits?train=false"
@@ -50,65 +44,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def cli(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def labelled(labels: list[int], view_spec: str = "eval", **more: Any) -> Source:
-    dataset = ImageDataset(
-        name="here",
-        labels=np.array(labels, np.int32),
-        load=lambda index: index,
-        classes=4,
-        class_names=("ant", "bee", "cat", "dog"),
-    )
-    views = parse_views(view_spec, None, **more)
-    return Source(dataset=dataset, views=views, classes=4, view_count=1)
-
-
 def some(samples: int, classes: int, low: float = 0.0) -> tuple[NDArray[Any], NDArray[Any]]:
     """Logits that are right more often than not, with class 0 (and 1) too low by ``low``."""
     labels = RNG.integers(0, classes, samples)
     logits = RNG.standard_normal((samples, classes)) + 2 * np.eye(classes)[labels]
     logits[:, :2] -= low
     return logits, labels
-
-
-def omitting(*classes: str | int) -> TrainConfig:
-    return TrainConfig(data="d", student="mlp", out="run", omit_classes=classes)
-
-
-def refused(source: Source, config: TrainConfig) -> None:
-    refuse_samples(config, source, choose_samples(config, source))
-
-
-def test_omitted_samples_go_and_the_others_stay_in_order() -> None:
-    source = labelled([0, 3, 1, -1, 3, 2, 0])
-    some = replace(source, subset=np.arange(1, 7))
-    assert choose_samples(omitting("dog", 0), some).samples.tolist() == [2, 3, 5]
-    assert choose_samples(omitting(), source).samples.tolist() == list(range(7))
-
-
-@pytest.mark.parametrize(
-    ("omitted", "error", "says"),
-    [
-        (["dgo"], UnknownName, "did you mean 'dog'"),
-        ([4], UnknownName, "unknown class of here '4'"),
-        (["ant", 1, "2", "dog"], InputError, "these are all classes"),
-        (["ant", "dog"], InputError, "no sample of here is left"),
-    ],
-)
-def test_an_omission_that_cannot_be_is_refused(
-    omitted: list[str | int], error: type[LogitstoreError], says: str
-) -> None:
-    with pytest.raises(error, match=says):
-        refused(labelled([0, 3, 3]), omitting(*omitted))
-
-
-def test_blended_views_would_show_the_omitted_class() -> None:
-    source = labelled([0, 1, 2, 3], mix={"mixup": 0.2})
-    with pytest.raises(InputError, match="use a snapshot built without --mix"):
-        refused(source, omitting("dog"))
 
 
 def test_the_run_never_learns_what_it_never_saw(run: Path) -> None:
@@ -220,7 +161,7 @@ def test_the_corrected_weights_give_the_shifted_logits(run: Path, tmp_path: Path
     out = tmp_path / "corrected.safetensors"
     # Of classes that were never seen validation shifts the best alone; the test set only measures.
     command = ("correct-bias", run, "--data", TRAIN, "--test", TEST, "--out", out, "--json")
-    done = cli(*command, "--device", "cpu")
+    done = run_command(*command, "--device", "cpu")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert (found["classes"], found["by"], found["names"]) == ([3, 5], "validation", ["3", "5"])
@@ -247,7 +188,7 @@ def test_the_prior_comes_from_a_store_or_from_the_command(
     expected = correct_by_prior(logits, shares, [5, 3])
     told = ",".join(map(repr, shares[[5, 3]].tolist()))
     for prior in (str(store), told):
-        done = cli(
+        done = run_command(
             *("correct-bias", run, "--data", TRAIN, "--by", "prior", "--prior", prior),
             *("--class", "5,3", "--json", "--device", "cpu"),
         )
