@@ -13,6 +13,7 @@ from logitstore.format.encodings.table import encoding, spelled
 from logitstore.reading.opening import open_store
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
+from logitstore.storage import is_url
 
 
 def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def list_location(location: str, token: str | None) -> list[dict[str, Any]]:
 
     A store that cannot be read, or has no snapshot, is a row with a ``problem``.
     """
-    if location.startswith(("http://", "https://")):
+    if is_url(location):
         return _list_remote(location, token)
     path = Path(location)
     if not path.is_dir():

@@ -24,7 +24,7 @@ from logitstore.progress import Progress, Silent
 from logitstore.reading.opening import open_store
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
-from logitstore.storage import Storage, open_storage
+from logitstore.storage import Storage, is_url, open_storage
 from logitstore.storage.local import is_temporary
 
 _BLOCK_BYTES = 16 << 20
@@ -65,7 +65,7 @@ def verify_store(
     """
     progress = progress or Silent()
     report = Report(location)
-    remote = location.startswith(("http://", "https://"))
+    remote = is_url(location)
     try:
         store = open_store(location, token)
     except Damaged as error:

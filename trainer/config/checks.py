@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from logitstore.cache.modes import not_served
 from logitstore.errors import InputError
+from logitstore.storage import is_url
 from logitstore.text import parse_size
 from logitstore.trainer.config.fields import Settings
 from logitstore.trainer.config.specs import parse_specialist, split_share
@@ -83,7 +84,7 @@ def _check_source(config: Settings, method: Method) -> None:
         return
     if config.snapshot is not None:
         _check_stages(config, config.snapshot, method)
-    if config.read == "stream" and not config.store.startswith(("http://", "https://")):
+    if config.read == "stream" and not is_url(config.store):
         raise not_served(config.store)
 
 
