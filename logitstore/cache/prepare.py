@@ -15,6 +15,7 @@ from logitstore.cache.readers import CopyReader, SnapshotReader, TeacherReader
 from logitstore.errors import NoCache, UnknownName
 from logitstore.progress import Progress
 from logitstore.reading.ensemble import Teacher, leaves
+from logitstore.reading.reader import ShardReader
 from logitstore.reading.snapshot import Snapshot
 from logitstore.storage import is_url
 from logitstore.text import size
@@ -78,7 +79,7 @@ def _prepare(
         how = "asked from the server, batch by batch"
         return "stream", {part: part for part in parts}, f"rows: {_shape(parts)} {how}{why}"
     how = "by whole shards, nothing decoded beforehand"
-    by_shards = {part: part.by_shards() for part in parts}
+    by_shards = {part: ShardReader(part) for part in parts}
     return "direct", by_shards, f"rows: {_shape(parts)} {how}{why}"
 
 

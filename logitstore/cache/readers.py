@@ -16,7 +16,8 @@ from logitstore.format.encodings.base import Arrays, Logits
 from logitstore.format.encodings.rows import Rows
 from logitstore.reading.continued import Continued
 from logitstore.reading.ensemble import Blend, Ensemble, Teacher, leaves
-from logitstore.reading.snapshot import ShardReader, Snapshot
+from logitstore.reading.reader import ShardReader
+from logitstore.reading.snapshot import Snapshot
 
 
 class CopyReader:

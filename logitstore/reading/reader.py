@@ -1,4 +1,4 @@
-"""The one interface by which rows are read, whatever they are read from."""
+"""The interface by which rows are read, whatever they are read from, and the plainest reader."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from logitstore.format.encodings.rows import Rows
 from logitstore.reading.ensemble import Blend
+from logitstore.reading.snapshot import Snapshot
 
 
 class RowReader(Protocol):
@@ -22,3 +23,21 @@ class RowReader(Protocol):
 
     def close(self) -> None:
         """Let go of what is held for reading: decoded shards, or a decoded copy."""
+
+
+class ShardReader:
+    """Reads a snapshot's rows by whole verified shards, also where a server could gather them."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
+        """Return encoded rows of these samples, as ``Snapshot.rows`` does."""
+        samples = self._snapshot.checked(indices, view)
+        arrays = self._snapshot.encoding.empty(len(samples))
+        Snapshot.gather(self._snapshot, samples, view, arrays)
+        return Rows(self._snapshot.encoding, arrays)
+
+    def close(self) -> None:
+        """Let go of the decoded shards."""
+        self._snapshot.close()

@@ -39,7 +39,7 @@ from logitstore.reading.connection import (
     Connection,
     same_checksum,
 )
-from logitstore.reading.snapshot import ShardReader, Snapshot
+from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.storage.local import MAX_OBJECT_BYTES
 
@@ -162,9 +162,6 @@ class RemoteSnapshot(Snapshot):
             rows = self._fetch(samples[start : start + most], view)
             for name, array in rows.arrays.items():
                 out[name][start : start + most] = array
-
-    def by_shards(self) -> ShardReader:
-        return ShardReader(self)
 
     def _fetch(self, indices: NDArray[np.int64], view: int) -> Rows:
         objects = self._objects

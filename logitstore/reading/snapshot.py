@@ -38,7 +38,7 @@ DECODED_CACHE_BYTES = 512 << 20
 
 
 class ObjectSource(Protocol):
-    """Where a snapshot's bytes come from: a Storage, or a server's ``objects`` route."""
+    """Gives a snapshot's bytes: a Storage, or a server's ``objects`` route."""
 
     url: str
 
@@ -129,10 +129,6 @@ class Snapshot:
         for span, positions, inside in self.grid.split(view, samples):
             for name, decoded in self._shard(span).items():
                 out[name][positions] = decoded[inside]
-
-    def by_shards(self) -> Snapshot | ShardReader:
-        """Return a reader that decodes whole shards, even where a server could gather the rows."""
-        return self
 
     def close(self) -> None:
         """Let go of the decoded shards; the snapshot stays usable."""
@@ -229,24 +225,6 @@ class Snapshot:
         # Before the metadata is read there is no grid, but no shard is read then either.
         shard = self.grid.span_of(inside) if inside.startswith("c/") else None
         return f" (view {shard.view}, samples {shard.start}..{shard.stop - 1})" if shard else ""
-
-
-class ShardReader:
-    """Reads a snapshot's rows by whole verified shards, also where a server could gather them."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-
-    def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
-        """Return encoded rows of these samples, as ``Snapshot.rows`` does."""
-        samples = self._snapshot.checked(indices, view)
-        arrays = self._snapshot.encoding.empty(len(samples))
-        Snapshot.gather(self._snapshot, samples, view, arrays)
-        return Rows(self._snapshot.encoding, arrays)
-
-    def close(self) -> None:
-        """Let go of the decoded shards."""
-        self._snapshot.close()
 
 
 def _no_shards() -> LRUCache[Any, dict[str, NDArray[Any]]]:
