@@ -18,10 +18,7 @@ from torch import Tensor
 from logitstore.errors import UnknownName
 
 Variant = Literal["paper", "code"]
-
-
 VARIANTS: tuple[Variant, ...] = ("paper", "code")
-
 
 _LEAST_DEVIATION = 1e-3
 """Smallest deviation that is divided by; less would blow gradients up."""

@@ -22,14 +22,11 @@ from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
 
-
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """The probes, which need no token and are never too many."""
 
-
 MIN_TOKEN = 16
 """Characters of the shortest token."""
-
 
 _HASHED = re.compile(r"^sha256:([0-9a-fA-F]{64})$")
 

@@ -20,8 +20,6 @@ from logitstore.api.guard.headers import Headers, by_name
 from logitstore.api.guard.problems import Refusal
 
 _HOST = re.compile(rb"^(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?$")
-
-
 _LOOPBACK = re.compile(rb"^(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?$", re.IGNORECASE)
 
 

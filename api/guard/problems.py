@@ -29,7 +29,6 @@ from logitstore.format.wire import DAMAGED, PROBLEM, PROBLEM_TYPE, Problem
 
 log = logging.getLogger(__name__)
 
-
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (MismatchError, 412, PROBLEM + "another-build"),
     (InputError, 422, PROBLEM + "bad-request"),

@@ -24,14 +24,10 @@ from logitstore.errors import InputError
 from logitstore.format.wire import INDICES_TYPE, MAX_INDICES, ROOT_HEADER
 
 _TARGET = re.compile(rb"/v1/stores/([\w.-]+)/snapshots/([\w.-]+)/rows(?:\?([\w=&]*))?", re.ASCII)
-
-
 _ROOT = ROOT_HEADER.encode()
-
 
 _FRAMING = {b"expect", b"transfer-encoding", b"upgrade"}
 """Headers that change how a request or its answer is framed."""
-
 
 _BLANK_CRC, _BLANK_ID = "--crc---", "--request-id----"
 

@@ -27,7 +27,6 @@ from logitstore.format.wire import ROOT_HEADER
 PIECE_BYTES = 1 << 20
 """Bytes that are read and sent at once; 256 KiB make downloads an eighth slower."""
 
-
 _CACHING = {"cache-control": "public, max-age=31536000, immutable", "accept-ranges": "bytes"}
 
 
@@ -133,11 +132,9 @@ _PARAMETERS: list[dict[str, Any]] = [
     for name in ("store", "snapshot", "key")
 ] + [ROOT_PARAMETER]
 
-
 _BINARY: dict[str, Any] = {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
 }
-
 
 OPENAPI: dict[str, Any] = {
     method: {

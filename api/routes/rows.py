@@ -42,10 +42,8 @@ from logitstore.reading.snapshot import Snapshot
 WAIT_SECONDS = 1.0
 """Seconds that a request waits for the copy, before it is asked to come back."""
 
-
 FAST_BYTES = 1 << 20
 """Bytes of the largest answer that is gathered on the event loop: about 0.2 ms."""
-
 
 _VIEW = re.compile(rb"view=([0-9]{1,18})")
 
@@ -189,7 +187,6 @@ _ROWS_ANSWER: dict[str, Any] = {
     },
     "content": {ROWS_TYPE: {"schema": {"type": "string", "format": "binary"}}},
 }
-
 
 OPENAPI: dict[str, Any] = {
     "post": {

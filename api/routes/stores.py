@@ -24,14 +24,8 @@ from logitstore.format.wire import (
 )
 
 SNAPSHOT_PATH = "/v1/stores/{store}/snapshots/{snapshot}"
-
-
 ROWS_PATH = SNAPSHOT_PATH + "/rows"
-
-
 OBJECTS_PATH = SNAPSHOT_PATH + "/objects/{key}"
-
-
 _STORE_ENTRIES = TypeAdapter(list[StoreEntry])
 
 

@@ -21,7 +21,6 @@ from logitstore.storage.local import LocalStorage
 
 log = logging.getLogger(__name__)
 
-
 Signature = tuple[int, int, int]
 """Inode, time of modification and length: another one after a file was replaced."""
 

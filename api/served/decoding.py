@@ -26,10 +26,8 @@ from logitstore.reading.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-
 RETRY_SECONDS = 10.0
 """Seconds that a failure is answered with before a repaired store is read again."""
-
 
 WARM_GATHERS = 32
 """Gathers in a row without waiting for the disk, after which the event loop may gather itself."""

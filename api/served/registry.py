@@ -22,18 +22,14 @@ from logitstore.reading.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-
 RESCAN_SECONDS = 1.0
 """Seconds for which the tables are used before the disk is looked at again."""
-
 
 KEPT_SNAPSHOTS = 64
 """Most snapshots that stay open, with their mapped copies."""
 
-
 KEPT_DECODED = 4
 """Most snapshots without a copy that stay open: each keeps up to 512 MiB of decoded shards."""
-
 
 IDLE_SECONDS = 60.0
 """Seconds without a request, after which a copy may be let go to make room for another."""

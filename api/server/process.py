@@ -21,7 +21,6 @@ from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
 
-
 DRAIN_SECONDS = 8
 """Seconds that answers in progress have left when the server stops listening."""
 

@@ -23,11 +23,7 @@ from logitstore.api.routes.fast_rows import FastRequest, FastRows
 from logitstore.format.wire import PROBLEM_TYPE
 
 _MALFORMED = Refusal(400, "malformed", "this is not HTTP/1.1")
-
-
 _LATE = Refusal(408, "late", "the request did not arrive in time")
-
-
 _TOO_MANY = Refusal(503, "busy", "too many connections; try again", {"retry-after": "1"})
 
 

@@ -28,18 +28,14 @@ from logitstore.text import parse_size
 
 log = logging.getLogger(__name__)
 
-
 DEFAULT_FOLDER = "~/.cache/logitstore"
 """Folder of the copies, unless --cache or LOGITSTORE_CACHE names another."""
-
 
 DEFAULT_MOST_BYTES = 64 << 30
 """Bytes of all copies together, unless LOGITSTORE_CACHE_BYTES sets another limit."""
 
-
 SMALL_BYTES = 64 << 20
 """Bytes of the largest copy that is kept in memory: to decode it again takes about 0.1 s."""
-
 
 _POLL_SECONDS = 0.02
 """Seconds between two looks at a copy that another process makes."""

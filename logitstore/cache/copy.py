@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 CONNECTIONS = 4
 """Least number of shards that are fetched from a server at once."""
 
-
 MOST_THREADS = 8
 """Most threads that decode: each holds one shard, stored and decoded, usually at most 64 MiB."""
 

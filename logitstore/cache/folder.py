@@ -32,27 +32,18 @@ from logitstore.text import size
 
 log = logging.getLogger(__name__)
 
-
 WAYS_OUT = (
     "name another folder with --cache or LOGITSTORE_CACHE, or read without a copy: --read stream "
     "from a URL, --read direct from a path"
 )
 """The end of errors about a folder that cannot hold a copy."""
 
-
 SPARE_BYTES = 1 << 20
 """Bytes that stay free on the disk beside a new copy."""
 
-
 _COPY = re.compile(r"^[0-9a-f]{64}$")
-
-
 _DRAFT = re.compile(r"^\.([0-9a-f]{64})\.[0-9a-f]+\.tmp$")
-
-
 _LOCK = re.compile(r"^([0-9a-f]{64})\.lock$")
-
-
 _PLAIN_LOCK = "lock"
 
 

@@ -36,10 +36,8 @@ if TYPE_CHECKING:
 INDEX = "index.json"
 """Name of the file that describes a copy."""
 
-
 _PIECE_BYTES = 1 << 20
 """Bytes read at once for a checksum: they stay in the processor's cache."""
-
 
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
 """Errors of a file system that cannot reserve space."""

@@ -10,8 +10,6 @@ from typing import Literal, get_args
 from logitstore.errors import InputError
 
 ReadMode = Literal["auto", "materialise", "stream", "direct"]
-
-
 READ_MODES: tuple[ReadMode, ...] = get_args(ReadMode)
 
 

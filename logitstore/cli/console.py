@@ -20,13 +20,11 @@ from logitstore.errors import LogitstoreError, MissingExtra
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
-
 _TRAIN = (
     *("torch", "torchvision", "PIL", "scipy", "sklearn", "tensorboard", "tomli_w"),
     *("matplotlib", "jinja2", "markupsafe", "threadpoolctl"),
 )
 """Packages that the extra ``train`` installs."""
-
 
 _SERVE = ("fastapi", "uvicorn", "starlette", "httptools", "uvloop")
 """Packages that the extra ``serve`` installs."""

@@ -28,14 +28,11 @@ commands = typer.Typer()
 Run = Callable[[list[str]], Any]
 """Runs a command, given its arguments, and returns its exit status, if any."""
 
-
 TEACHER_EPOCHS = (1, 5, 60)
 """Epochs of the teacher that are kept as teachers of their own."""
 
-
 FEW, FIRST_SEED = 100, 1000
 """Images that the students learn from, and the seed of the first ones."""
-
 
 DATA, TEST = "digits?train=true", "digits?train=false"
 

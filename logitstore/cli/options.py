@@ -12,13 +12,8 @@ from typing import Annotated, Literal
 import typer
 
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
 Store = Annotated[str, typer.Argument(metavar="STORE|URL", help="A store's path or URL.")]
-
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 Data = Annotated[
     str,
@@ -29,9 +24,7 @@ Data = Annotated[
     ),
 ]
 
-
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an unfinished build of this name.")]
-
 
 TokenFile = Annotated[
     Path | None,
@@ -40,7 +33,6 @@ TokenFile = Annotated[
     ),
 ]
 
-
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -48,7 +40,6 @@ ConfigFile = Annotated[
         help="TOML file with settings, such as a run's config.toml. Options win over it.",
     ),
 ]
-
 
 Encoding = Annotated[
     str | None,
@@ -59,7 +50,6 @@ Encoding = Annotated[
     ),
 ]
 
-
 MaxKl = Annotated[
     float | None,
     typer.Option(
@@ -67,17 +57,14 @@ MaxKl = Annotated[
     ),
 ]
 
-
 AtTemperature = Annotated[
     float | None,
     typer.Option(help="Temperature at which --max-kl holds; without it 4, or 1 for topk."),
 ]
 
-
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; without it a GPU if there is one.")
 ]
-
 
 Normalization = Annotated[
     str | None,
@@ -87,12 +74,10 @@ Normalization = Annotated[
     ),
 ]
 
-
 MatchBy = Annotated[
     Literal["index", "key"],
     typer.Option(help="How samples are found in the store: by their order or by their file names."),
 ]
-
 
 CacheDir = Annotated[
     str | None,
@@ -102,7 +87,6 @@ CacheDir = Annotated[
         "~/.cache/logitstore.",
     ),
 ]
-
 
 ClassMap = Annotated[
     str | None,

@@ -32,14 +32,10 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 
 Dustbin = Literal["share", "odds"]
-
-
 Floats = NDArray[np.float64]
-
 
 TOLERANCE, MOST_ROUNDS = 1e-10, 10_000
 """Largest relative change of a row that counts as none, and the rounds after which it ends."""
-
 
 _TINY = np.finfo(np.float64).tiny
 """The smallest probability: its logarithm is finite."""

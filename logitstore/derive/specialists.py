@@ -27,7 +27,6 @@ from logitstore.storage import open_storage
 REST = "(rest)"
 """Name of a specialist's last output: all classes that are not its own."""
 
-
 N_INIT = 10
 """How often K-means starts anew; the best start counts."""
 

@@ -24,9 +24,7 @@ from logitstore.format.grid import FLAT_SHARD_ROWS, Grid
 ZSTD_LEVEL = 3
 """Compression level of what we write; any level can be read."""
 
-
 _MOST_ZSTD_LEVEL = 22
-
 
 _DTYPES = {
     "float32": "<f4",
@@ -37,19 +35,12 @@ _DTYPES = {
     "int32": "<i4",
 }
 
-
 _MISSING = 0xFFFFFFFFFFFFFFFF
 """The offset and the length of a chunk that is absent."""
 
-
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-
-
 _READ_CAP_BYTES = 256 << 20
-
-
 _CRC_BYTES = 4
-
 
 _LEAST_CHUNK_BYTES = 16
 """Bytes that every chunk has: a zstd frame's header, a block and a checksum, and the CRC-32C."""

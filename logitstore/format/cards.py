@@ -18,21 +18,14 @@ from logitstore.format.grid import Grid
 FORMAT_VERSION = 1
 """The version that every document names."""
 
-
 THUMBNAIL_TOLERANCE = 2
 """Of 255: thumbnails of one image differ by at most this between image decoders."""
-
 
 MAX_VIEWS, MAX_SAMPLES, MAX_CLASSES = 1 << 20, 1 << 40, 1 << 24
 """The largest numbers that a document may name."""
 
-
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
 Temperature = Annotated[float, Field(gt=0, le=1000)]
-
-
 Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1, max_length=8)]
 
 

@@ -22,30 +22,23 @@ from logitstore.format.sizes import row_bytes
 AUTO = "auto"
 """The text that asks for the smallest encoding within the bound."""
 
-
 MAX_KL, AT_TEMPERATURE = 1e-4, 4.0
 """The bound on the mean KL, in nats, and the temperature it holds at, unless others are named."""
-
 
 SAMPLE_ROWS = 1024
 """Rows that the candidates are measured on, at most."""
 
-
 _ALWAYS_AT = (1.0, 4.0)
 """Temperatures at which every snapshot is measured."""
-
 
 _SAMPLED = 0.97
 """Share of the bound that ``auto`` aims at: the mean over all rows may exceed the sample's."""
 
-
 _LEVELS, _KEPT = (192, 160, 128, 96, 64), (10, 30, 100)
 """Levels of uint8, and classes kept by topk, that are compared."""
 
-
 _UINT8_CLASSES = range(33, 4097)
 """Numbers of classes whose default encoding is uint8."""
-
 
 Pair = tuple[int, int]
 """A row: (view, sample)."""

@@ -14,13 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from logitstore.errors import Damaged, InputError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
 
 Key = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")

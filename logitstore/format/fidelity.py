@@ -19,10 +19,8 @@ from logitstore.format.encodings.base import Arrays, Encoding, Labels, Logits
 _BLOCK_BYTES = 256 << 10
 """Bytes of float32 logits per block: small enough for a core's L2 cache."""
 
-
 _TRUST = 1e-3
 """Relative error up to which the KL by moments is believed."""
-
 
 _Float = TypeVar("_Float", bound=np.floating)
 

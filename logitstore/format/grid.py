@@ -17,14 +17,11 @@ from numpy.typing import NDArray
 MAX_SHARD_ROWS, MAX_SHARD_BYTES = 16_384, 32 << 20
 """The most rows, and decoded bytes of one array, in a shard that we write."""
 
-
 MAX_CHUNK_ROWS, MAX_CHUNK_BYTES = 512, 1 << 20
 """The most rows, and decoded bytes, in an inner chunk that we write."""
 
-
 FLAT_SHARD_ROWS, FLAT_CHUNK_ROWS = 1 << 20, 1 << 14
 """Values in a shard and in an inner chunk of the flat arrays: labels and keys."""
-
 
 _KEY = re.compile(r"c/(0|[1-9]\d*)/(0|[1-9]\d*)/0")
 """The key of a shard: its view and its number in the view."""

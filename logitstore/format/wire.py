@@ -27,37 +27,28 @@ from logitstore.format.encodings.rows import Rows
 CRC_HEADER = "x-logitstore-crc32c"
 """Header with the CRC-32C of the body."""
 
-
 ROOT_HEADER = "x-logitstore-root"
 """Header with the root of the snapshot that is read."""
-
 
 ROWS_TYPE = "application/x-safetensors"
 """Content type of rows."""
 
-
 INDICES_TYPE = "application/octet-stream"
 """Content type of packed indices."""
-
 
 PROBLEM_TYPE = "application/problem+json"
 """Content type of a problem document."""
 
-
 PROBLEM = "urn:logitstore:"
 """Beginning of a problem document's ``type``; one word follows."""
-
 
 DAMAGED = PROBLEM + "damaged"
 """The ``type`` of the problem that the data is damaged at the server."""
 
-
 _INDEX = np.dtype("<u4")
-
 
 MAX_INDICES = 4096
 """Most indices in one request."""
-
 
 MAX_ROWS_BYTES = 16 << 20
 """Most bytes of all arrays in one answer, except for a single row."""

@@ -34,45 +34,34 @@ from logitstore.format.wire import CRC_HEADER, DAMAGED, PROBLEM, PROBLEM_TYPE, P
 
 log = logging.getLogger(__name__)
 
-
 FIRST_CONTACT_SECONDS = 5.0
 """Seconds that a server has for its first answer; after that there is patience."""
-
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
 """Seconds to wait for a connection, and for more bytes of an answer."""
 
-
 MOST_BACKOFF_SECONDS = 5.0
 """Most seconds between two tries, unless the server names a longer time."""
-
 
 MOST_RETRY_AFTER_SECONDS = 30.0
 """Most seconds that a server's Retry-After is followed."""
 
-
 MOST_BYTES = 64 << 20
 """Bytes of the longest answer of unknown length that is read: a commit, a listing."""
-
 
 DAMAGED_TRIES = 5
 """Damaged answers in a row, after which the data must be damaged at the server."""
 
-
 _PROBLEM_BYTES = 64 << 10
 """Bytes of the longest problem document that is read."""
-
 
 _AWAY = {408, 429, 502, 503, 504}
 """Statuses after which the request is repeated."""
 
-
 _jitter = random.SystemRandom()  # the global generator belongs to the training run
-
 
 Check = Callable[["Answer"], str | None]
 """Returns what is damaged about an answer, or None."""
-
 
 Kind = TypeVar("Kind")
 

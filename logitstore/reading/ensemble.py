@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Kind = Literal["arithmetic", "geometric"]
 """What is averaged: distributions (arithmetic) or logits (geometric)."""
 
-
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 

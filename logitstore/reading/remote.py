@@ -44,8 +44,6 @@ from logitstore.reading.store import LogitStore
 from logitstore.storage.local import MAX_OBJECT_BYTES
 
 _STORES = TypeAdapter(list[StoreEntry])
-
-
 _STORE = TypeAdapter(StoreReply)
 
 

@@ -20,13 +20,10 @@ from logitstore.errors import Denied, InputError, Unfinished
 TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
 """The name of a temporary file; it holds the number of the process that writes it."""
 
-
 _TOKEN = secrets.token_hex(4)
 """Keeps writers apart that have one number: in containers every process may be number 1."""
 
-
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 
 _PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 """Errors that may be gone when the same command is run again."""

@@ -18,7 +18,6 @@ from logitstore.storage.durable import TEMPORARY, new_file, os_errors_as_ours, s
 MAX_OBJECT_BYTES = 512 << 20
 """Bytes of the largest object that is read; format v1's largest shard has fewer."""
 
-
 _ATTEMPTS = 100
 """How often a change is tried that another writer's sweep disturbs."""
 

@@ -22,10 +22,8 @@ from logitstore.writing.target import Target
 _ARRAY_BYTES = 1340
 """Bytes of the metadata of an array, with its entry in the commit."""
 
-
 _COMMIT_BYTES = 690
 """Bytes of a commit's frame, with the entries of what the snapshots of a store share."""
-
 
 _ENTRY_BYTES = len('"":{"length":12345,"sha256":""},') + 64
 """Bytes of a shard's entry in the commit, without its key."""

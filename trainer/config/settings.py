@@ -32,7 +32,6 @@ from logitstore.trainer.methods.values import check_values
 LEARNING_RATES = {"sgd": 0.05, "adamw": 0.001}
 """Learning rates of the optimizers where none is given."""
 
-
 EXECUTION = frozenset(
     {
         "out",

@@ -9,10 +9,8 @@ from logitstore.errors import InputError
 
 Teach = Literal["all", "confident", "unsure"]
 
-
 HELD_OUT = "split:0.1"
 """Validation data of a run that has test data alone, so that nothing is chosen on those."""
-
 
 SPLIT = "split:"
 

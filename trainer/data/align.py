@@ -216,6 +216,4 @@ def _what(dataset: ImageDataset, store: LogitStore) -> str:
 
 
 _Way = Callable[[ImageDataset, LogitStore], tuple[ImageDataset, Indices | None, list[str]]]
-
-
 _WAYS: dict[str, _Way] = {"index": _by_index, "key": _by_key}

@@ -34,7 +34,6 @@ from logitstore.trainer.run.result import CONFIG
 
 UNIFORM = "uniform"
 
-
 _CLOSE = 1e-3
 """Share of the largest logit by which the corrected network's logits may miss the shifted ones."""
 

@@ -31,7 +31,6 @@ from logitstore.trainer.measure.gather import Labels, check_forward, labels_of
 
 Features = NDArray[np.float32]
 
-
 ITERATIONS = 2000
 """Iterations after which the regression ends without having found its optimum."""
 

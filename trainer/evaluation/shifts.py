@@ -15,10 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from logitstore.errors import InputError
 
 Floats = NDArray[np.float64]
-
-
 Figures = Mapping[str, float | None]
-
 
 _BEYOND = 1.0
 """Distance of a shift from the outermost breakpoint, beyond which no interval has a middle."""

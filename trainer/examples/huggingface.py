@@ -19,8 +19,6 @@ from logitstore.reading.opening import open_store
 from logitstore.trainer import LogitDataset, losses, with_logits
 
 EPOCHS, BATCH, LR, TEMPERATURE = 10, 64, 3e-3, 4
-
-
 OPTIONS = {"logging_strategy": "epoch", "save_strategy": "epoch", "report_to": "none"}
 
 

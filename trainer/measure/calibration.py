@@ -16,7 +16,6 @@ from logitstore.trainer.metrics import labelled
 TEMPERATURES = (0.01, 100.0)
 """The lowest and the highest temperature that can be fitted."""
 
-
 _BLOCK = 1 << 16
 """Logits per block: small enough for a core's L2 cache, with what is computed from them."""
 

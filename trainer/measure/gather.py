@@ -14,8 +14,6 @@ from logitstore.precompute.views.items import image_batches
 from logitstore.trainer.data.source import Source
 
 Logits = NDArray[np.float32]
-
-
 Labels = NDArray[np.int32]
 
 

@@ -32,7 +32,6 @@ from logitstore.trainer.own_loop.dataset import LogitDataset, LogitItem
 
 log = logging.getLogger(__name__)
 
-
 _FORWARDED = ("dataset", "sampler", "batch_sampler", "batch_size", "drop_last", "num_workers")
 """Attributes of the loader that the wrapped loader answers, for frameworks that look at them."""
 

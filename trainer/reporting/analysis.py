@@ -13,22 +13,17 @@ from logitstore.trainer.data.source import Indices
 
 Floats = NDArray[np.floating]
 
-
 MOST_EMBEDDED = 2000
 """Most samples that a map of points shows."""
-
 
 FEWEST_EMBEDDED = 10
 """Fewest samples of which a map is drawn."""
 
-
 MOST_CLASSES = 30
 """Most classes that are all listed."""
 
-
 WORST_AND_BEST = 15
 """Classes listed of the worst, and of the best, where there are too many to list all."""
-
 
 _PERPLEXITY = 30.0
 

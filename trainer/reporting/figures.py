@@ -29,24 +29,19 @@ from logitstore.trainer.reporting.style import THEME, VARIABLES, dashes, light_h
 
 Floats = NDArray[np.floating]
 
-
 MOST_NUMBERED = 30
 """Most classes whose numbers fit into a map of points."""
-
 
 _MOST_CELLS = 200
 """Most cells of a matrix along a side."""
 
-
 _MOST_POINTS = 400
 """Most points of a curve."""
-
 
 _POINTS_OF = (
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"),
     *("#d55e00", "#8a7bd1", "#8c6d31", "#7f7f7f", "#b5bd00"),
 )
-
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

@@ -28,14 +28,10 @@ from logitstore.trainer.reporting.gather import ReportData, RunRecord
 BINS = 15
 """Bins of a reliability diagram."""
 
-
 _MOST_COMPARED = 10_000
 """Most training samples that are compared: enough for a correlation to two digits."""
 
-
 _BATCH = 256
-
-
 _SEED = 0
 
 

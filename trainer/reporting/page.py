@@ -24,7 +24,6 @@ _CURVES = (
     ("train_kd_error", "Training KD error", "KD error (%)", 100),
 )
 
-
 _TERM = "loss_"
 
 

@@ -22,16 +22,11 @@ THEME = {
     "run-7": ("#1463ff", "#ba46ac"),
 }
 
-
 COLOURS = sum(name.startswith("run-") for name in THEME)
-
-
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.8), (7, 2, 1.5, 2))
-
 
 MOST_RUNS = COLOURS * len(DASHES)
 """Most runs that differ in colour or dashes."""
-
 
 VARIABLES = {light: f"var(--{name})" for name, (light, _) in THEME.items()}
 """The variable that stands for each drawn colour."""

@@ -15,17 +15,9 @@ from logitstore.trainer.reporting.findings import Findings
 from logitstore.trainer.reporting.gather import ReportData, RunRecord
 
 Cells = tuple[str, ...]
-
-
 OFF = "-"
-
-
 _HIDDEN = EXECUTION - {"store", "device", "memory_limit", "recompute"}
-
-
 _NEXT = ("student", "store", "snapshot", "root", "data", "val", "test", "epochs", "seed")
-
-
 _FIRST = ("method", *hyper_parameter_types(), *_NEXT)
 
 
@@ -72,7 +64,6 @@ def _decimals(value: float) -> str:
 
 
 PLAIN, TEACHER, FITTED = "", "against the teacher", "after one fitted temperature"
-
 
 COLUMNS = (
     Column(PLAIN, "top1", "top-1", "%", _percent, True),

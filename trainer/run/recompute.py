@@ -20,8 +20,6 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 from logitstore.errors import InputError
 
 Forward = Callable[..., Any]
-
-
 Buffers = list[tuple[nn.Module, str, Tensor]]
 
 

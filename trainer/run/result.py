@@ -10,14 +10,8 @@ from logitstore.format.cards import DatasetCard
 from logitstore.format.documents import Document
 
 CONFIG, INPUTS, METRICS, RESULT = "config.toml", "inputs.json", "metrics.jsonl", "result.json"
-
-
 LAST, LOCK = "checkpoints/last.safetensors", ".lock"
-
-
 MODEL, BEST = "model.safetensors", "best.safetensors"
-
-
 Line = dict[str, Any]
 
 

@@ -14,11 +14,7 @@ from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.run.folder import RunFolder
 
 STORE = "self.zarr"
-
-
 _VIEW = "self-view.json"
-
-
 _BATCH = 256
 
 

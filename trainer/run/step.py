@@ -28,10 +28,7 @@ from logitstore.trainer.run.predictions import PastPredictions, encoded
 CHECK_EVERY = 16
 """Steps between two looks at the losses, each of which waits for the device."""
 
-
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 _TAIL = ("correct", "labelled", "differing")
 
 

@@ -26,7 +26,6 @@ from logitstore.trainer.studies.seeds import OverSeeds, paired
 
 Run = Callable[[list[str]], Any]
 
-
 _INTERRUPTED, _UNFINISHED = 130, 3
 """Exit codes of a command that Ctrl-C ended, and of one that the same call would go on with."""
 

@@ -24,10 +24,8 @@ from logitstore.trainer.run.result import CONFIG
 
 ALL = "all"
 
-
 _PATTERN = "*?["
 """Characters that make a name of a snapshot a pattern."""
-
 
 _LONGEST = 100
 """Characters of a folder's name that a teacher may take."""

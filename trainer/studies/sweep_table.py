@@ -11,8 +11,6 @@ from logitstore.trainer.run.result import Result
 from logitstore.trainer.studies.seeds import Gain, OverSeeds, paired
 
 BASELINE = "ce"
-
-
 _SERIES = re.compile(r"\d+$")  # epoch-0005 and epoch-0030 are one teacher in time
 
 

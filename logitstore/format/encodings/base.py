@@ -17,42 +17,32 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 """Float values of some rows, (N, C)."""
 
-
 Labels = NDArray[np.int32]
 """Classes of some rows, (N,); -1 where unknown."""
-
 
 Arrays = dict[str, NDArray[Any]]
 """Encoded values of some rows by the array's name, (N, width) each."""
 
-
 Layout = dict[str, tuple[str, int]]
 """Dtype and width of each array by its name."""
-
 
 _BLOCK_BYTES = 256 << 10
 """Bytes of float32 logits per block: small enough for a core's L2 cache."""
 
-
 _SPREAD_BITS = 5
 """Significant bits that are kept of a row's range."""
-
 
 _LEAST_SPREAD = 2.0**-60
 """Range of the narrowest rows: squares and quotients of smaller ones would become 0."""
 
-
 FLOAT16_FLOOR = -65504.0
 """Least logit relative to the maximum: lower ones have probability 0 at temperatures up to 80."""
-
 
 FLOAT16_TOP_BITS = 13
 """Bits of a maximum below its row's range, for codes in float16."""
 
-
 _MOST_TOP, _LEAST = 2.0**38, -(2.0**126)
 """Limits of a row: beyond them, rounding its maximum or its range in float32 loses the rest."""
-
 
 LIMITS = "logits must be within ±2.7e11, those of masked classes at least -8.5e37"
 """The limits in words, for errors."""

@@ -34,7 +34,6 @@ __all__ = [
     "unusable",
 ]
 
-
 ENCODINGS: dict[str, type[Encoding]] = {
     entry.name: entry for entry in (Float32, Float16, Uint8, TopK)
 }

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 NO_TAIL = np.finfo(np.float32).min
 """Logsumexp of an empty tail: -inf would become NaN in a subtraction."""
 
-
 _TAIL_MARGIN = 2.0**-18
 """Least distance of a tail's share from the maximum: more than float32 rounds a logsumexp by."""
 

@@ -27,7 +27,6 @@ from logitstore.specs import file_sha256
 _TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 """Largest error by precision, relative to a row's range: other batches and CPUs sum differently."""
 
-
 _BATCH = 64
 """Rows that are forwarded at a time."""
 

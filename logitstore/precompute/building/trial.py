@@ -37,10 +37,8 @@ from logitstore.writing.target import Target, open_writer
 SAMPLE_ROWS = 512
 """Rows that a trial runs, at most."""
 
-
 _PORTIONS_PER_WORKER = 16
 """Portions of the trial that each worker reads, at least."""
-
 
 _PUTS = 4
 """Shards that are written to find out what one takes."""

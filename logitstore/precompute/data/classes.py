@@ -22,13 +22,10 @@ from logitstore.precompute.data.images import ImageDataset, check_labels
 ClassMap = Mapping[str, str | int]
 """From a dataset class's name or number, as text, to a store class's name or number."""
 
-
 _EXPECTED = 'expected a JSON object such as {"kitten": "cat", "1": 7}'
-
 
 _NUMBER = "[0-9]{1,9}"
 """A class's number as text."""
-
 
 MAP_IT = "say which class is which with --class-map FILE"
 """The way out that an error names."""

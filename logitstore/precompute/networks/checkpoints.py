@@ -31,13 +31,10 @@ WRAPPERS = (
     "params",
 )
 
-
 EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
-
 
 _HARMLESS = "num_batches_tracked"
 """A count that inference does not use: older checkpoints lack it."""
-
 
 _LISTED = 5
 """Keys that a message names, at most."""

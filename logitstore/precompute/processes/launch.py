@@ -28,14 +28,11 @@ _PATIENCE = timedelta(hours=6)
 A rank that ended is noticed long before: by its closed connections, or by torchrun.
 """
 
-
 _ARRIVAL = timedelta(minutes=10)
 """How long ranks wait until all have started."""
 
-
 _GRACE = 5.0
 """Seconds that a silent rank waits so that the failing one can print first."""
-
 
 _groups = count()
 

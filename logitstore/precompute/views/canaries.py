@@ -23,10 +23,8 @@ from logitstore.precompute.views.items import ViewItems
 MAX_CANARY_VIEWS, CANARIES, THUMBNAIL = 16, 16, 8
 """Views that have canaries, canaries in a view, and the side of a thumbnail."""
 
-
 _DECODER_DISTANCE = 16
 """Of 255: thumbnails differ by less between JPEG decoders or resizers, by more between images."""
-
 
 _DRAWING = ("pillow", "torch", "torchvision")
 """Packages whose version may change what a view looks like."""

@@ -26,13 +26,10 @@ from logitstore.errors import InputError
 KINDS = ("cutmix", "mixup")
 """The kinds of mixing that ``--mix`` takes."""
 
-
 MAX_ALPHA = 4.0
 """The largest alpha of a Beta(alpha, alpha): beyond it, drawing takes long."""
 
-
 _EXAMPLE = "mixup:0.2, cutmix:1.0, or mixup:0.8,cutmix:1.0"
-
 
 _ROUNDS = 8
 """Rounds of the permutation; an even number, as the halves' sizes swap in each.
@@ -40,7 +37,6 @@ _ROUNDS = 8
 Four are enough for large domains; over 60,000 permutations of 10 samples, a chi-square test still
 notices 6 and does not notice 8.
 """
-
 
 _GRID = 1 << 16
 """Steps in which weights and boxes are rounded: equal on every machine."""

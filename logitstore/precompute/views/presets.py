@@ -23,8 +23,6 @@ def _cutout(share: float) -> dict[str, Any]:
 
 
 _FLIP = {"name": "RandomHorizontalFlip"}
-
-
 _CROP32 = {"name": "RandomCrop", "size": 32, "padding": 4}
 
 

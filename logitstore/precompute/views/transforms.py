@@ -22,62 +22,24 @@ from torchvision.transforms.v2 import functional as F
 from logitstore.errors import InputError, UnknownName
 
 Spec = tuple[dict[str, Any], ...]
-
-
 _Side = Annotated[int, Field(ge=1, le=4096)]
-
-
 _Sides = _Side | tuple[_Side, _Side]
-
-
 _Border = Annotated[int, Field(ge=0, le=1024)]
-
-
 _Borders = _Border | tuple[_Border, _Border] | tuple[_Border, _Border, _Border, _Border]
-
-
 _Level = Annotated[int, Field(ge=0, le=255)]
-
-
 _Fill = _Level | tuple[_Level, _Level, _Level]
-
-
 _Chance = Annotated[float, Field(ge=0, le=1)]
-
-
 _Chances = tuple[_Chance, _Chance]
-
-
 _Positive = Annotated[float, Field(gt=0, le=100)]
-
-
 _Range = tuple[_Positive, _Positive]
-
-
 _Angle = Annotated[float, Field(ge=-360, le=360)]
-
-
 _Angles = Annotated[float, Field(ge=0, le=360)] | tuple[_Angle, _Angle]
-
-
 _Strength = Annotated[float, Field(ge=0, le=100)]
-
-
 _Jitter = _Strength | tuple[_Strength, _Strength]
-
-
 _Shift = Annotated[float, Field(ge=-0.5, le=0.5)]
-
-
 _Hue = Annotated[float, Field(ge=0, le=0.5)] | tuple[_Shift, _Shift]
-
-
 _PadMode = Literal["constant", "edge", "reflect", "symmetric"]
-
-
 _Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
-
-
 _Bins = Annotated[int, Field(ge=2, le=1000)]
 
 
@@ -124,10 +86,7 @@ class _Kind:
 
 
 _P = {"p": _Chance}
-
-
 _LOOK = {"interpolation": _Interpolation, "fill": _Fill}
-
 
 ALLOWED: dict[str, _Kind] = {
     "Resize": _Kind(v2.Resize, {"size": _Sides, "interpolation": _Interpolation}, random=False),
@@ -181,7 +140,6 @@ ALLOWED: dict[str, _Kind] = {
     ),
     "TrivialAugmentWide": _Kind(v2.TrivialAugmentWide, {"num_magnitude_bins": _Bins, **_LOOK}),
 }
-
 
 _MIXING = ("MixUp", "CutMix", "Mixup", "Cutmix")
 """Transforms of batches, which people try to name in a spec."""
