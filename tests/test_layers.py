@@ -24,7 +24,7 @@ LAYERS = (
     ("errors",),
     ("text", "progress", "threads", "specs", "version"),
     ("format",),
-    ("storage",),
+    ("storage", "figures"),
     ("reading",),
     ("cache", "writing"),
     ("derive", "precompute.processes", "precompute.data"),
