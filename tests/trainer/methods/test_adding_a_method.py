@@ -1,4 +1,4 @@
-"""What README.md says of adding a method: two files of code, and all the rest follows."""
+"""What METHODS.md says of adding a method: three files of code, and all the rest follows."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import numpy as np
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_readme_s_two_blocks_make_a_method_with_its_options(
+def test_the_blocks_of_the_document_make_a_method_with_its_options(
     bound_store: Callable[..., Path], tmp_path: Path
 ) -> None:
-    blocks = re.findall(r"```python\n# (trainer/[\w/]+\.py)\n(.*?)```", _readme(), re.DOTALL)
+    blocks = re.findall(r"```python\n# (trainer/[\w/]+\.py)\n(.*?)```", _document(), re.DOTALL)
     assert [name for name, _ in blocks] == [
         "trainer/losses.py",
         "trainer/methods/distillation.py",
@@ -49,5 +49,5 @@ def test_the_readme_s_two_blocks_make_a_method_with_its_options(
     assert (config["method"], config["reverse"], config["temperature"]) == ("both-ways", 0.3, 4.0)
 
 
-def _readme() -> str:
-    return (ROOT / "README.md").read_text()
+def _document() -> str:
+    return (ROOT / "trainer/METHODS.md").read_text()

@@ -32,7 +32,8 @@ def recipe() -> Recipe:
         notes=(
             SEEN_BY_THE_TEACHER,
             (
-                "Small scale has the settings of README.md's own CIFAR-10 table; "
+                "Small scale has the settings of the CIFAR-10 table at the end of "
+                "RESULTS.md; "
                 "logit-methods compares DKD with KD on Fashion-MNIST, too."
             ),
             VALIDATED_ON_TEST,
