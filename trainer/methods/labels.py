@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Method):
-    """``ce``: labels only; a teacher's rows, if there are any, are only compared with."""
+    """``ce``: cross-entropy with the labels alone."""
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
         return {"ce": hard(batch)}

@@ -140,6 +140,11 @@ def _announce(config: TrainConfig, data: RunData, progress: Progress) -> None:
     values = hyper_parameters(config.method_object).items()
     chosen = ", ".join(f"{name} {value}" for name, value in values if value is not None)
     progress.message(f"method {config.method}: {summary(config.method)} {chosen}".rstrip())
+    if data.source.snapshot is not None and not config.method_object.needs_teacher:
+        progress.message(
+            f"{config.store}: method {config.method} does not learn from these logits; each epoch "
+            "reports how often the student disagrees with them (train_kd_error)"
+        )
     for note in [*data.notes, *unseen_views(data.source, config.epochs)]:
         progress.message(note)
 

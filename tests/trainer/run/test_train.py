@@ -32,7 +32,7 @@ from logitstore.trainer.methods.base import Method, Outputs
 from logitstore.trainer.methods.table import METHODS
 from logitstore.trainer.run.checkpoint import pack_weights
 from logitstore.trainer.run.device import own_randomness
-from tests.support.runs import lines
+from tests.support.runs import Listener, lines
 
 TRAIN, TEST = "digits?train=true", "digits?train=false"
 CPU = torch.device("cpu")
@@ -117,6 +117,23 @@ def test_a_distilled_student_learns_from_the_store_alone(store: Path, tmp_path: 
     against = evaluate(result.run, TRAIN, store=str(store))
     assert against["kd_error"] == pytest.approx(1 - against["agreement"])
     assert against["kd_error"] < 0.1
+
+
+def test_a_run_on_labels_names_the_store_only_where_there_is_one(
+    store: Path, tmp_path: Path
+) -> None:
+    alone, beside = Listener(), Listener()
+    config = TrainConfig(
+        data=TRAIN, student="mlp?hidden=8", epochs=1, out=str(tmp_path / "alone"), device="cpu"
+    )
+    train(config, progress=alone)
+    train(replace(config, store=str(store), out=str(tmp_path / "beside")), progress=beside)
+    assert "method ce: cross-entropy with the labels alone." in alone.messages
+    assert not any("does not learn from these logits" in text for text in alone.messages)
+    assert any(
+        text.startswith(f"{store}: method ce does not learn from these logits")
+        for text in beside.messages
+    )
 
 
 def test_a_perfect_copy_of_the_student_has_nothing_to_learn(
