@@ -22,7 +22,8 @@ class Settings:
     """The data, networks and schedules of a recipe at one scale, in the command line's words.
 
     ``$ROOT`` stands for the folder of the data, ``$OUT`` for the recipe's own and ``$SEED`` for a
-    seed.  ``cost`` is for people, ``needs`` are files below ``$ROOT``.
+    seed.  ``cost`` and ``notes`` are for people, ``needs`` are files below ``$ROOT``.  A teacher of
+    no epochs is a checkpoint with the options of its build.
     """
 
     cost: str
@@ -40,8 +41,9 @@ class Settings:
     augment: str = ""
     workers: str = ""
     teacher: str = ""
-    teacher_data: str
-    teacher_epochs: int
+    teacher_data: str = ""
+    teacher_epochs: int = 0
+    notes: str = ""
 
     def training(self, epochs: int, optimise: str) -> str:
         """Return the options of a run: its schedule, its batches and what it is measured on."""
@@ -79,8 +81,10 @@ class Settings:
         )
 
     @property
-    def teacher_steps(self) -> tuple[str, str]:
-        """Return the commands that train one teacher and store its logits."""
+    def teacher_steps(self) -> tuple[str, ...]:
+        """Return the commands that train one teacher, if need be, and store its logits."""
+        if not self.teacher_epochs:
+            return (self.build(self.teacher),)
         return self.train_teacher(self.teacher, "teacher"), self.build("$OUT/teacher")
 
 
@@ -122,7 +126,7 @@ class Recipe:
     title: str
     paper: str
     claim: str
-    notes: tuple[str, ...] = ()
+    notes: str = ""
     scales: Mapping[ScaleName, Scale]
     figures: tuple[str, ...] = FIGURES
     baseline: str | None = None
@@ -135,6 +139,12 @@ class Recipe:
                 _row(scale, self.baseline)
             for effect in scale.effects:
                 self._check(scale, effect)
+
+    @property
+    def all_notes(self) -> str:
+        """Return the recipe's notes and those of its settings, as one paragraph."""
+        settings = (scale.settings.notes for scale in self.scales.values())
+        return " ".join(filter(None, (self.notes, *settings)))
 
     def _check(self, scale: Scale, effect: Effect) -> None:
         if effect.figure not in self.figures:

@@ -62,7 +62,7 @@ class RecipeTable:
             "title": recipe.title,
             "paper": recipe.paper,
             "claim": recipe.claim,
-            "notes": " ".join(recipe.notes),
+            "notes": recipe.all_notes,
             "command": self.command,
             "scale": scaled.scale_name,
             "seeds": scaled.seeds,
@@ -112,7 +112,7 @@ class RecipeTable:
             *(f"* {sentence}" for sentence in self.sentences()),
             "",
             *self._published(),
-            *(["", _wrapped(" ".join(recipe.notes))] if recipe.notes else []),
+            *(["", _wrapped(recipe.all_notes)] if recipe.all_notes else []),
         ]
 
     def sentences(self) -> list[str]:

@@ -7,13 +7,9 @@ from dataclasses import replace
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
 from logitstore.trainer.studies.recipes.settings import (
     CHO,
+    CHO_SMALL,
     CIFAR10_PAPER,
-    FASHION_SMALL,
-    GUNZIP,
     KD,
-    LEARNING_RATE,
-    VALIDATED_ON_TEST,
-    WIDE_RESNETS,
     cosine,
     drops,
 )
@@ -24,28 +20,21 @@ def recipe() -> Recipe:
         title="Early-stopped distillation",
         paper=CHO,
         claim=(
-            "A small student of a large teacher ends better if distillation stops early "
-            "and plain cross-entropy finishes the training."
+            "A small student of a large teacher ends better if distillation stops early and plain "
+            "cross-entropy finishes the training."
         ),
         notes=(
-            (
-                "When to stop is not recovered: here at the first drop of the learning rate. "
-                "Small scale: Fashion-MNIST, and a teacher of 26 times the weights that has "
-                "learned its 3,000 images by heart."
-            ),
-            LEARNING_RATE,
-            GUNZIP,
-            WIDE_RESNETS,
-            VALIDATED_ON_TEST,
+            "When to stop is not recovered: here at the first drop of the learning rate. Small "
+            "scale: Fashion-MNIST, and a teacher of 26 times the weights that has learned its "
+            "3,000 images by heart."
         ),
         scales={
             "small": scale(
                 replace(
-                    FASHION_SMALL,
+                    CHO_SMALL,
                     seeds=5,
                     optimise=drops(0.02, "6,12,16", 0.2),
                     epochs=20,
-                    teacher_data=FASHION_SMALL.train,
                     teacher_epochs=40,
                 ),
                 stop=6,

@@ -7,13 +7,9 @@ from dataclasses import replace
 from logitstore.trainer.studies.recipe import FIGURES, Effect, Recipe, Scale, Settings
 from logitstore.trainer.studies.recipes.settings import (
     CHO,
+    CHO_SMALL,
     CIFAR10_PAPER,
-    FASHION_SMALL,
-    GUNZIP,
     KD,
-    LEARNING_RATE,
-    VALIDATED_ON_TEST,
-    WIDE_RESNETS,
     cosine,
     drops,
 )
@@ -24,24 +20,17 @@ def recipe() -> Recipe:
         title="Early-stopped teachers",
         paper=CHO,
         claim=(
-            "A teacher of a quarter to a third of the usual epochs, trained to the end of "
-            "a shortened schedule, teaches a small student better than a fully trained "
-            "one."
+            "A teacher of a quarter to a third of the usual epochs, trained to the end of a "
+            "shortened schedule, teaches a small student better than a fully trained one."
         ),
         notes=(
-            (
-                "'cut' are checkpoints of the one long run, 'short' are runs of their own "
-                "with the whole schedule in fewer epochs. Small scale: Fashion-MNIST, teacher "
-                "and student learn from the same 3,000 images."
-            ),
-            LEARNING_RATE,
-            GUNZIP,
-            WIDE_RESNETS,
-            VALIDATED_ON_TEST,
+            "'cut' are checkpoints of the one long run, 'short' are runs of their own with the "
+            "whole schedule in fewer epochs. Small scale: Fashion-MNIST, teacher and student "
+            "learn from the same 3,000 images."
         ),
         scales={
             "small": scale(
-                FASHION_SMALL,
+                CHO_SMALL,
                 kept=(2, 5, 10, 20, 40),
                 short=(10, cosine(0.02)),
                 third=(13, cosine(0.02)),

@@ -5,16 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
-from logitstore.trainer.studies.recipes.settings import (
-    CHO,
-    CIFAR10_PAPER,
-    FASHION_SMALL,
-    GUNZIP,
-    KD,
-    LEARNING_RATE,
-    VALIDATED_ON_TEST,
-    WIDE_RESNETS,
-)
+from logitstore.trainer.studies.recipes.settings import CHO, CHO_SMALL, CIFAR10_PAPER, KD
 
 
 def recipe() -> Recipe:
@@ -22,28 +13,15 @@ def recipe() -> Recipe:
         title="An ensemble of teachers",
         paper=CHO,
         claim=(
-            "An ensemble is a better classifier than each member, but not for that a "
-            "better teacher of a small student."
+            "An ensemble is a better classifier than each member, but not for that a better "
+            "teacher of a small student."
         ),
         notes=(
-            (
-                "Arithmetic is the mean of the distributions at the method's temperature, "
-                "geometric that of the logits."
-            ),
-            LEARNING_RATE,
-            GUNZIP,
-            WIDE_RESNETS,
-            VALIDATED_ON_TEST,
+            "Arithmetic is the mean of the distributions at the method's temperature, geometric "
+            "that of the logits."
         ),
         scales={
-            "small": scale(
-                replace(
-                    FASHION_SMALL,
-                    teacher="mlp?hidden=256,256",
-                    teacher_data=FASHION_SMALL.train,
-                    teacher_epochs=15,
-                )
-            ),
+            "small": scale(replace(CHO_SMALL, teacher="mlp?hidden=256,256")),
             "paper": scale(replace(CIFAR10_PAPER, teacher="$ROOT/networks.py:wrn16_3")),
         },
         baseline="ce",

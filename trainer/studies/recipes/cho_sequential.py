@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
-from logitstore.trainer.studies.recipes.settings import (
-    CHO,
-    CIFAR10_PAPER,
-    FASHION_SMALL,
-    GUNZIP,
-    KD,
-    LEARNING_RATE,
-    VALIDATED_ON_TEST,
-    WIDE_RESNETS,
-)
+from logitstore.trainer.studies.recipes.settings import CHO, CHO_SMALL, CIFAR10_PAPER, KD
 
 
 def recipe() -> Recipe:
@@ -22,24 +11,15 @@ def recipe() -> Recipe:
         title="Sequential distillation and born-again generations",
         paper=CHO,
         claim=(
-            "Distilling large to medium to small does not help the small student over "
-            "distilling it directly; nor do born-again generations in the long run."
+            "Distilling large to medium to small does not help the small student over distilling "
+            "it directly; nor do born-again generations in the long run."
         ),
         notes=(
-            (
-                "The claim is that nothing is gained: the effects below are the hope that the "
-                "paper refutes."
-            ),
-            LEARNING_RATE,
-            GUNZIP,
-            WIDE_RESNETS,
-            VALIDATED_ON_TEST,
+            "The claim is that nothing is gained: the effects below are the hope that the paper "
+            "refutes."
         ),
         scales={
-            "small": scale(
-                replace(FASHION_SMALL, teacher_data=FASHION_SMALL.train, teacher_epochs=15),
-                medium="mlp?hidden=128",
-            ),
+            "small": scale(CHO_SMALL, medium="mlp?hidden=128"),
             "paper": scale(CIFAR10_PAPER, medium="$ROOT/networks.py:wrn16_3"),
         },
         baseline="ce",

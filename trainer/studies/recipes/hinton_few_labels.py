@@ -6,12 +6,10 @@ from dataclasses import replace
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
 from logitstore.trainer.studies.recipes.settings import (
+    CHO_SMALL,
     FASHION_SMALL,
-    GUNZIP,
     HINTON,
-    JITTER,
     KD,
-    LEARNING_RATE,
     MNIST_PAPER,
 )
 
@@ -21,17 +19,12 @@ def recipe() -> Recipe:
         title="Soft targets as regularisers: 3 % of the data",
         paper=HINTON,
         claim=(
-            "With soft targets, 3 % of the data are enough for almost the accuracy of "
-            "all; with hard labels the net overfits badly."
+            "With soft targets, 3 % of the data are enough for almost the accuracy of all; with "
+            "hard labels the net overfits badly."
         ),
         notes=(
-            (
-                "The paper's data (speech) are private: MNIST stands for them at paper scale, "
-                "Fashion-MNIST at small scale."
-            ),
-            LEARNING_RATE,
-            GUNZIP,
-            JITTER,
+            "The paper's data (speech) are private: MNIST stands for them at paper scale, "
+            "Fashion-MNIST at small scale."
         ),
         scales={
             "small": scale(
@@ -40,6 +33,7 @@ def recipe() -> Recipe:
                     train=FASHION_SMALL.teacher_data,
                     student="mlp?hidden=128",
                     epochs=10,
+                    notes=CHO_SMALL.notes,
                 ),
                 few_samples=360,
                 few_epochs=60,

@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
-from logitstore.trainer.studies.recipes.settings import (
-    GUNZIP,
-    HINTON,
-    JITTER,
-    KNOWING_TEACHER,
-    LEARNING_RATE,
-    MNIST_PAPER,
-    MNIST_SMALL,
-)
+from logitstore.trainer.studies.recipes.settings import HINTON, MNIST_PAPER, MNIST_SMALL
 
 KD_AT_20 = "--method kd --temperature 20 --ce-weight 0.1 --kd-weight 0.9"
 
@@ -23,16 +15,10 @@ def recipe() -> Recipe:
         title="Distillation on MNIST",
         paper=HINTON,
         claim=(
-            "A small net without regularisation makes about half of its errors when it is "
-            "trained on the soft targets (T = 20) of a large regularised one."
+            "A small net without regularisation makes about half of its errors when it is trained "
+            "on the soft targets (T = 20) of a large regularised one."
         ),
-        notes=(
-            "Small scale:",
-            KNOWING_TEACHER,
-            LEARNING_RATE,
-            GUNZIP,
-            JITTER,
-        ),
+        notes="Small scale:",
         scales={"small": scale(replace(MNIST_SMALL, seeds=5)), "paper": scale(MNIST_PAPER)},
         baseline="ce",
         source="errors on the 10,000 test images, several copies agree [sec]",

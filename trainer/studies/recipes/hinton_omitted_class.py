@@ -3,16 +3,7 @@
 from __future__ import annotations
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
-from logitstore.trainer.studies.recipes.settings import (
-    GUNZIP,
-    HINTON,
-    JITTER,
-    KNOWING_TEACHER,
-    LEARNING_RATE,
-    MNIST_PAPER,
-    MNIST_SMALL,
-    images,
-)
+from logitstore.trainer.studies.recipes.settings import HINTON, MNIST_PAPER, MNIST_SMALL, images
 
 STUDENTS = {
     "all": "kd, all classes",
@@ -26,19 +17,12 @@ def recipe() -> Recipe:
         title="A class that the student has never seen",
         paper=HINTON,
         claim=(
-            "A student whose transfer set has no 3 recognises nearly all of them once the "
-            "bias of that class is corrected."
+            "A student whose transfer set has no 3 recognises nearly all of them once the bias of "
+            "that class is corrected."
         ),
         notes=(
-            (
-                "The paper chose the shift on the test set; here validation images do, or the "
-                "class prior without labels. Errors are of 10,000 test images, 1,010 of them "
-                "threes."
-            ),
-            KNOWING_TEACHER,
-            LEARNING_RATE,
-            GUNZIP,
-            JITTER,
+            "The paper chose the shift on the test set; here validation images do, or the class "
+            "prior without labels. Errors are of 10,000 test images, 1,010 of them threes."
         ),
         scales={
             "small": scale(MNIST_SMALL, check=MNIST_SMALL.val),

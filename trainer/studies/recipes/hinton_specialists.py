@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
 from logitstore.trainer.studies.recipes.settings import (
+    CHO_SMALL,
     CIFAR100_PAPER,
     FASHION_SMALL,
-    GUNZIP,
     HINTON,
-    LEARNING_RATE,
     cosine,
     drops,
     images,
@@ -22,21 +21,17 @@ def recipe() -> Recipe:
         title="Specialists for classes that a generalist confuses",
         paper=HINTON,
         claim=(
-            "Specialists of confusable classes, combined with the generalist, are more "
-            "accurate than the generalist alone."
+            "Specialists of confusable classes, combined with the generalist, are more accurate "
+            "than the generalist alone."
         ),
         notes=(
-            (
-                "The paper's data (JFT) are private: CIFAR-100 stands for them at paper "
-                "scale, with settings of ours, Fashion-MNIST at small scale. The sets come "
-                "from the generalist of seed 0, by K-means, so their number depends on it: at "
-                "paper scale name the plan's specialists in the recipe; the specialists begin "
-                "with the weights of the generalist of their seed. Specialists are trained "
-                "longer than the generalist: 'trained on' is the control, the generalist "
-                "trained for as many epochs more. top1 is on the test images."
-            ),
-            LEARNING_RATE,
-            GUNZIP,
+            "The paper's data (JFT) are private: CIFAR-100 stands for them at paper scale, with "
+            "settings of ours, Fashion-MNIST at small scale. The sets come from the generalist of "
+            "seed 0, by K-means, so their number depends on it: at paper scale name the plan's "
+            "specialists in the recipe; the specialists begin with the weights of the generalist "
+            "of their seed. Specialists are trained longer than the generalist: 'trained on' is "
+            "the control, the generalist trained for as many epochs more. top1 is on the test "
+            "images."
         ),
         scales={
             "small": scale(
@@ -45,6 +40,7 @@ def recipe() -> Recipe:
                     train=images("FashionMNIST", train=True, samples="0:6000"),
                     student="mlp?hidden=64",
                     epochs=12,
+                    notes=CHO_SMALL.notes,
                 ),
                 names=("s1", "s2"),
                 clusters=8,
@@ -60,6 +56,7 @@ def recipe() -> Recipe:
                     optimise=drops(0.1, "60,120,160", 0.2),
                     views="--view-spec eval",
                     student="resnet56",
+                    notes="",
                 ),
                 names=("s1", "s2", "s3"),
                 clusters=20,

@@ -19,17 +19,12 @@ def recipe() -> Recipe:
         title="PS-KD: the student's own past as teacher",
         paper="Kim, Ji, Yoon, Hwang 2021, arXiv:2006.12000",
         claim=(
-            "Labels softened by the network's own predictions of the epoch before make it "
-            "more accurate and much better calibrated."
+            "Labels softened by the network's own predictions of the epoch before make it more "
+            "accurate and much better calibrated."
         ),
         notes=(
-            (
-                "Clean images and no augmentation at small scale, so that the networks "
-                "overfit, which is what is to be regularised."
-            ),
-            GUNZIP,
-            "At paper scale networks.py has the factory preact_resnet18.",
-            VALIDATED_ON_TEST,
+            "Clean images and no augmentation at small scale, so that the networks overfit, which "
+            "is what is to be regularised."
         ),
         scales={
             "small": scale(
@@ -39,6 +34,7 @@ def recipe() -> Recipe:
                     optimise=cosine(0.05),
                     student="mlp?hidden=256,256",
                     epochs=30,
+                    notes=GUNZIP,
                 )
             ),
             "paper": scale(
@@ -52,6 +48,10 @@ def recipe() -> Recipe:
                     ),
                     student="$ROOT/networks.py:preact_resnet18",
                     epochs=300,
+                    notes=(
+                        "At paper scale networks.py has the factory preact_resnet18. "
+                        f"{VALIDATED_ON_TEST}"
+                    ),
                 )
             ),
         },

@@ -5,16 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
-from logitstore.trainer.studies.recipes.settings import (
-    CIFAR100_PAPER,
-    FASHION_SMALL,
-    GUNZIP,
-    KD,
-    KNOWING_TEACHER,
-    LEARNING_RATE,
-    RESNETS,
-    VALIDATED_ON_TEST,
-)
+from logitstore.trainer.studies.recipes.settings import CIFAR100_PAPER, FASHION_SMALL, KD
 
 
 def weights(ce: float, kd: float) -> str:
@@ -31,18 +22,11 @@ def recipe() -> Recipe:
         ),
         claim="DIST, NKD, TTM, WTTM and logit standardisation each beat plain KD.",
         notes=(
-            (
-                "Temperatures and ratios of weights are the published defaults, for 100 or "
-                "1,000 classes. At small scale weights of which the sum is above 2 are "
-                "divided by it: at their size and this learning rate TTM (45) ends at 18 % "
-                "and DIST at 72 %. The learning rate was chosen with KD, and not again for "
-                "the others: that they are behind it here says little about them."
-            ),
-            KNOWING_TEACHER,
-            LEARNING_RATE,
-            GUNZIP,
-            RESNETS,
-            VALIDATED_ON_TEST,
+            "Temperatures and ratios of weights are the published defaults, for 100 or 1,000 "
+            "classes. At small scale weights of which the sum is above 2 are divided by it: at "
+            "their size and this learning rate TTM (45) ends at 18 % and DIST at 72 %. The "
+            "learning rate was chosen with KD, and not again for the others: that they are behind "
+            "it here says little about them."
         ),
         scales={
             "small": scale(

@@ -1,4 +1,4 @@
-"""What several recipes share: data and schedules at each scale, papers, and sentences of notes."""
+"""The data, networks and schedules that several recipes share, with sentences about them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,48 @@ YUAN = "Yuan, Tay, Li, Wang, Feng 2020, arXiv:1909.11723"
 ZHAO = "Zhao, Cui, Song, Qiu, Liang 2022, arXiv:2203.08679"
 
 KD = "--method kd --temperature 4 --ce-weight 0.1 --kd-weight 0.9"
+
+KNOWING_TEACHER = (
+    "The teacher has learned from 12,000 images, of which the students see 3,000: on their images "
+    "it is not saturated."
+)
+LEARNING_RATE = (
+    "The learning rate of the small scale, 0.02, was chosen on the validation images with another "
+    "seed: distillation at T = 4 is unstable at 0.05, where cross-entropy is best."
+)
+GUNZIP = "The raw files must be gunzipped (gunzip -k), as torchvision reads them so."
+JITTER = (
+    'At paper scale jitter.json is [{"name": "RandomCrop", "size": 28, "padding": 2}]; optimiser, '
+    "batch size and epochs of the paper are not recovered, and its weight constraint is not there: "
+    "ours stand for them."
+)
+WIDE_RESNETS = (
+    "At paper scale networks.py has factories of the Wide ResNets. Batch size, learning rate and "
+    "weight decay are from memory of the paper."
+)
+RESNETS = "At paper scale networks.py has the factories resnet32x4 and resnet8x4."
+ROTATED = (
+    'At paper scale networks.py has the networks\' factories, and rotated.json is [{"name": '
+    '"RandomCrop", "size": 32, "padding": 4}, {"name": "RandomHorizontalFlip"}, {"name": '
+    '"RandomRotation", "degrees": 15}].'
+)
+VALIDATED_ON_TEST = (
+    "At paper scale the validation data are the test data, as in the released code: its best-epoch "
+    "figures were chosen on them, those of the last epoch (test) were not."
+)
+
+CODE_WEIGHTS = (
+    "The weights are the released code's for its C classes: its KL is a mean over the classes too, "
+    "so its 0.95 (0.6 for Re-KD) is 0.95 / C here."
+)
+FIVE_TIMES = (
+    "At small scale both are five times that, in the same ratio, chosen on the validation images "
+    "with another seed: 700 steps of the released size leave students untrained."
+)
+SEEN_BY_THE_TEACHER = (
+    "The published teachers have seen all 7,292 training images of the subset, also those that "
+    "validate the students here; the 761 test images are fresh to both."
+)
 
 
 def cosine(lr: float, weight_decay: str = "5e-4") -> str:
@@ -56,6 +98,14 @@ FASHION_SMALL = Settings(
     teacher="mlp?hidden=512,512",
     teacher_data=images("FashionMNIST", train=True, samples="0:12000"),
     teacher_epochs=12,
+    notes=f"{KNOWING_TEACHER} {LEARNING_RATE} {GUNZIP}",
+)
+
+CHO_SMALL = replace(
+    FASHION_SMALL,
+    teacher_data=FASHION_SMALL.train,
+    teacher_epochs=15,
+    notes=f"{LEARNING_RATE} {GUNZIP}",
 )
 
 MNIST_SMALL = replace(
@@ -86,6 +136,7 @@ MNIST_PAPER = Settings(
     teacher="mlp?hidden=1200,1200&dropout=0.5",
     teacher_data=images("MNIST", train=True),
     teacher_epochs=200,
+    notes=JITTER,
 )
 
 CIFAR10_PAPER = Settings(
@@ -105,6 +156,7 @@ CIFAR10_PAPER = Settings(
     teacher="$ROOT/networks.py:wrn16_8",
     teacher_data=images("CIFAR10", train=True),
     teacher_epochs=200,
+    notes=f"{WIDE_RESNETS} {VALIDATED_ON_TEST}",
 )
 
 CIFAR100_PAPER = Settings(
@@ -124,15 +176,10 @@ CIFAR100_PAPER = Settings(
     teacher="$ROOT/networks.py:resnet32x4",
     teacher_data=images("CIFAR100", train=True),
     teacher_epochs=240,
+    notes=f"{RESNETS} {VALIDATED_ON_TEST}",
 )
 
-YUAN_SMALL = replace(
-    FASHION_SMALL,
-    seeds=5,
-    optimise=cosine(0.05),
-    teacher_data=FASHION_SMALL.train,
-    teacher_epochs=15,
-)
+YUAN_SMALL = replace(CHO_SMALL, seeds=5, optimise=cosine(0.05), notes=GUNZIP)
 
 YUAN_PAPER = replace(
     CIFAR100_PAPER,
@@ -143,6 +190,7 @@ YUAN_PAPER = replace(
     augment="--augment $ROOT/rotated.json",
     epochs=200,
     teacher_epochs=200,
+    notes=f"{ROTATED} {VALIDATED_ON_TEST}",
 )
 
 NPZ = "npz:$ROOT/cifar10_lossless_subset.npz"
@@ -160,47 +208,5 @@ CIFAR10_SMALL = Settings(
     workers="--workers 0",
     student="cnn5",
     epochs=15,
-    teacher_data="",
-    teacher_epochs=0,
-)
-
-KNOWING_TEACHER = (
-    "The teacher has learned from 12,000 images, of which the students see 3,000: on their images "
-    "it is not saturated."
-)
-LEARNING_RATE = (
-    "The learning rate of the small scale, 0.02, was chosen on the validation images with another "
-    "seed: distillation at T = 4 is unstable at 0.05, where cross-entropy is best."
-)
-GUNZIP = "The raw files must be gunzipped (gunzip -k), as torchvision reads them so."
-JITTER = (
-    'At paper scale jitter.json is [{"name": "RandomCrop", "size": 28, "padding": 2}]; optimiser, '
-    "batch size and epochs of the paper are not recovered, and its weight constraint is not there: "
-    "ours stand for them."
-)
-WIDE_RESNETS = (
-    "At paper scale networks.py has factories of the Wide ResNets. Batch size, learning rate and "
-    "weight decay are from memory of the paper."
-)
-RESNETS = "At paper scale networks.py has the factories resnet32x4 and resnet8x4."
-ROTATED = (
-    'At paper scale networks.py has the networks\' factories, and rotated.json is [{"name": '
-    '"RandomCrop", "size": 32, "padding": 4}, {"name": "RandomHorizontalFlip"}, {"name": '
-    '"RandomRotation", "degrees": 15}].'
-)
-CODE_WEIGHTS = (
-    "The weights are the released code's for its C classes: its KL is a mean over the classes too, "
-    "so its 0.95 (0.6 for Re-KD) is 0.95 / C here."
-)
-FIVE_TIMES = (
-    "At small scale both are five times that, in the same ratio, chosen on the validation images "
-    "with another seed: 700 steps of the released size leave students untrained."
-)
-SEEN_BY_THE_TEACHER = (
-    "The published teachers have seen all 7,292 training images of the subset, also those that "
-    "validate the students here; the 761 test images are fresh to both."
-)
-VALIDATED_ON_TEST = (
-    "At paper scale the validation data are the test data, as in the released code: its best-epoch "
-    "figures were chosen on them, those of the last epoch (test) were not."
+    teacher="$ROOT/teachers/resnet56-4bfd9763.th --arch resnet56 --normalize imagenet",
 )

@@ -8,9 +8,6 @@ from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
 from logitstore.trainer.studies.recipes.settings import (
     CODE_WEIGHTS,
     FIVE_TIMES,
-    GUNZIP,
-    ROTATED,
-    VALIDATED_ON_TEST,
     YUAN,
     YUAN_PAPER,
     YUAN_SMALL,
@@ -22,16 +19,12 @@ def recipe() -> Recipe:
         title="De-KD: a poorly trained teacher",
         paper=YUAN,
         claim=(
-            "A teacher that is worse than its student, stopped after an epoch, still "
-            "makes the student better."
+            "A teacher that is worse than its student, stopped after an epoch, still makes the "
+            "student better."
         ),
         notes=(
-            CODE_WEIGHTS,
-            FIVE_TIMES,
-            "The poor teacher is one epoch at a hundredth of the learning rate.",
-            GUNZIP,
-            ROTATED,
-            VALIDATED_ON_TEST,
+            f"{CODE_WEIGHTS} {FIVE_TIMES} The poor teacher is one epoch at a hundredth of the "
+            "learning rate."
         ),
         scales={
             "small": scale(

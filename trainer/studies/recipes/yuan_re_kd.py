@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
-from logitstore.trainer.studies.recipes.settings import (
-    CODE_WEIGHTS,
-    GUNZIP,
-    ROTATED,
-    VALIDATED_ON_TEST,
-    YUAN,
-    YUAN_PAPER,
-    YUAN_SMALL,
-)
+from logitstore.trainer.studies.recipes.settings import CODE_WEIGHTS, YUAN, YUAN_PAPER, YUAN_SMALL
 
 
 def recipe() -> Recipe:
@@ -23,12 +15,7 @@ def recipe() -> Recipe:
         claim=(
             "A large network distilled from a smaller and weaker one ends better than without it."
         ),
-        notes=(
-            CODE_WEIGHTS,
-            GUNZIP,
-            ROTATED,
-            VALIDATED_ON_TEST,
-        ),
+        notes=CODE_WEIGHTS,
         scales={
             "small": scale(
                 replace(YUAN_SMALL, teacher="mlp?hidden=16", student="mlp?hidden=256,256"),

@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
-from logitstore.trainer.studies.recipes.settings import (
-    GUNZIP,
-    ROTATED,
-    VALIDATED_ON_TEST,
-    YUAN,
-    YUAN_PAPER,
-    YUAN_SMALL,
-)
+from logitstore.trainer.studies.recipes.settings import YUAN, YUAN_PAPER, YUAN_SMALL
 
 
 def recipe() -> Recipe:
@@ -20,18 +13,12 @@ def recipe() -> Recipe:
         title="Tf-KD_reg: a teacher made by hand, against label smoothing",
         paper=YUAN,
         claim=(
-            "A hand-made distribution that is 99 % sure of the label, softened, "
-            "regularises a little better than label smoothing."
+            "A hand-made distribution that is 99 % sure of the label, softened, regularises a "
+            "little better than label smoothing."
         ),
         notes=(
-            (
-                "'paper' is the paper's formula, 'code' what was released: label smoothing by "
-                "another name. The code's KL is a mean over classes: kd_weight is 0.1 times "
-                "C."
-            ),
-            GUNZIP,
-            ROTATED,
-            VALIDATED_ON_TEST,
+            "'paper' is the paper's formula, 'code' what was released: label smoothing by another "
+            "name. The code's KL is a mean over classes: kd_weight is 0.1 times C."
         ),
         scales={
             "small": scale(YUAN_SMALL, code_weight=1.0),

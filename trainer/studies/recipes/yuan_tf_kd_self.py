@@ -8,9 +8,6 @@ from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
 from logitstore.trainer.studies.recipes.settings import (
     CODE_WEIGHTS,
     FIVE_TIMES,
-    GUNZIP,
-    ROTATED,
-    VALIDATED_ON_TEST,
     YUAN,
     YUAN_PAPER,
     YUAN_SMALL,
@@ -22,13 +19,7 @@ def recipe() -> Recipe:
         title="Tf-KD_self: a trained copy of itself as teacher",
         paper=YUAN,
         claim="A network distilled from an earlier trained copy of itself ends better.",
-        notes=(
-            CODE_WEIGHTS,
-            FIVE_TIMES,
-            GUNZIP,
-            ROTATED,
-            VALIDATED_ON_TEST,
-        ),
+        notes=f"{CODE_WEIGHTS} {FIVE_TIMES}",
         scales={
             "small": scale(
                 replace(YUAN_SMALL, teacher=YUAN_SMALL.student), ce_weight=0.25, kd_weight=0.475

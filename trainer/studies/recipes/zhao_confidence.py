@@ -3,16 +3,7 @@
 from __future__ import annotations
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
-from logitstore.trainer.studies.recipes.settings import (
-    CIFAR100_PAPER,
-    FASHION_SMALL,
-    GUNZIP,
-    KNOWING_TEACHER,
-    LEARNING_RATE,
-    RESNETS,
-    VALIDATED_ON_TEST,
-    ZHAO,
-)
+from logitstore.trainer.studies.recipes.settings import CIFAR100_PAPER, FASHION_SMALL, ZHAO
 
 HALVES = ("all", "confident", "unsure")
 
@@ -22,19 +13,12 @@ def recipe() -> Recipe:
         title="Non-target-class distillation on confident and on unsure samples",
         paper=ZHAO,
         claim=(
-            "What non-target-class distillation teaches comes mostly from the samples of "
-            "which the teacher is sure."
+            "What non-target-class distillation teaches comes mostly from the samples of which "
+            "the teacher is sure."
         ),
         notes=(
-            (
-                "Half of the samples by the teacher's probability of the label; on the others "
-                "there is cross-entropy alone."
-            ),
-            KNOWING_TEACHER,
-            LEARNING_RATE,
-            GUNZIP,
-            RESNETS,
-            VALIDATED_ON_TEST,
+            "Half of the samples by the teacher's probability of the label; on the others there "
+            "is cross-entropy alone."
         ),
         scales={"small": scale(FASHION_SMALL, warmup=1), "paper": scale(CIFAR100_PAPER, warmup=20)},
         baseline="ce",

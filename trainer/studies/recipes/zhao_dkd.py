@@ -14,10 +14,12 @@ from logitstore.trainer.studies.recipes.settings import (
     ZHAO,
 )
 
-PUBLISHED = "$ROOT/teachers/resnet56-4bfd9763.th --arch resnet56 --normalize imagenet"
-
 RESNET20 = replace(
-    CIFAR100_PAPER, needs=("cifar-100-python/train",), student="resnet20", teacher="resnet56"
+    CIFAR100_PAPER,
+    needs=("cifar-100-python/train",),
+    student="resnet20",
+    teacher="resnet56",
+    notes=VALIDATED_ON_TEST,
 )
 
 
@@ -30,20 +32,10 @@ def recipe() -> Recipe:
             "distillation."
         ),
         notes=(
-            SEEN_BY_THE_TEACHER,
-            (
-                "Small scale has the settings of the CIFAR-10 table at the end of "
-                "RESULTS.md; "
-                "logit-methods compares DKD with KD on Fashion-MNIST, too."
-            ),
-            VALIDATED_ON_TEST,
+            f"{SEEN_BY_THE_TEACHER} Small scale has the settings of the CIFAR-10 table at the end "
+            "of RESULTS.md; logit-methods compares DKD with KD on Fashion-MNIST, too."
         ),
-        scales={
-            "small": scale(
-                CIFAR10_SMALL, teacher_steps=(CIFAR10_SMALL.build(PUBLISHED),), warmup=1
-            ),
-            "paper": scale(RESNET20, teacher_steps=RESNET20.teacher_steps, warmup=20),
-        },
+        scales={"small": scale(CIFAR10_SMALL, warmup=1), "paper": scale(RESNET20, warmup=20)},
         figures=(*FIGURES, "metrics.train_kd_error"),
         baseline="ce",
         source=(
@@ -63,11 +55,11 @@ def recipe() -> Recipe:
     )
 
 
-def scale(s: Settings, teacher_steps: tuple[str, ...], warmup: int) -> Scale:
+def scale(s: Settings, warmup: int) -> Scale:
     return Scale(
         s,
         steps=(
-            *teacher_steps,
+            *s.teacher_steps,
             f"{s.taught} --method ce --out $OUT/ce-$SEED",
             f"{s.taught} {KD} --out $OUT/kd-$SEED",
             f"{s.taught} --method dkd --alpha 1 --beta 2.0 --temperature 4 --kd-warmup {warmup} "

@@ -8,10 +8,7 @@ from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
 from logitstore.trainer.studies.recipes.settings import (
     CIFAR100_PAPER,
     FASHION_SMALL,
-    GUNZIP,
     KD,
-    KNOWING_TEACHER,
-    LEARNING_RATE,
     MNIST_SMALL,
     RESNETS,
     ZHAO,
@@ -26,18 +23,10 @@ def recipe() -> Recipe:
     return Recipe(
         title="Linear probes of the students' features",
         paper=ZHAO,
-        claim=(
-            "Features of a student taught by DKD transfer better to other data than those of KD."
-        ),
+        claim="Features of a student taught by DKD transfer better to other data than those of KD.",
         notes=(
-            (
-                "Students of Fashion-MNIST, probed on MNIST: 2,000 images train the probe, "
-                "10,000 test it."
-            ),
-            KNOWING_TEACHER,
-            LEARNING_RATE,
-            GUNZIP,
-            RESNETS,
+            "Students of Fashion-MNIST, probed on MNIST: 2,000 images train the probe, 10,000 "
+            "test it."
         ),
         scales={
             "small": scale(
@@ -51,7 +40,11 @@ def recipe() -> Recipe:
                 probe=f"--data {PROBE_DATA} --test {MNIST_SMALL.test}",
             ),
             "paper": scale(
-                replace(CIFAR100_PAPER, needs=(*CIFAR100_PAPER.needs, "stl10_binary/train_X.bin")),
+                replace(
+                    CIFAR100_PAPER,
+                    needs=(*CIFAR100_PAPER.needs, "stl10_binary/train_X.bin"),
+                    notes=RESNETS,
+                ),
                 beta=8.0,
                 warmup=20,
                 probe=(
@@ -60,10 +53,7 @@ def recipe() -> Recipe:
                 ),
             ),
         },
-        figures=(
-            "top1",
-            "train_top1",
-        ),
+        figures=("top1", "train_top1"),
         baseline="ce",
         source="its table of STL-10 and Tiny-ImageNet probes: numbers not recovered",
     )

@@ -5,16 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
-from logitstore.trainer.studies.recipes.settings import (
-    CIFAR100_PAPER,
-    FASHION_SMALL,
-    GUNZIP,
-    KNOWING_TEACHER,
-    LEARNING_RATE,
-    RESNETS,
-    VALIDATED_ON_TEST,
-    ZHAO,
-)
+from logitstore.trainer.studies.recipes.settings import CIFAR100_PAPER, FASHION_SMALL, ZHAO
 
 
 def recipe() -> Recipe:
@@ -22,20 +13,13 @@ def recipe() -> Recipe:
         title="Target-class distillation on noisy labels",
         paper=ZHAO,
         claim=(
-            "Target-class distillation helps where the training data are difficult: with "
-            "noisy labels, the more the noisier."
+            "Target-class distillation helps where the training data are difficult: with noisy "
+            "labels, the more the noisier."
         ),
         notes=(
-            (
-                "Noise is symmetric, on the labels that the student sees; the teacher, "
-                "trained on clean labels, keeps its logits. Whether the paper's own base line "
-                "has NCKD in it is not recovered: both comparisons are here."
-            ),
-            KNOWING_TEACHER,
-            LEARNING_RATE,
-            GUNZIP,
-            RESNETS,
-            VALIDATED_ON_TEST,
+            "Noise is symmetric, on the labels that the student sees; the teacher, trained on "
+            "clean labels, keeps its logits. Whether the paper's own base line has NCKD in it is "
+            "not recovered: both comparisons are here."
         ),
         scales={
             "small": scale(
