@@ -24,17 +24,11 @@ from logitstore.format.documents import Document
 from logitstore.format.encodings.base import Encoding
 from logitstore.format.encodings.rows import Rows
 
-CRC_HEADER = "x-logitstore-crc32c"
-"""Header with the CRC-32C of the body."""
+CRC_HEADER, ROOT_HEADER = "x-logitstore-crc32c", "x-logitstore-root"
+"""Headers with the CRC-32C of the body, and with the root of the snapshot that is read."""
 
-ROOT_HEADER = "x-logitstore-root"
-"""Header with the root of the snapshot that is read."""
-
-ROWS_TYPE = "application/x-safetensors"
-"""Content type of rows."""
-
-INDICES_TYPE = "application/octet-stream"
-"""Content type of packed indices."""
+ROWS_TYPE, INDICES_TYPE = "application/x-safetensors", "application/octet-stream"
+"""Content types of rows and of packed indices."""
 
 PROBLEM_TYPE = "application/problem+json"
 """Content type of a problem document."""
@@ -45,13 +39,8 @@ PROBLEM = "urn:logitstore:"
 DAMAGED = PROBLEM + "damaged"
 """The ``type`` of the problem that the data is damaged at the server."""
 
-_INDEX = np.dtype("<u4")
-
-MAX_INDICES = 4096
-"""Most indices in one request."""
-
-MAX_ROWS_BYTES = 16 << 20
-"""Most bytes of all arrays in one answer, except for a single row."""
+MAX_INDICES, MAX_ROWS_BYTES = 4096, 16 << 20
+"""Most indices in one request, and most bytes of all arrays in its answer, if not of one row."""
 
 
 def rows_per_request(form: Encoding) -> int:
@@ -67,38 +56,14 @@ def pack(rows: Rows) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """The header that ``pack`` writes for ``count`` rows, and the places of the arrays after it.
+    """The header of a safetensors document of ``length`` bytes, and the places of its arrays.
 
-    A place is an array's name, shape, dtype and first byte.  The header, and what is written
-    through ``arrays``, make a body of ``length`` bytes a whole document.
+    A place is an array's name, shape, dtype and first byte.
     """
 
     header: NDArray[np.uint8]
     length: int
     places: tuple[tuple[str, tuple[int, int], np.dtype[Any], int], ...]
-
-    @classmethod
-    def of(cls, form: Encoding, count: int) -> Template:
-        """Make the template of ``count`` rows in this encoding."""
-        kinds = {name: (np.dtype(kind), width) for name, (kind, width) in form.layout.items()}
-        row = pack(
-            Rows(form, {n: np.zeros((1, width), kind) for n, (kind, width) in kinds.items()})
-        )
-        row_header = json.loads(row[8 : 8 + int.from_bytes(row[:8], "little")])
-        entries, stop = {}, 0
-        for name in row_header:  # in the library's order, which is also that of the bytes
-            kind, width = kinds[name]
-            start, stop = stop, stop + count * width * kind.itemsize
-            entries[name] = {**row_header[name], "shape": (count, width)}
-            entries[name]["data_offsets"] = [start, stop]
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        header = len(text).to_bytes(8, "little") + text
-        places = tuple(
-            (name, entry["shape"], kinds[name][0], len(header) + entry["data_offsets"][0])
-            for name, entry in entries.items()
-        )
-        return cls(header=np.frombuffer(header, np.uint8), length=len(header) + stop, places=places)
 
     def arrays(self, body: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Write the header into ``body``, (length,), and return the arrays that lie in it."""
@@ -108,8 +73,24 @@ class Template:
 
 @lru_cache(maxsize=256)
 def template(form: Encoding, count: int) -> Template:
-    """Return ``Template.of``, remembered: clients ask for batches of one size."""
-    return Template.of(form, count)
+    """Return the template of what ``pack`` writes for ``count`` rows; batches have one size."""
+    row = pack(Rows(form, form.empty(1)))
+    row_header = json.loads(row[8 : 8 + int.from_bytes(row[:8], "little")])
+    entries, kinds, stop = {}, {}, 0
+    for name, entry in row_header.items():  # in the library's order, which is that of the bytes
+        kinds[name], width = np.dtype(form.layout[name][0]), form.layout[name][1]
+        start, stop = stop, stop + count * width * kinds[name].itemsize
+        entries[name] = {**entry, "shape": (count, width), "data_offsets": [start, stop]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    places = tuple(
+        (name, entry["shape"], kinds[name], len(header) + entry["data_offsets"][0])
+        for name, entry in entries.items()
+    )
+    return Template(
+        header=np.frombuffer(header, np.uint8), length=len(header) + stop, places=places
+    )
 
 
 def unpack(data: bytes, form: Encoding, *, count: int) -> Rows:
@@ -143,7 +124,7 @@ def unpack_indices(data: bytes) -> NDArray[np.int64]:
         raise InputError(
             f"{len(data)} bytes of indices: not a whole number of little-endian uint32"
         )
-    return np.frombuffer(data, _INDEX).astype(np.int64)
+    return np.frombuffer(data, "<u4").astype(np.int64)
 
 
 def crc32c(data: bytes | NDArray[np.uint8]) -> str:

@@ -12,27 +12,9 @@ from dataclasses import MISSING, fields
 
 from logitstore.errors import InputError, UnknownName
 from logitstore.format.cards import EncodingCard
-from logitstore.format.encodings.base import LIMITS, Arrays, Encoding, Labels, Logits, unusable
+from logitstore.format.encodings.base import Encoding
 from logitstore.format.encodings.dense import Float16, Float32, Uint8
 from logitstore.format.encodings.topk import TopK
-
-__all__ = [
-    "ENCODINGS",
-    "LIMITS",
-    "Arrays",
-    "Encoding",
-    "Float16",
-    "Float32",
-    "Labels",
-    "Logits",
-    "TopK",
-    "Uint8",
-    "encoding",
-    "encoding_of",
-    "parse_encoding",
-    "spelled",
-    "unusable",
-]
 
 ENCODINGS: dict[str, type[Encoding]] = {
     entry.name: entry for entry in (Float32, Float16, Uint8, TopK)
