@@ -16,12 +16,11 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from logitstore.errors import InputError, MismatchError, NotFound
-from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
+from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotPlan, StoreMeta
 from logitstore.format.choice import SAMPLE_ROWS, EncodingRequest, choose_encoding, sample_pairs
 from logitstore.format.documents import check_name
 from logitstore.format.encodings.base import LIMITS, Logits, unusable
 from logitstore.format.grid import shard_rows
-from logitstore.format.samples import Samples
 from logitstore.progress import Progress, Silent
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored

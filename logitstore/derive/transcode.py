@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.errors import InputError
-from logitstore.format.cards import CombinedCard, EncodingCard, SnapshotPlan, TranscodeCard
+from logitstore.format.cards import CombinedCard, EncodingCard, Samples, SnapshotPlan, TranscodeCard
 from logitstore.format.choice import SAMPLE_ROWS, EncodingRequest, choose_encoding, sample_pairs
 from logitstore.format.documents import check_name
 from logitstore.format.encodings.base import Encoding, Logits
 from logitstore.format.encodings.table import spelled
 from logitstore.format.grid import shard_rows
-from logitstore.format.samples import Samples
 from logitstore.progress import Progress, Silent
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore

@@ -1,14 +1,18 @@
-"""Everything that is written to disk or sent over HTTP, as frozen pydantic models.
+"""Describe stores and snapshots: the documents in their ``zarr.json``.
 
-A document either parses completely or is refused with its path and field; no other file spells an
-attribute key as a string.  Nothing here may depend on when, where or by whom a store was built, or
-two builds of the same inputs would not be byte-identical.  The prose is ``FORMAT.md``.
+No other file spells an attribute's name.  Nothing here depends on when, where or by whom a store
+was built, so that builds of the same inputs are byte-identical.  ``FORMAT.md`` explains the fields.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from logitstore.format.documents import Document, Name, Sha256
@@ -19,7 +23,7 @@ FORMAT_VERSION = 1
 """The version that every document names."""
 
 THUMBNAIL_TOLERANCE = 2
-"""Of 255: thumbnails of one image differ by at most this between image decoders."""
+"""Most difference, of 255, between the thumbnails that two image decoders make of one image."""
 
 MAX_VIEWS, MAX_SAMPLES, MAX_CLASSES = 1 << 20, 1 << 40, 1 << 24
 """The largest numbers that a document may name."""
@@ -30,11 +34,27 @@ Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1, max_length
 
 
 class DatasetCard(Document):
-    """What binds a store to its dataset; ``sha256`` covers labels (little-endian) and keys."""
+    """Binds a store to its dataset; ``sha256`` covers labels (little-endian) and keys."""
 
     name: str
     length: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
     sha256: Sha256
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a dataset: labels int32 (N,), -1 where unknown, and keys if they have any."""
+
+    name: str
+    labels: NDArray[np.int32]
+    keys: Sequence[str] | None = None
+
+    def card(self) -> DatasetCard:
+        """Return the dataset's card; the keys in its digest are joined by zero bytes."""
+        digest = sha256(np.ascontiguousarray(self.labels, "<i4").tobytes())
+        if self.keys is not None:
+            digest.update(b"\0".join(key.encode() for key in self.keys))
+        return DatasetCard(name=self.name, length=len(self.labels), sha256=digest.hexdigest())
 
 
 class StoreMeta(Document):
@@ -76,7 +96,7 @@ class TeacherCard(Document):
 
 
 class ImportCard(Document):
-    """Where logits computed elsewhere came from."""
+    """Names the file that logits computed elsewhere came from."""
 
     file: str
     sha256: Sha256
@@ -92,10 +112,7 @@ class Canary(Document):
     thumbnail: str
 
     def resembles(self, other: Canary) -> bool:
-        """Return whether the views are equal, or their thumbnails within 2/255.
-
-        Another image decoder makes such thumbnails.
-        """
+        """Return whether the views are equal, or as close as another image decoder's would be."""
         if self.sha256 == other.sha256:
             return True
         ours, theirs = bytes.fromhex(self.thumbnail), bytes.fromhex(other.thumbnail)
@@ -104,7 +121,7 @@ class Canary(Document):
 
 
 class ViewCard(Document):
-    """How samples became network inputs: transforms, size, seed, and fingerprints of the result.
+    """Says how samples became network inputs: transforms, size, seed, fingerprints of the result.
 
     ``mix`` says which samples were blended with which (None: none were).  The snapshot's view 0 is
     number ``first_view`` of the sequence that spec, size, mix and seed define; canaries count in
@@ -140,7 +157,7 @@ class Divergence(Document):
 
 
 class Fidelity(Document):
-    """What an encoding lost, measured on every row."""
+    """Says what an encoding lost, measured on every row."""
 
     divergence: tuple[Divergence, ...]
     top1_agreement: float
@@ -178,7 +195,7 @@ class CombinedCard(Document):
 
 
 class SnapshotPlan(Document):
-    """All that is known before the first row: a resumed build must have an equal plan.
+    """Holds all that is known before the first row: a resumed build must have an equal plan.
 
     ``temperatures`` are those at which the fidelity of the rows is measured; of a ``transcoded``
     snapshot it is against the rows of the snapshot that was transcoded.  ``teacher`` and ``view``
@@ -208,7 +225,7 @@ class SnapshotPlan(Document):
 
     @property
     def grid(self) -> Grid:
-        """How the rows are cut into shards."""
+        """The grid by which the rows are cut into shards."""
         return Grid(self.samples, self.views, self.rows_per_shard)
 
     @model_serializer(mode="wrap")

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from logitstore.errors import Damaged, InputError, NotFound, UnknownName
 from logitstore.format.arrays import ArrayLayout, check_checksums, decode_shard
+from logitstore.format.cards import Samples
 from logitstore.format.commits import build_folder, commit_key, plan_key, snapshot_folder
 from logitstore.format.encodings.rows import Rows
 from logitstore.format.grid import Span
-from logitstore.format.samples import Samples
 from logitstore.progress import Progress, Silent
 from logitstore.reading.opening import open_store
 from logitstore.reading.snapshot import Snapshot

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.format.cards import EncodingCard, SnapshotPlan, StoreMeta
+from logitstore.format.cards import EncodingCard, Samples, SnapshotPlan, StoreMeta
 from logitstore.format.choice import candidates
 from logitstore.format.encodings.base import Encoding, Logits
 from logitstore.format.encodings.table import encoding_of, spelled
 from logitstore.format.grid import shard_rows
-from logitstore.format.samples import Samples
 from logitstore.writing.footprint import footprint, shared_bytes
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from logitstore.format.cards import Fidelity, SnapshotMeta, SnapshotPlan, StoreMeta
+from logitstore.format.cards import Fidelity, Samples, SnapshotMeta, SnapshotPlan, StoreMeta
 from logitstore.format.commits import ATTRIBUTE, group_document, snapshot_folder
 from logitstore.format.encodings.base import Labels, Logits
 from logitstore.format.encodings.table import encoding_of
 from logitstore.format.fidelity import encoded
 from logitstore.format.grid import chunk_rows
-from logitstore.format.samples import Samples
 from logitstore.format.sizes import CRC_BYTES, INDEX_BYTES, chunked_bytes
 from logitstore.storage import open_storage
 from logitstore.writing.target import Target

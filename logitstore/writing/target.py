@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound
-from logitstore.format.cards import SnapshotMeta, SnapshotPlan, StoreMeta, ViewCard
+from logitstore.format.cards import Samples, SnapshotMeta, SnapshotPlan, StoreMeta, ViewCard
 from logitstore.format.commits import (
     ATTRIBUTE,
     Commit,
@@ -25,7 +25,6 @@ from logitstore.format.commits import (
 )
 from logitstore.format.documents import Document, first_difference
 from logitstore.format.grid import FLAT_CHUNK_ROWS, FLAT_SHARD_ROWS
-from logitstore.format.samples import Samples
 from logitstore.reading.snapshot import Snapshot
 from logitstore.storage import Storage
 from logitstore.storage.local import is_temporary

@@ -25,9 +25,8 @@ from logitstore.derive.combine import (
 from logitstore.derive.specialists import Cluster, SpecialistPlan, write_plan
 from logitstore.derive.transcode import transcode
 from logitstore.errors import InputError, MismatchError
-from logitstore.format.cards import SnapshotMeta
+from logitstore.format.cards import Samples, SnapshotMeta
 from logitstore.format.choice import EncodingRequest
-from logitstore.format.samples import Samples
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.run import build
 from logitstore.reading.continued import Continued

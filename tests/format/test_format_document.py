@@ -17,13 +17,13 @@ from logitstore.format.cards import (
     Canary,
     EncodingCard,
     Normalize,
+    Samples,
     SnapshotPlan,
     StoreMeta,
     TeacherCard,
     ViewCard,
 )
 from logitstore.format.documents import canonical
-from logitstore.format.samples import Samples
 from logitstore.storage import open_storage
 from logitstore.writing.target import Target, open_writer
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import logitstore
-from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
+from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotPlan, StoreMeta
 from logitstore.format.encodings.table import parse_encoding
-from logitstore.format.samples import Samples
 from logitstore.storage import open_storage
 from logitstore.writing.target import Target, open_writer
 from tests.support.recommit import commit_again

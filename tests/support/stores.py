@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
+from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotPlan, StoreMeta
 from logitstore.format.encodings.table import parse_encoding
 from logitstore.format.grid import shard_rows
-from logitstore.format.samples import Samples
 from logitstore.storage import open_storage
 from logitstore.writing.target import Target, open_writer
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from logitstore.errors import InputError, MismatchError, NonFinite
-from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
+from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotPlan, StoreMeta
 from logitstore.format.choice import sample_pairs
 from logitstore.format.encodings.table import ENCODINGS
-from logitstore.format.samples import Samples
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.run import build
 from logitstore.precompute.building.trial import SAMPLE_ROWS, estimate

@@ -23,8 +23,7 @@ from pathlib import Path
 import numpy as np
 from logitstore import storage
 from logitstore.writing.target import Target, open_writer
-from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
-from logitstore.format.samples import Samples
+from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotPlan, StoreMeta
 
 class Mortal(storage.LocalStorage):
     '''Dies at its n-th change: before it, or with half of the bytes in a temporary file.'''

@@ -12,10 +12,9 @@ import zarr
 import logitstore
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound, Unfinished, UnknownName
 from logitstore.format.arrays import ArrayLayout
-from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta
+from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotPlan, StoreMeta
 from logitstore.format.documents import canonical
 from logitstore.format.grid import chunk_rows, shard_rows
-from logitstore.format.samples import Samples
 from logitstore.reading.opening import expect_root
 from logitstore.reading.verify import verify_store
 from logitstore.storage import open_storage

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from logitstore.errors import MismatchError
-from logitstore.format.cards import EncodingCard, ImportCard, SnapshotPlan, StoreMeta, ViewCard
-from logitstore.format.samples import Samples
+from logitstore.format.cards import (
+    EncodingCard,
+    ImportCard,
+    Samples,
+    SnapshotPlan,
+    StoreMeta,
+    ViewCard,
+)
 from logitstore.reading.verify import verify_store
 from logitstore.storage.local import LocalStorage
 from logitstore.writing.target import Target, open_writer

@@ -16,14 +16,13 @@ import numpy as np
 from torch import Tensor
 
 from logitstore.errors import Damaged, InputError, NotFound
-from logitstore.format.cards import SnapshotPlan
+from logitstore.format.cards import Samples, SnapshotPlan
 from logitstore.format.choice import Pair, sample_pairs
 from logitstore.format.commits import ShardMark, build_folder
 from logitstore.format.encodings.base import Logits
 from logitstore.format.encodings.table import encoding_of
 from logitstore.format.fidelity import encoded
 from logitstore.format.grid import chunk_rows
-from logitstore.format.samples import Samples
 from logitstore.format.sizes import chunked_bytes
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.prepare import Prepared, prepare

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from logitstore.errors import InputError, LogitstoreError
-from logitstore.format.samples import Samples
+from logitstore.format.cards import Samples
 
 
 @dataclass(frozen=True)
