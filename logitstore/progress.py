@@ -1,4 +1,4 @@
-"""How long work reports itself: a bar with rate and ETA on a terminal, plain lines elsewhere.
+"""Reports of long work: a bar with rate and ETA on a terminal, plain lines elsewhere.
 
 Libraries take a ``Progress``; only the command line makes a visible one.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import time
 from typing import Any, Protocol, TextIO
+
+from logitstore.text import size
 
 
 class Progress(Protocol):
@@ -42,33 +44,33 @@ class Lines:
     def __init__(self, stream: TextIO | None = None, every: float = 5.0) -> None:
         self._stream, self._every = stream or sys.stderr, every
         self._task, self._total, self._unit = "", 0, ""
-        self._done, self._begun, self._said = 0, 0.0, 0.0
+        self._done, self._begun, self._reported = 0, 0.0, 0.0
 
     def start(self, task: str, total: int, unit: str) -> None:
         self._task, self._total, self._unit = task, total, unit
         self._done, self._begun = 0, time.monotonic()
-        self._said = self._begun
+        self._reported = self._begun
 
     def advance(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
-        if now - self._said < self._every and self._done < self._total:
+        if now - self._reported < self._every and self._done < self._total:
             return
-        self._said = now
+        self._reported = now
         rate = self._done / max(now - self._begun, 1e-9)
-        left = (self._total - self._done) / rate if rate else 0.0
-        self.message(
-            f"{self._task}: {_amount(self._done, self._unit)} of "
-            f"{_amount(self._total, self._unit)} {self._unit}, "
-            f"{_amount(rate, self._unit)} {self._unit}/s, ETA {left:.0f} s"
-        )
+        seconds = (self._total - self._done) / rate if rate else 0.0
+        amounts = _amounts(self._done, self._total, rate, self._unit)
+        self.message(f"{self._task}: {amounts}, ETA {seconds:.0f} s")
 
     def message(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
 
-def _amount(count: float, unit: str) -> str:
-    return f"{count / 1e6:,.1f} M" if unit == "bytes" else f"{count:,.0f}"
+def _amounts(done: float, total: float, rate: float, unit: str) -> str:
+    """Return ``600 of 1,200 rows, 300 rows/s``, with bytes as sizes: ``1.5 KiB of 2.0 MiB``."""
+    if unit == "bytes":
+        return f"{size(done)} of {size(total)}, {size(rate)}/s"
+    return f"{done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} {unit}/s"
 
 
 class Bar:
@@ -82,7 +84,7 @@ class Bar:
         self._rich = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[shown]}, ETA"),
+            TextColumn("{task.fields[amounts]}, ETA"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
@@ -93,18 +95,15 @@ class Bar:
         if self._task is not None:
             self._rich.remove_task(self._task)
         self._begun, self._unit = time.monotonic(), unit
-        self._task = self._rich.add_task(task, total=total, shown="")
+        self._task = self._rich.add_task(task, total=total, amounts="")
         self._rich.start()
 
     def advance(self, count: int) -> None:
         task = self._rich.tasks[-1]
         done = task.completed + count
         rate = done / max(time.monotonic() - self._begun, 1e-9)
-        shown = (
-            f"{_amount(done, self._unit)}/{_amount(task.total or 0, self._unit)} {self._unit}, "
-            f"{_amount(rate, self._unit)}/s"
-        )
-        self._rich.update(self._task, advance=count, shown=shown)
+        amounts = _amounts(done, task.total or 0, rate, self._unit)
+        self._rich.update(self._task, advance=count, amounts=amounts)
 
     def message(self, text: str) -> None:
         self._rich.console.print(text, markup=False, highlight=False)

@@ -22,7 +22,8 @@ FILES = {
 # floor do not know each other.  The longest entry that fits a module's name is its own.
 LAYERS = (
     ("errors",),
-    ("text", "progress", "threads", "specs", "version"),
+    ("text", "threads", "specs", "values", "version"),
+    ("progress",),
     ("format",),
     ("storage", "figures"),
     ("reading",),

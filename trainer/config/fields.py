@@ -16,7 +16,7 @@ from logitstore.cache.modes import ReadMode
 from logitstore.trainer.config.specs import Teach
 from logitstore.trainer.methods.options import Option, Written, hyper_parameter_options, options_of
 from logitstore.trainer.methods.table import hyper_parameter_types
-from logitstore.trainer.methods.values import Count, Positive, Weight, WholeNumber
+from logitstore.values import Count, Positive, Weight, WholeNumber
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from operator import add
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from logitstore.errors import InputError
-from logitstore.trainer.methods.values import Weight, check_values
+from logitstore.values import Weight, check_values
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from logitstore.errors import InputError
 from logitstore.trainer.methods.base import Outputs, Weighted, hard
-from logitstore.trainer.methods.values import Positive, Weight, WholeNumber
 from logitstore.trainer.schedules import distils, rising_share
+from logitstore.values import Positive, Weight, WholeNumber
 
 if TYPE_CHECKING:
     from torch import Tensor

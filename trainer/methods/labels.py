@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from logitstore.trainer.methods.base import Method, Outputs, PredictionsNeeded, Weighted, hard
-from logitstore.trainer.methods.values import Count, PartlyShare, Positive, Share, Weight
 from logitstore.trainer.schedules import rising_share
+from logitstore.values import Count, PartlyShare, Positive, Share, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from logitstore.errors import InputError
 from logitstore.format.cards import Precision
 from logitstore.format.choice import EncodingRequest
+from logitstore.values import Count, WholeNumber, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +34,25 @@ class BuildConfig:
     normalize: str | None = None
     view_spec: str = "eval"
     size: int | None = None
-    views: int = 1
-    first_view: int = 0
+    views: Count = 1
+    first_view: WholeNumber = 0
     mix: str | None = None
     seed: int = 0
     encoding: str | None = None
     max_kl: float | None = None
     at_temperature: float | None = None
-    batch_size: int = 256
-    workers: int | None = None
+    batch_size: Count = 256
+    workers: WholeNumber | None = None
     device: str | None = None
     precision: Precision = "fp32"
     weights_key: str | None = None
-    shard_rows: int | None = None
+    shard_rows: Annotated[int, Field(ge=1, le=16_384)] | None = None
     fresh: bool = False
 
     def __post_init__(self) -> None:
-        rows = self.shard_rows
-        for name, value in (("batch size", self.batch_size), ("views", self.views)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
-        if self.workers is not None and self.workers < 0:
-            raise InputError(f"workers must not be negative, not {self.workers}")
-        if rows is not None and (rows < 1 or rows > 16_384 or rows & (rows - 1)):
-            raise InputError(f"shard rows must be a power of two up to 16384, not {rows}")
-        if self.first_view < 0:
-            raise InputError(f"first view must not be negative, not {self.first_view}")
+        check_values(self)
+        if self.shard_rows is not None and self.shard_rows.bit_count() != 1:
+            raise InputError(f"shard_rows must be a power of two, not {self.shard_rows}")
         _ = self.request
 
     @property

@@ -302,7 +302,7 @@ def test_nan_for_one_sample_names_it_and_leaves_nothing(tmp_path: Path) -> None:
         ({"arch": [ARCH] * 3}, InputError, "3 --arch for 2 --teacher"),
         ({"normalize": "imagenet"}, InputError, "is for 3 channels, the images have 1"),
         ({"encoding": "float17"}, UnknownName, "did you mean 'float16'"),
-        ({"batch_size": 0}, InputError, "batch size must be at least 1"),
+        ({"batch_size": 0}, InputError, "batch_size must be at least 1"),
         ({"shard_rows": 100}, InputError, "power of two"),
         ({"views": 2}, InputError, "would all be the same"),
         ({"size": 5}, InputError, "mis-shaped"),

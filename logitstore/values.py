@@ -1,6 +1,6 @@
 """The types that settings have, with their ranges, and the check of a dataclass's values.
 
-A method's hyper-parameters and a run's settings are checked alike, and say alike what is wrong.
+The settings of builds, runs and methods are checked alike, with the same messages.
 """
 
 from __future__ import annotations
