@@ -21,7 +21,8 @@ from logitstore.cli.options import (
     read_token,
 )
 from logitstore.cli.settings import RunCommand, given_settings
-from logitstore.text import figure, size
+from logitstore.cli.show.training import figure_lines
+from logitstore.text import size
 
 commands = typer.Typer()
 
@@ -70,7 +71,7 @@ def probe(
         batch_size=batch_size,
         device=device,
     )
-    emit(as_json, figures, [f"{key:18} {figure(value)}" for key, value in figures.items()])
+    emit(as_json, figures, figure_lines(figures))
 
 
 @commands.command()

@@ -25,7 +25,7 @@ from logitstore.cli.options import (
     read_token,
 )
 from logitstore.cli.settings import RunCommand, given_settings
-from logitstore.text import figure
+from logitstore.cli.show.training import figure_lines, method_lines
 
 if TYPE_CHECKING:
     from logitstore.trainer.config.settings import TrainConfig
@@ -61,7 +61,7 @@ def train(
             result = run(settings, token=token, progress=progress)
     if this_rank().first:
         summary = result.summary()
-        emit(as_json, summary, [f"{key:28} {figure(value)}" for key, value in summary.items()])
+        emit(as_json, summary, figure_lines(summary))
 
 
 @commands.command()
@@ -123,7 +123,7 @@ def evaluate(
         batch_size=batch_size,
         device=device,
     )
-    emit(as_json, figures, [f"{key:18} {figure(value)}" for key, value in figures.items()])
+    emit(as_json, figures, figure_lines(figures))
 
 
 @commands.command()
@@ -139,7 +139,6 @@ def methods(
     logitstore methods
     logitstore methods dkd --json
     """
-    from logitstore.cli.show.training import method_lines
     from logitstore.trainer.methods.describe import describe_methods
 
     entries = describe_methods(method)
@@ -147,15 +146,12 @@ def methods(
 
 
 def train_config(file: Path | None, given: dict[str, Any]) -> TrainConfig:
-    """Return the settings of a run: those that are given, and then those of the file."""
-    from logitstore.errors import InputError
-    from logitstore.trainer import TrainConfig
+    """Return the settings of a run: those of the command line, and then those of the file."""
+    from logitstore.trainer.config.settings import TrainConfig, refuse_missing
 
     if file is not None:
         return TrainConfig.from_toml(file, given)
-    for key in ("data", "student", "out"):
-        if key not in given:
-            raise InputError(f"--{key} is missing: give it, or a --config FILE that has it")
+    refuse_missing(given)
     return TrainConfig(**given)
 
 

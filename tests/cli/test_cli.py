@@ -126,6 +126,15 @@ def test_imported_logits_come_back_and_want_a_word_before_training(tmp_path: Pat
     assert "--allow-unbound" in message
 
 
+def test_what_a_run_has_not_stands_in_its_json_alone(tmp_path: Path) -> None:
+    command = ["train", "--data", DATA, "--student", ARCH, "--epochs", "1", "--out", tmp_path / "r"]
+    lines = run(*command, "--device", "cpu").stdout.splitlines()
+    document = json.loads(run(*command, "--device", "cpu", "--json").stdout)
+    assert {"micro_batch", "views_seen", "context_memory", "best_epoch"} <= document.keys()
+    present = [name for name, value in document.items() if value not in (None, [])]
+    assert [line.split()[0] for line in lines] == present
+
+
 def test_logits_from_elsewhere_join_a_store_with_the_same_labels(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 HEAVY = ("torch", "torchvision", "numpy", "zarr", "scipy")
 TRAIN = ("train", "--data", "digits", "--student", "mlp", "--out", "run")
+SWEEP = ("sweep", *TRAIN[1:])
+STORE = ("--store", "nowhere", "--val", "split:0.1")
 
 
 def answer(*arguments: str, where: Path) -> tuple[int, str, list[str]]:
@@ -55,6 +57,13 @@ def test_what_needs_no_tensor_loads_none(arguments: tuple[str, ...], tmp_path: P
         (("train", "--data", "digits"), "--student is missing"),
         (("train", "--config", "nowhere.toml"), "nowhere.toml: there is no such file"),
         (("methods", "dkb"), "did you mean 'dkd'"),
+        (SWEEP, "give --store STORE"),
+        ((*SWEEP, *STORE[:2]), "give --val DATA, or --val split:0.1"),
+        ((*SWEEP, *STORE, "--schedule", "step"), "needs --milestones"),
+        ((*SWEEP, *STORE, "--methods", "kd,kdd"), "did you mean 'kd'"),
+        ((*SWEEP, *STORE, "--beta", "2"), "(ce, kd) has beta: drop --beta"),
+        ((*SWEEP, *STORE, "--seeds", "0,x"), "expected whole numbers such as 0,1,2"),
+        (("sweep", *STORE, "--data", "digits", "--out", "run"), "--student is missing"),
     ],
 )
 def test_a_refusal_that_needs_no_tensor_loads_none(

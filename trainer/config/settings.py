@@ -27,7 +27,7 @@ from logitstore.trainer.methods.table import (
     hyper_parameters,
     make_method,
 )
-from logitstore.trainer.methods.values import check_values
+from logitstore.values import check_values
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 0.001}
 """Learning rates of the optimizers where none is given."""
@@ -108,10 +108,18 @@ class TrainConfig(Settings):
     def from_toml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
         """Read a run; ``overrides`` win.  Raises NotFound, UnknownName or InputError."""
         values = read_settings(path, overrides)
-        for key in ("data", "student", "out"):
-            if key not in values:
-                raise InputError(f"{path}: {key!r} is missing: add it there or give --{key}")
+        refuse_missing(values, path)
         return cls(**values)
+
+
+def refuse_missing(values: Mapping[str, Any], path: str | Path | None = None) -> None:
+    """Refuse settings without one that has no default; ``path`` is the file that they are from."""
+    for name in ("data", "student", "out"):
+        if name in values:
+            continue
+        if path is None:
+            raise InputError(f"--{name} is missing: give it, or a --config FILE that has it")
+        raise InputError(f"{path}: {name!r} is missing: add it there or give --{name}")
 
 
 def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 Everything is checked before the first student is trained.  Each is an ordinary run in a folder of
 its own, so that the same call goes on where an interrupted one stopped, and repeats nothing.
+What is heavy is imported inside the bodies: contradicting settings are refused without torch.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from logitstore.errors import InputError
 from logitstore.progress import Progress, Silent
-from logitstore.reading.ensemble import Ensemble, Teacher, leaves
-from logitstore.reading.opening import open_store
-from logitstore.reading.store import LogitStore
 from logitstore.storage.durable import write_file
-from logitstore.trainer.data.bind import open_source
-from logitstore.trainer.data.requirements import open_suitable_teachers, refuse_mixed_views
-from logitstore.trainer.data.source import Source
-from logitstore.trainer.run.folder import RunFolder
-from logitstore.trainer.run.train import train
-from logitstore.trainer.studies.sweep_students import ALL, Student, chosen_teachers, students_of
+from logitstore.trainer.studies.sweep_students import (
+    ALL,
+    Student,
+    check_settings,
+    chosen_teachers,
+    students_of,
+)
 from logitstore.trainer.studies.sweep_table import BASELINE, Finding, Row, find_best, row_of
+
+if TYPE_CHECKING:
+    from logitstore.reading.ensemble import Teacher
+    from logitstore.reading.store import LogitStore
+    from logitstore.trainer.data.source import Source
 
 SUMMARY = "sweep.json"
 
@@ -68,11 +71,13 @@ def sweep(
     'epoch-0005'
     """
     progress = progress or Silent()
-    if settings.get("store") is None:
-        raise InputError("a sweep compares a store's snapshots as teachers: give --store STORE")
+    methods = list(dict.fromkeys([*([BASELINE] if baseline else []), *methods]))
+    check_settings(settings, methods)
+    from logitstore.reading.opening import open_store
+    from logitstore.trainer.run.train import train
+
     store = open_store(settings["store"], token)
     names = chosen_teachers(store, snapshots)
-    methods = list(dict.fromkeys([*([BASELINE] if baseline else []), *methods]))
     seeds = tuple(dict.fromkeys(seeds))
     students = list(students_of(settings, Path(out), names, methods, seeds))
     teachers = _check(store, students, token, progress)
@@ -99,14 +104,14 @@ def _check(
     store: LogitStore, students: Sequence[Student], token: str | None, progress: Progress
 ) -> dict[tuple[str, str], Teacher]:
     """Refuse what cannot be trained, before anything is, and return the opened teachers."""
+    from logitstore.trainer.data.bind import open_source
+    from logitstore.trainer.data.requirements import open_suitable_teachers, refuse_mixed_views
+    from logitstore.trainer.run.folder import RunFolder
+
     teachers: dict[tuple[str, str], Teacher] = {}
     sources: dict[bytes, Source] = {}
     for student in students:
         config = student.config.resolved()
-        if config.val is None:
-            raise InputError(
-                "students are compared on validation data: give --val DATA, or --val split:0.1"
-            )
         assert config.snapshot is not None
         if (student.method, config.snapshot) in teachers:
             continue
@@ -128,6 +133,8 @@ def _check(
 
 def _top1(teacher: Teacher) -> float | None:
     """Return a teacher's accuracy on the store's labels, None if it was not measured."""
+    from logitstore.reading.ensemble import Ensemble, leaves
+
     parts = leaves(teacher)
     if isinstance(teacher, Ensemble) or any(part.meta.top1 is None for part in parts):
         return None

@@ -1,4 +1,4 @@
-"""Which students a sweep trains: one for each teacher, method and seed, and where each run lies.
+"""List the students of a sweep: one for each teacher, method and seed, and where each run lies.
 
 Nothing is opened or trained here but the settings of a run that was begun before.
 """
@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from logitstore.errors import InputError, UnknownName
-from logitstore.precompute.networks.teachers import natural_order
-from logitstore.reading.store import LogitStore
-from logitstore.trainer.config.settings import TrainConfig
+from logitstore.trainer.config.settings import TrainConfig, refuse_missing
 from logitstore.trainer.config.teacher_spec import parse_teachers, split_teachers
 from logitstore.trainer.methods.table import METHODS, find_method, hyper_parameter_types
-from logitstore.trainer.run.result import CONFIG
+
+if TYPE_CHECKING:
+    from logitstore.reading.store import LogitStore
 
 ALL = "all"
 
@@ -40,11 +40,30 @@ class Student:
     config: TrainConfig
 
 
+def check_settings(settings: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Refuse settings that no store can make right, before any is opened.
+
+    Raises InputError or UnknownName.
+    """
+    if settings.get("store") is None:
+        raise InputError("a sweep compares a store's snapshots as teachers: give --store STORE")
+    refuse_missing({**settings, "out": ""})
+    _refuse_unused(settings, methods)
+    for method in methods:
+        config = TrainConfig(**_settings_of(settings, method), method=method, out="").resolved()
+        if config.val is None:
+            raise InputError(
+                "students are compared on validation data: give --val DATA, or --val split:0.1"
+            )
+
+
 def chosen_teachers(store: LogitStore, text: str) -> list[str]:
     """Return the teachers of a comma list, each once, in natural order.
 
     UnknownName for a snapshot that the store does not have.
     """
+    from logitstore.precompute.networks.teachers import natural_order
+
     snapshots = list(store.snapshots)
     names: list[str] = []
     for piece in split_teachers(text):
@@ -78,10 +97,8 @@ def students_of(
 ) -> Iterator[Student]:
     """Yield all students, seed by seed: after the first seed there is a whole table.
 
-    ``names`` are the teachers.  InputError for a hyper-parameter that no method has, and for two
-    teachers that would share a folder.
+    ``names`` are the teachers.  InputError for two of them that would share a folder.
     """
-    _refuse_unused(settings, methods)
     folders = {name: _folder(name) for name in names}
     for folder, count in Counter(folders.values()).items():
         if count > 1:
@@ -111,7 +128,7 @@ def _settings_of(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in taken}
 
 
-def _refuse_unused(settings: Mapping[str, Any], methods: Iterable[str]) -> None:
+def _refuse_unused(settings: Mapping[str, Any], methods: Sequence[str]) -> None:
     """Refuse a hyper-parameter that no method of the sweep has."""
     chosen = [find_method(method) for method in methods]
     for name in hyper_parameter_types():
@@ -138,6 +155,8 @@ def _views_from(run: Path, names: Sequence[str]) -> str:
 
     It is the first one, or that with which the run began: a later call may name other snapshots.
     """
+    from logitstore.trainer.run.result import CONFIG
+
     config = run / CONFIG
     before = TrainConfig.from_toml(config).snapshot if config.is_file() else None
     return before or names[0]

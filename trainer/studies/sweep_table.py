@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from logitstore.text import percent, table
-from logitstore.trainer.run.result import Result
 from logitstore.trainer.studies.seeds import Gain, OverSeeds, paired
+
+if TYPE_CHECKING:
+    from logitstore.trainer.run.result import Result
 
 BASELINE = "ce"
 _SERIES = re.compile(r"\d+$")  # epoch-0005 and epoch-0030 are one teacher in time

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from logitstore.text import table
+from logitstore.text import figure, table
+
+
+def figure_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Return a line for each figure, without those that are None or empty."""
+    present = {name: value for name, value in figures.items() if value not in (None, (), [], "")}
+    width = max(map(len, present), default=0)
+    return [f"{name:{width}} {figure(value)}" for name, value in present.items()]
 
 
 def bias_lines(shifted: dict[str, Any]) -> list[str]:
