@@ -9,7 +9,7 @@ from typing import Any
 from logitstore.progress import Silent
 from logitstore.trainer.evaluation.evaluate import load_network
 from logitstore.trainer.evaluation.weights import find_trained
-from logitstore.trainer.measure.gather import Labels, Logits, labels_of
+from logitstore.trainer.measure.network import Labels, Logits, labels_of
 
 
 class Listener(Silent):

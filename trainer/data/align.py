@@ -7,9 +7,9 @@ else would ever show it.  Images are not compared here but in ``precompute.views
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,7 @@ from logitstore.trainer.data.source import Indices
 _OTHER_NUMBERS = "or give --class-map FILE if only its classes are numbered otherwise"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Aligned:
+class Aligned(NamedTuple):
     """A dataset of the store's length, order and classes.
 
     ``samples`` are the indices of those that have an image, ascending (None: all); any other has
@@ -71,7 +70,7 @@ def align(
             f"{dataset.name}: {unknown:,} of {len(labels):,} labels are unknown here: no "
             "cross-entropy there"
         )
-    return Aligned(dataset=aligned, samples=samples, notes=notes)
+    return Aligned(aligned, samples, notes)
 
 
 def refuse_other_samples(store: LogitStore, *teachers: Teacher) -> None:
@@ -86,12 +85,10 @@ def refuse_other_samples(store: LogitStore, *teachers: Teacher) -> None:
             )
 
 
-def _by_index(
-    dataset: ImageDataset, store: LogitStore
-) -> tuple[ImageDataset, Indices | None, list[str]]:
+def _by_index(dataset: ImageDataset, store: LogitStore) -> Aligned:
     stored, card = store.meta.dataset, dataset.samples().card()
     if (stored.length, stored.sha256) == (card.length, card.sha256):
-        return dataset, None, []
+        return Aligned(dataset, None, [])
     with_keys = dataset.keys is not None and store.keys is not None
     if len(dataset) != len(store):
         by_key = "; --match-by key finds one by its keys" if with_keys else ""
@@ -104,10 +101,10 @@ def _by_index(
         differs |= store.keys != np.array(dataset.keys, object)
     if differs.any():
         _refuse_order(dataset, store, int(differs.argmax()))
+    notes = []
     if dataset.keys is None and store.keys is not None:
-        note = f"{dataset.name} has no sample keys: its order is checked by labels, not by keys"
-        return dataset, None, [note]
-    return dataset, None, []
+        notes = [f"{dataset.name} has no sample keys: its order is checked by labels, not by keys"]
+    return Aligned(dataset, None, notes)
 
 
 def _refuse_order(dataset: ImageDataset, store: LogitStore, first: int) -> None:
@@ -136,9 +133,7 @@ def _refuse_order(dataset: ImageDataset, store: LogitStore, first: int) -> None:
     )
 
 
-def _by_key(
-    dataset: ImageDataset, store: LogitStore
-) -> tuple[ImageDataset, Indices | None, list[str]]:
+def _by_key(dataset: ImageDataset, store: LogitStore) -> Aligned:
     assert dataset.keys is not None
     assert store.keys is not None
     places = _places(store.keys, dataset.keys)
@@ -161,9 +156,9 @@ def _by_key(
         load=partial(_load, dataset.name, dataset.load, rows),
     )
     if present.all():
-        return placed, None, []
+        return Aligned(placed, None, [])
     note = f"{dataset.name}: {len(dataset):,} of {len(store):,} samples are here, matched by key"
-    return placed, np.flatnonzero(present), [note]
+    return Aligned(placed, np.flatnonzero(present), [note])
 
 
 def _load(name: str, load: Callable[[int], Any], rows: Indices, index: int) -> Any:
@@ -215,5 +210,7 @@ def _what(dataset: ImageDataset, store: LogitStore) -> str:
     return f"{store.url} was built from {store.meta.dataset.name}, this is {dataset.name}"
 
 
-_Way = Callable[[ImageDataset, LogitStore], tuple[ImageDataset, Indices | None, list[str]]]
-_WAYS: dict[str, _Way] = {"index": _by_index, "key": _by_key}
+_WAYS: dict[str, Callable[[ImageDataset, LogitStore], Aligned]] = {
+    "index": _by_index,
+    "key": _by_key,
+}

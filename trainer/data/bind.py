@@ -51,12 +51,10 @@ def open_source(config: TrainConfig, token: str | None) -> tuple[Source, list[st
         class_map = None
         if config.specialist is not None:
             dataset, class_map = specialised(dataset, config.specialist)
-        classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
         source = Source(
             dataset=dataset,
             views=views,
-            classes=classes,
-            view_count=1,
+            classes=dataset.class_count,
             fresh=True,
             class_map=class_map,
         )
@@ -108,8 +106,7 @@ def bind(
     MismatchError names what differs first: length, order, labels, keys, classes or images;
     ``allow_mismatch`` makes the last one a note.
     """
-    aligned = align(dataset, store, match_by=match_by, class_map=class_map)
-    dataset, samples = aligned.dataset, aligned.samples
+    dataset, samples, notes = align(dataset, store, match_by=match_by, class_map=class_map)
     card = snapshot.meta.view
     if card is not None:
         views = views_of(card)
@@ -139,7 +136,7 @@ def bind(
         class_map=class_map,
         teaching=TeachingSchedule.always(snapshot),
     )
-    return source, aligned.notes + warnings
+    return source, notes + warnings
 
 
 def _checked_images(
@@ -172,20 +169,7 @@ def open_validation(spec: str, like: Source, *, flag: str = "--val") -> Source:
     dataset = renumbered(dataset, classes, class_map, remedy=remedy)
     if not (dataset.labels >= 0).any():
         raise InputError(f"{flag} {spec}: no sample has a label; drop {flag} or use labelled data")
-    views = like.views.evaluation()
-    return Source(dataset=dataset, views=views, classes=like.classes, view_count=1)
-
-
-def held_out_source(source: Source, held_out: Indices) -> Source:
-    """Return held-out samples of the training data, prepared without what is random."""
-    return Source(
-        dataset=source.dataset,
-        views=source.views.evaluation(),
-        classes=source.classes,
-        view_count=1,
-        subset=held_out,
-        class_map=source.class_map,
-    )
+    return Source(dataset=dataset, views=like.views.evaluation(), classes=like.classes)
 
 
 def open_held_out(run: Path, config: TrainConfig, val: str) -> tuple[ImageDataset, Indices]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from logitstore.trainer.config.settings import TrainConfig
-from logitstore.trainer.data.bind import held_out_source, open_source, open_validation
+from logitstore.trainer.data.bind import open_source, open_validation
 from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.requirements import refuse_samples
 from logitstore.trainer.data.samples import Choice, choose_samples, omitted_numbers, with_noise
@@ -73,7 +73,7 @@ def open_run_data(config: TrainConfig, token: str | None) -> RunData:
 def _open_eval_data(config: TrainConfig, source: Source, choice: Choice) -> EvalData:
     val = None
     if choice.held_out is not None:
-        val = held_out_source(source, choice.held_out)
+        val = source.evaluation(choice.held_out)
     elif config.val is not None:
         val = open_validation(config.val, source)
     test = None if config.test is None else open_validation(config.test, source, flag="--test")

@@ -49,7 +49,8 @@ def choose_samples(config: TrainConfig, source: Source) -> Choice:
     share = split_share(config.val)
     if share is not None:
         training, held = held_out(training, share, config.limit_seed)
-    kept = without_classes(source, training, omitted_numbers(source, config.omit_classes))
+    omitted = omitted_numbers(source, config.omit_classes)
+    kept = training[~np.isin(source.dataset.labels[training], omitted)]
     samples = chosen_samples(kept, config.limit, config.limit_seed)
     if config.specialist is not None:
         samples, others = own_and_others(source, samples)
@@ -67,11 +68,6 @@ def omitted_numbers(source: Source, omitted: Sequence[str | int]) -> list[int]:
     """Return the numbers of named classes; UnknownName for a class that does not exist."""
     dataset = source.dataset
     return class_numbers(omitted, dataset.class_names, source.classes, dataset.name)
-
-
-def without_classes(source: Source, samples: Indices, numbers: Sequence[int]) -> Indices:
-    """Return the samples that are of none of the classes; those without a label stay."""
-    return samples[~np.isin(source.dataset.labels[samples], numbers)]
 
 
 def chosen_samples(samples: Indices, limit: int | None, limit_seed: int) -> Indices:

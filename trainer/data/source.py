@@ -1,4 +1,4 @@
-"""What a student is taught from: a dataset as its teachers saw it, and the request for a batch.
+"""Hold what a student is taught from: a dataset as its teachers saw it, and a batch's request.
 
 Nothing is opened or checked here.
 """
@@ -33,7 +33,7 @@ class Source:
     dataset: ImageDataset
     views: Views
     classes: int
-    view_count: int
+    view_count: int = 1
     first_view: int = 0
     fresh: bool = False
     subset: Indices | None = None
@@ -53,6 +53,16 @@ class Source:
     def samples(self) -> Indices:
         """Return the samples that have an image, ascending."""
         return np.arange(len(self.dataset)) if self.subset is None else self.subset
+
+    def evaluation(self, subset: Indices | None) -> Source:
+        """Return other samples of the dataset, without teachers and without what is random."""
+        return Source(
+            dataset=self.dataset,
+            views=self.views.evaluation(),
+            classes=self.classes,
+            subset=subset,
+            class_map=self.class_map,
+        )
 
     def shown_view(self, request: Request) -> int:
         """Return which view of the spec's sequence shows the images of a request."""

@@ -9,31 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from logitstore.derive.specialists import Cluster, SpecialistPlan, read_plan
+from logitstore.derive.specialists import read_plan
 from logitstore.precompute.data.classes import Classes, ClassMap, renumbered
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.trainer.config.specs import parse_specialist
 from logitstore.trainer.data.source import Indices, Source
 
 
-def open_specialist(text: str) -> tuple[SpecialistPlan, Cluster]:
-    """Open the plan and the specialist of ``FILE.json:NAME``.
+def specialised(dataset: ImageDataset, text: str) -> tuple[ImageDataset, ClassMap]:
+    """Number the labels of a dataset with the generalist's classes as ``FILE.json:NAME`` does.
 
-    Raises InputError, NotFound, or UnknownName with the plan's names.
+    The last class is all others.  Returns the class map that does it, too.  Raises InputError,
+    NotFound, UnknownName with the plan's names, or MismatchError if the data have other classes
+    than the generalist.
     """
     file, name = parse_specialist(text)
     plan = read_plan(file)
-    return plan, plan.cluster(name)
-
-
-def specialised(dataset: ImageDataset, text: str) -> tuple[ImageDataset, ClassMap]:
-    """Number the labels of a dataset with the generalist's classes as the specialist does.
-
-    The last class is all others.  Returns the class map that does it, too.  MismatchError if the
-    data have other classes than the generalist.
-    """
-    plan, cluster = open_specialist(text)
-    general = Classes(owner=parse_specialist(text)[0], count=plan.classes, names=plan.class_names)
+    cluster = plan.cluster(name)
+    general = Classes(owner=file, count=plan.classes, names=plan.class_names)
     renumbered(dataset, general, remedy="make the plan from a store of these data")
     # A class map's key is a name first: where the data have names, only these are safe.
     keys: Sequence[str] = dataset.class_names or [str(number) for number in range(plan.classes)]
@@ -41,7 +34,7 @@ def specialised(dataset: ImageDataset, text: str) -> tuple[ImageDataset, ClassMa
         keys = plan.class_names
     class_map = dict(zip(keys, plan.numbers(cluster).tolist(), strict=True))
     outputs = plan.outputs(cluster)
-    classes = Classes(owner=f"specialist {cluster.name!r}", count=len(outputs), names=outputs)
+    classes = Classes(owner=f"specialist {name!r}", count=len(outputs), names=outputs)
     return renumbered(dataset, classes, class_map), class_map
 
 

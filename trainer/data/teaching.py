@@ -53,12 +53,8 @@ class TeachingSchedule:
         """All teachers, in the order of their stages."""
         return tuple(teacher for _, teacher in self.stages)
 
-    def at(self, epoch: int) -> Teacher:
-        """Return the teacher of this epoch, from 0."""
-        return teacher_at(epoch, stages=self.stages)
-
     def reader(self, epoch: int) -> RowReader:
-        """Return what reads the rows of this epoch's teacher."""
+        """Return what reads the rows of this epoch's teacher; epochs count from 0."""
         readers: Sequence[RowReader] = self.readers or self.teachers
         first_epochs = [first for first, _ in self.stages]
         return teacher_at(epoch, stages=tuple(zip(first_epochs, readers, strict=True)))
@@ -126,6 +122,6 @@ def _teacher(
 
 
 def _same_server(url: str, other: str) -> bool:
-    """Whether a token for the first may go to the second; a path keeps it to no server."""
+    """Return whether a token for the first may go to the second; a path keeps it to no server."""
     first, second = urlsplit(url), urlsplit(other)
     return not first.netloc or (first.scheme, first.netloc) == (second.scheme, second.netloc)

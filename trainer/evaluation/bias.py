@@ -6,6 +6,7 @@ The shift comes from ``shifts``; here it meets a run's network, its data and its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +21,15 @@ from logitstore.reading.opening import open_store
 from logitstore.storage.durable import write_file
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.source import Source
-from logitstore.trainer.evaluation.evaluate import Network, load_network
+from logitstore.trainer.evaluation.evaluate import load_network
 from logitstore.trainer.evaluation.shifts import (
-    accuracy_on,
+    before_and_after,
     correct_by_prior,
     correct_by_validation,
     shifted,
 )
 from logitstore.trainer.evaluation.weights import Trained, find_trained
-from logitstore.trainer.measure.gather import labels_of
+from logitstore.trainer.measure.network import Network, labels_of
 from logitstore.trainer.run.checkpoint import pack_weights
 from logitstore.trainer.run.result import CONFIG
 
@@ -73,23 +74,22 @@ def correct_bias(
     measured_on = None if test is None else trained.source(test)
     logits, labels = network.logits(source), labels_of(source)
     if shares is None:
-        shift = np.full(len(numbers), correct_by_validation(logits, labels, numbers)[0])
+        shift = np.full(len(numbers), correct_by_validation(logits, labels, numbers))
     else:
         shift = correct_by_prior(logits, shares, numbers)
+    names = source.dataset.class_names
     document: dict[str, Any] = {
         "classes": numbers,
-        "names": [source.dataset.class_names[i] for i in numbers]
-        if source.dataset.class_names
-        else None,
+        "names": [names[number] for number in numbers] if names else None,
         "shift": shift.tolist(),
         "by": by,
-        "data": _figures(logits, labels, numbers, shift),
+        "data": before_and_after(logits, labels, numbers, shift),
         "test": None,
         "out": None if target is None else str(target),
     }
     if measured_on is not None:
-        tested = network.logits(measured_on)
-        document["test"] = _figures(tested, labels_of(measured_on), numbers, shift)
+        tested, known = network.logits(measured_on), labels_of(measured_on)
+        document["test"] = before_and_after(tested, known, numbers, shift)
     if target is not None and last is not None:
         _add(network, last, source, numbers, shift)
         _put(target, pack_weights(network.model))
@@ -123,13 +123,7 @@ def _add(
     network: Network, last: nn.Linear, source: Source, numbers: list[int], shift: NDArray[Any]
 ) -> None:
     """Add the shift to the layer's bias, and check on a few samples that the logits follow."""
-    few = Source(
-        dataset=source.dataset,
-        views=source.views,
-        classes=source.classes,
-        view_count=1,
-        subset=source.samples()[:16],
-    )
+    few = replace(source, subset=source.samples()[:16])
     expected = shifted(network.logits(few), numbers, shift)
     with torch.no_grad():
         moved = torch.from_numpy(shift).to(last.bias.device, last.bias.dtype)
@@ -176,17 +170,6 @@ def _shares(
     shares = np.zeros(source.classes)
     shares[numbers] = prior
     return shares
-
-
-def _figures(
-    logits: NDArray[np.float32], labels: NDArray[np.int32], numbers: list[int], shift: NDArray[Any]
-) -> dict[str, Any] | None:
-    if not (labels >= 0).any():
-        return None
-    return {
-        "before": accuracy_on(logits, labels, numbers),
-        "after": accuracy_on(shifted(logits, numbers, shift), labels, numbers),
-    }
 
 
 def _target(out: str | Path) -> Path:

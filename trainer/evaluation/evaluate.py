@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from logitstore.errors import InputError
-from logitstore.format.cards import Normalize
 from logitstore.precompute.data.classes import read_class_map
 from logitstore.precompute.data.images import check_labels
 from logitstore.precompute.networks.pixels import parse_normalize
@@ -26,29 +22,8 @@ from logitstore.trainer.data.teaching import open_schedule
 from logitstore.trainer.evaluation.weights import Trained, find_trained
 from logitstore.trainer.measure.calibration import fit_temperature
 from logitstore.trainer.measure.figures import compare, fitted_figures, measure
-from logitstore.trainer.measure.gather import (
-    Logits,
-    check_forward,
-    first_shape,
-    gather_logits,
-    labels_of,
-)
+from logitstore.trainer.measure.network import Network, first_shape, labels_of
 from logitstore.trainer.run.device import training_device
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network on a device, with what it needs to take images."""
-
-    model: nn.Module
-    normalize: Normalize | None
-    device: torch.device
-    batch_size: int
-
-    def logits(self, source: Source) -> Logits:
-        """Return logits float32 (N, C) of every sample that has an image."""
-        place, size = self.device, self.batch_size
-        return gather_logits(self.model, source, self.normalize, place, batch_size=size)
 
 
 def evaluate(
@@ -110,13 +85,12 @@ def evaluate(
     measured = measure(logits, labels_of(source))
     if val is not None:
         chosen = _validation(trained, source, val)
-        check_forward(network.model, chosen, network.normalize, network.device)
+        network.check(chosen)
         fitted = fit_temperature(network.logits(chosen), labels_of(chosen))
         measured |= fitted_figures(logits, labels_of(source), fitted)
     if taught is not None and taught.snapshot is not None:
         ours = logits if taught is source else network.logits(taught)
-        theirs = taught.snapshot.logits(taught.samples())
-        measured |= compare(ours, theirs, at)
+        measured |= compare(ours, taught.snapshot.logits(taught.samples()), at)
     return measured
 
 
@@ -126,7 +100,7 @@ def load_network(trained: Trained, source: Source, device: str | None, batch_siz
     shape = first_shape(source)
     model = trained.load(source.classes, shape, place)
     network = Network(model, parse_normalize(trained.normalize, shape[0]), place, batch_size)
-    check_forward(model, source, network.normalize, place)
+    network.check(source)
     return network
 
 

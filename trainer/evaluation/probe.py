@@ -25,9 +25,9 @@ from logitstore.errors import InputError
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.trainer.data.bind import open_validation
 from logitstore.trainer.data.source import Source
-from logitstore.trainer.evaluation.evaluate import Network, load_network
+from logitstore.trainer.evaluation.evaluate import load_network
 from logitstore.trainer.evaluation.weights import Trained, find_trained
-from logitstore.trainer.measure.gather import Labels, check_forward, labels_of
+from logitstore.trainer.measure.network import Labels, Network, labels_of
 
 Features = NDArray[np.float32]
 
@@ -66,9 +66,7 @@ def probe_features(
         raise InputError(f"--data {data}: a probe needs labels of two classes at least")
     measured = open_validation(test, train, flag="--test")
     network = load_network(trained, replace(train, classes=count), device, batch_size)
-    check_forward(
-        network.model, replace(measured, classes=count), network.normalize, network.device
-    )
+    network.check(replace(measured, classes=count))
     head = _head(network, train, count, trained)
     return _figures(*_features(network, head, train), *_features(network, head, measured))
 
@@ -88,9 +86,8 @@ def _classes(trained: Trained, classes: int | None) -> int:
 def _open(trained: Trained, data: str, view_spec: str | None, size: int | None) -> Source:
     """Open data in a numbering of their own, prepared as for the network."""
     dataset = open_dataset(data)
-    classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
     views = trained.views(view_spec, size)
-    return Source(dataset=dataset, views=views, classes=classes, view_count=1)
+    return Source(dataset=dataset, views=views, classes=dataset.class_count)
 
 
 def _head(network: Network, source: Source, classes: int, trained: Trained) -> nn.Linear:

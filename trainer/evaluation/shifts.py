@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from logitstore.errors import InputError
+from logitstore.trainer.metrics import labelled
 
 Floats = NDArray[np.float64]
 Figures = Mapping[str, float | None]
@@ -21,12 +22,24 @@ _BEYOND = 1.0
 """Distance of a shift from the outermost breakpoint, beyond which no interval has a middle."""
 
 
+def before_and_after(
+    logits: ArrayLike, labels: NDArray[np.integer], classes: Sequence[int], shift: float | Floats
+) -> dict[str, Figures] | None:
+    """Return ``accuracy_on`` without and with the shift of some classes; None without labels."""
+    if not (labels >= 0).any():
+        return None
+    return {
+        "before": accuracy_on(logits, labels, classes),
+        "after": accuracy_on(shifted(logits, classes, shift), labels, classes),
+    }
+
+
 def accuracy_on(logits: ArrayLike, labels: ArrayLike, classes: Sequence[int]) -> Figures:
     """Count ``samples``, ``errors`` and ``top1`` of labelled logits (N, C), and of some classes.
 
     ``class_top1`` is None if no sample is of these classes.
     """
-    values, known = _labelled(logits, labels)
+    values, known = labelled(logits, labels)
     wrong, of_classes = values.argmax(axis=1) != known, np.isin(known, classes)
     count, errors = int(of_classes.sum()), int(wrong[of_classes].sum())
     return {
@@ -46,18 +59,15 @@ def shifted(logits: ArrayLike, classes: Sequence[int], shift: float | Floats) ->
     return moved
 
 
-def correct_by_validation(
-    logits: ArrayLike, labels: ArrayLike, classes: Sequence[int]
-) -> tuple[float, dict[str, Figures]]:
-    """Return the shift of some classes' logits with the highest accuracy, and figures around it.
+def correct_by_validation(logits: ArrayLike, labels: ArrayLike, classes: Sequence[int]) -> float:
+    """Return the shift of some classes' logits with the highest accuracy.
 
     Accuracy changes only where, for a sample, the best of these classes overtakes the best other
     one, so every interval between such shifts is tried.  Of the best intervals the one nearest to
-    0 counts: the shift is 0 if 0 lies in it, else its middle (1 inside it at either end).  The
-    figures are ``accuracy_on`` ``before`` and ``after``.
+    0 counts: the shift is 0 if 0 lies in it, else its middle (1 inside it at either end).
     InputError if no labelled sample is of these classes, or none of another.
     """
-    values, known = _labelled(logits, labels)
+    values, known = labelled(logits, labels)
     of_classes = np.isin(known, classes)
     if not of_classes.any() or of_classes.all():
         raise InputError(
@@ -67,16 +77,13 @@ def correct_by_validation(
         )
     gaps, gains = _breakpoints(values, known, classes)
     points, inverse = np.unique(gaps, return_inverse=True)
-    shift = 0.0
-    if len(points):
-        # After points[i] another (gains of points[0..i]) samples are right than far below all.
-        right = np.concatenate([[0], np.bincount(inverse, gains).cumsum()])
-        shift = _nearest_best(points, right)
-    before = accuracy_on(values, known, classes)
-    after = accuracy_on(shifted(values, classes, shift), known, classes)
-    if after["top1"] == before["top1"]:
-        return 0.0, {"before": before, "after": before}
-    return shift, {"before": before, "after": after}
+    if len(points) == 0:
+        return 0.0
+    # After points[i] another (gains of points[0..i]) samples are right than far below all.
+    shift = _nearest_best(points, np.concatenate([[0], np.bincount(inverse, gains).cumsum()]))
+    moved = shifted(values, classes, shift)
+    gained = (moved.argmax(axis=1) == known).sum() - (values.argmax(axis=1) == known).sum()
+    return shift if gained else 0.0
 
 
 def _breakpoints(
@@ -164,10 +171,3 @@ def _predicted(relative: Floats, shift: float | Floats) -> tuple[Floats, Floats]
     moved = relative + shift
     total = np.logaddexp(0.0, np.logaddexp.reduce(moved, axis=1))
     return total, np.exp(moved - total[:, None])
-
-
-def _labelled(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
-    values, known = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
-    if not (known >= 0).any():
-        raise InputError("no sample has a label: there is nothing to measure")
-    return values[known >= 0], known[known >= 0]

@@ -59,12 +59,10 @@ class Trained:
         """
         dataset, samples = self._opened(data)
         dataset, numbers = self._numbered(dataset, class_map)
-        classes = dataset.classes or int(dataset.labels.max(initial=0)) + 1
         return Source(
             dataset=dataset,
             views=self.views(view_spec, size),
-            classes=classes if self.inputs is None else self.inputs.classes,
-            view_count=1,
+            classes=dataset.class_count if self.inputs is None else self.inputs.classes,
             subset=samples,
             class_map=numbers,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -11,8 +9,7 @@ from logitstore.trainer import metrics
 from logitstore.trainer.data.run_data import EvalData
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.measure.calibration import fit_temperature
-from logitstore.trainer.measure.gather import Labels, Logits, labels_of
-from logitstore.trainer.metrics import ece, nll
+from logitstore.trainer.measure.network import Labels, Logits, Network, labels_of
 
 
 def fitted_figures(
@@ -22,9 +19,9 @@ def fitted_figures(
     scaled = logits.astype(np.float64) / temperature
     return {
         "fitted_temperature": temperature,
-        "nll_fitted": nll(scaled, labels),
-        "ece10_fitted": ece(scaled, labels, bins=10),
-        "ece15_fitted": ece(scaled, labels, bins=15),
+        "nll_fitted": metrics.nll(scaled, labels),
+        "ece10_fitted": metrics.ece(scaled, labels, bins=10),
+        "ece15_fitted": metrics.ece(scaled, labels, bins=15),
     }
 
 
@@ -53,13 +50,20 @@ def compare(student: Logits, teacher: Logits, temperature: float) -> dict[str, f
     return {"kd_error": error, "agreement": 1 - error, "kd_loss": loss}
 
 
-def test_figures(gather: Callable[[Source], Logits], eval_data: EvalData) -> dict[str, float]:
-    """Return the figures on the test data, also after a temperature fitted on validation data.
+def validation_figures(network: Network, val: Source) -> dict[str, float]:
+    """Return the figures that a run records after each epoch."""
+    logits, labels = network.logits(val), labels_of(val)
+    return {
+        "val_accuracy": metrics.accuracy(logits, labels),
+        "val_nll": metrics.nll(logits, labels),
+        "val_ece": metrics.ece(logits, labels),
+    }
 
-    ``gather`` returns the logits of a source's samples from the weights that are measured.
-    """
+
+def test_figures(network: Network, eval_data: EvalData) -> dict[str, float]:
+    """Return the figures on the test data, also after a temperature fitted on validation data."""
     assert eval_data.test is not None
     assert eval_data.val is not None  # a resolved run with test data has some
-    temperature = fit_temperature(gather(eval_data.val), labels_of(eval_data.val))
-    logits, labels = gather(eval_data.test), labels_of(eval_data.test)
+    temperature = fit_temperature(network.logits(eval_data.val), labels_of(eval_data.val))
+    logits, labels = network.logits(eval_data.test), labels_of(eval_data.test)
     return measure(logits, labels) | fitted_figures(logits, labels, temperature)

@@ -20,7 +20,7 @@ from logitstore.trainer.data.teaching import open_schedule
 from logitstore.trainer.evaluation.evaluate import load_network, taught_source
 from logitstore.trainer.evaluation.weights import Trained, find_trained
 from logitstore.trainer.measure.figures import compare, measure
-from logitstore.trainer.measure.gather import Labels, Logits, labels_of
+from logitstore.trainer.measure.network import Labels, Logits, labels_of
 from logitstore.trainer.metrics import Reliability, reliability, risk_coverage
 from logitstore.trainer.reporting import analysis
 from logitstore.trainer.reporting.gather import ReportData, RunRecord

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 
 import torch
@@ -19,14 +18,12 @@ from logitstore.format.cards import Normalize
 from logitstore.precompute.networks.checkpoints import load_into, load_weights
 from logitstore.precompute.processes.ranks import Ranks
 from logitstore.progress import Progress
-from logitstore.trainer import metrics
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
 from logitstore.trainer.data.order import BatchOrder, views_seen
 from logitstore.trainer.data.run_data import RunData
-from logitstore.trainer.data.source import Source
-from logitstore.trainer.measure.figures import test_figures
-from logitstore.trainer.measure.gather import Logits, gather_logits, labels_of
+from logitstore.trainer.measure.figures import test_figures, validation_figures
+from logitstore.trainer.measure.network import Network
 from logitstore.trainer.run.checkpoint import Learner, Position, pack, pack_weights, restore
 from logitstore.trainer.run.device import (
     Budget,
@@ -160,7 +157,9 @@ class Epochs:
         line |= epoch_figures(names, sums, order.epoch_samples)
         self._remember(learner, epoch)
         seconds = time.monotonic() - begun
-        line |= self._validate(learner)
+        val = self.data.eval_data.val
+        if val is not None and self.ranks.first:
+            line |= validation_figures(self._network(learner), val)
         line |= {"seconds": seconds, "images_per_second": rows / seconds}
         return line | {"peak_memory": peak_memory(learner.device)}
 
@@ -171,49 +170,25 @@ class Epochs:
             return
         self.ranks.same(list(learner.model.buffers()))
         samples = past.samples
-        shown = replace(
-            self.data.source,
-            views=self.data.source.views.evaluation(),
-            subset=samples[self.ranks.part(len(samples))],
-            view_count=1,
-            first_view=0,
-            fresh=False,
-        )
-        codes = encoded(torch.from_numpy(self._logits(learner, shown)))
+        part = self.data.source.evaluation(samples[self.ranks.part(len(samples))])
+        codes = encoded(torch.from_numpy(self._network(learner).logits(part)))
         past.put(samples, self.ranks.gathered(codes, len(samples)), epoch)
-
-    def _validate(self, learner: Learner) -> dict[str, float]:
-        if self.data.eval_data.val is None or not self.ranks.first:
-            return {}
-        logits = self._logits(learner, self.data.eval_data.val)
-        labels = labels_of(self.data.eval_data.val)
-        return {
-            "val_accuracy": metrics.accuracy(logits, labels),
-            "val_nll": metrics.nll(logits, labels),
-            "val_ece": metrics.ece(logits, labels),
-        }
 
     def _tested(self, learner: Learner, history: list[Line]) -> _Tested:
         """Return the figures on the test data of the last weights, and of the best ones."""
         if self.data.eval_data.test is None:
             return None, None
-        gather = partial(self._logits, learner)
-        last = test_figures(gather, self.data.eval_data)
+        network = self._network(learner)
+        last = test_figures(network, self.data.eval_data)
         if _best_epoch(history) in (None, len(history)):
             return last, last
         best = self.run.path / BEST
         load_into(learner.model, load_weights(best)[0], str(best))
-        return last, test_figures(gather, self.data.eval_data)
+        return last, test_figures(network, self.data.eval_data)
 
-    def _logits(self, learner: Learner, source: Source) -> Logits:
-        return gather_logits(
-            learner.model,
-            source,
-            self.normalize,
-            learner.device,
-            batch_size=self.micro_batch or max(self.config.batch_size, MEASURE_BATCH),
-            workers=self.config.workers,
-        )
+    def _network(self, learner: Learner) -> Network:
+        size = self.micro_batch or max(self.config.batch_size, MEASURE_BATCH)
+        return Network(learner.model, self.normalize, learner.device, size, self.config.workers)
 
     def _save_epoch(self, learner: Learner, history: list[Line]) -> None:
         """Write an epoch's files, the checkpoint last: only that makes the epoch done.

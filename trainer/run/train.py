@@ -25,7 +25,7 @@ from logitstore.trainer.data.order import unseen_views
 from logitstore.trainer.data.requirements import refuse_ranks
 from logitstore.trainer.data.run_data import RunData, open_run_data
 from logitstore.trainer.data.samples import taught_half
-from logitstore.trainer.measure.gather import check_forward, first_shape
+from logitstore.trainer.measure.network import Network, first_shape
 from logitstore.trainer.methods.describe import summary
 from logitstore.trainer.methods.table import hyper_parameters
 from logitstore.trainer.run.checkpoint import begin_with, initial_weights
@@ -82,8 +82,9 @@ def _train(settings: TrainConfig, token: str | None, progress: Progress, ranks: 
         learner = make_learner(config, model, device)
         ranks.same([*model.parameters(), *model.buffers()])
         _warn_ranks(model, ranks, progress)
+        network = Network(model, normalize, device, batch_size=1)
         for each in (source, *data.eval_data.sources()):
-            check_forward(model, each, normalize, device)
+            network.check(each)
         if settings.val != config.val:
             progress.message(
                 f"validation: {config.val} of the training samples, as the test data must choose "

@@ -149,9 +149,8 @@ def _load(
         )
     normalize = parse_normalize(config.normalize or source.normalize, shape[0])
     state, key = load_weights(source.path, config.weights_key)
-    guess = dataset.classes or int(dataset.labels.max(initial=0)) + 1
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, and replaced at once
-        model = _built_for(state, arch, guess, shape)
+        model = _built_for(state, arch, dataset.class_count, shape)
     load_into(model, state, str(source.path))
     model.eval().requires_grad_(False).to(device)
     model.to(memory_format=torch.channels_last)

@@ -133,7 +133,7 @@ def _by_map(
     dataset: ImageDataset, classes: Classes, class_map: ClassMap
 ) -> NDArray[np.int32] | None:
     """Return the new number of each of the dataset's classes, -1 for one that no label has."""
-    count = dataset.classes or int(dataset.labels.max(initial=0)) + 1
+    count = dataset.class_count
     check_labels(dataset, count)
     of_data, of_owner = _places(dataset.class_names or ()), _places(classes.names or ())
     numbers = np.full(count, -1, np.int32)

@@ -37,6 +37,11 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def class_count(self) -> int:
+        """The number of classes; if nothing tells it, one more than the largest label."""
+        return self.classes or int(self.labels.max(initial=0)) + 1
+
     def image(self, index: int) -> Image.Image:
         """Return the image, mode RGB or L; InputError if the item is no image."""
         return as_image(self.item(index), f"{self.name}: sample {index}")

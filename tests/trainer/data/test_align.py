@@ -25,7 +25,7 @@ from logitstore.trainer.data.align import align
 from logitstore.trainer.data.bind import bind
 from logitstore.trainer.data.samples import chosen_samples
 from logitstore.trainer.data.source import Source
-from logitstore.trainer.measure.gather import gather_logits
+from logitstore.trainer.measure.network import Network
 from logitstore.trainer.metrics import accuracy, kd_error
 
 COUNT, CLASSES = 60, 10
@@ -154,7 +154,7 @@ def test_a_part_of_the_samples_is_trained_on_in_the_store_s_order(
     model = build_model("mlp?hidden=16", classes=CLASSES, shape=(1, 8, 8))
     model.load_state_dict(load_file(tmp_path / "run/model.safetensors"))
     plain = Source(dataset=whole, views=Views(()), classes=CLASSES, view_count=1)
-    logits = gather_logits(model, plain, None, torch.device("cpu"), batch_size=7)[::3]
+    logits = Network(model, None, torch.device("cpu"), 7).logits(plain)[::3]
     error = kd_error(logits, snapshot.logits(np.arange(0, COUNT, 3)))
     measured = evaluate(config.out, config.data, store=str(taught), match_by="key", device="cpu")
     assert (measured["kd_error"], measured["samples"]) == (error, 20)

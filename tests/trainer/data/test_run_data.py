@@ -15,7 +15,6 @@ from logitstore.errors import InputError, NotFound
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.views import Views
 from logitstore.trainer import TrainConfig, evaluate, train
-from logitstore.trainer.data.bind import held_out_source
 from logitstore.trainer.data.requirements import refuse_samples
 from logitstore.trainer.data.samples import choose_samples, held_out
 from logitstore.trainer.data.source import Source
@@ -79,7 +78,7 @@ def test_a_split_is_the_same_as_two_datasets_made_by_hand(tmp_path: Path) -> Non
 
 def hold_out(source: Source, share: float, seed: int) -> tuple[NDArray[np.int64], Source]:
     left, held = held_out(source.samples(), share, seed)
-    return left, held_out_source(source, held)
+    return left, source.evaluation(held)
 
 
 def test_held_out_samples_depend_on_the_data_and_their_seed_alone() -> None:

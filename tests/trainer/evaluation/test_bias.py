@@ -18,7 +18,12 @@ from logitstore.errors import InputError, LogitstoreError, MismatchError, NotFou
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.trainer import TrainConfig, train
 from logitstore.trainer.evaluation.bias import correct_bias
-from logitstore.trainer.evaluation.shifts import correct_by_prior, correct_by_validation, shifted
+from logitstore.trainer.evaluation.shifts import (
+    before_and_after,
+    correct_by_prior,
+    correct_by_validation,
+    shifted,
+)
 from tests.support.commands import run as run_command
 from tests.support.runs import run_logits
 
@@ -74,7 +79,9 @@ def test_an_omission_is_part_of_what_a_run_is(run: Path) -> None:
 @pytest.mark.parametrize("low", [0.0, 3.5, -2.0])
 def test_no_other_shift_is_more_accurate(classes: list[int], low: float) -> None:
     logits, labels = some(120, 4, low)
-    shift, figures = correct_by_validation(logits, labels, classes)
+    shift = correct_by_validation(logits, labels, classes)
+    figures = before_and_after(logits, labels, classes, shift)
+    assert figures is not None
     inside = np.isin(np.arange(4), classes)
     # All shifts where something can change, from the definition: just before and just after each.
     edges = logits[:, ~inside].max(1) - logits[:, inside].max(1)
@@ -91,16 +98,17 @@ def test_no_other_shift_is_more_accurate(classes: list[int], low: float) -> None
 
 def test_equally_good_shifts_are_decided_for_the_nearest_to_none() -> None:
     logits = np.array([[5.0, 0.0], [0.0, 5.0]])
-    assert correct_by_validation(logits, [0, 1], [0])[0] == 0.0
+    assert correct_by_validation(logits, [0, 1], [0]) == 0.0
     # Right from +1 to +3: the middle, as an edge would be a matter of rounding.
     logits = np.array([[0.0, 1.0], [0.0, 3.0]])
-    shift, figures = correct_by_validation(logits, [0, 1], [0])
-    assert shift == 2.0
+    assert correct_by_validation(logits, [0, 1], [0]) == 2.0
+    figures = before_and_after(logits, np.array([0, 1]), [0], 2.0)
+    assert figures is not None
     assert (figures["before"]["errors"], figures["after"]["errors"]) == (1, 0)
     assert (figures["before"]["class_errors"], figures["after"]["class_errors"]) == (1, 0)
     # Right from +1 on, and the other sample at no shift: 1 beyond it.
     logits = np.array([[0.0, 1.0, -5.0], [-9.0, 0.0, 4.0]])
-    assert correct_by_validation(logits, [0, 1], [0])[0] == 2.0
+    assert correct_by_validation(logits, [0, 1], [0]) == 2.0
 
 
 def test_samples_without_a_label_count_nowhere() -> None:
@@ -173,9 +181,10 @@ def test_the_corrected_weights_give_the_shifted_logits(run: Path, tmp_path: Path
     moved, _ = run_logits(out, TEST, student="mlp?hidden=32")
     assert moved == pytest.approx(shifted(logits, [3, 5], np.array(found["shift"])), abs=1e-4)
     assert after["errors"] == (moved.argmax(1) != labels).sum()
-    chosen, figures = correct_by_validation(*run_logits(run, TRAIN), [3, 5])
+    logits, labels = run_logits(run, TRAIN)
+    chosen = correct_by_validation(logits, labels, [3, 5])
     assert found["shift"] == [chosen, chosen]
-    assert found["data"] == figures
+    assert found["data"] == before_and_after(logits, labels, [3, 5], chosen)
 
 
 def test_the_prior_comes_from_a_store_or_from_the_command(

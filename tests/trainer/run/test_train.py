@@ -27,7 +27,7 @@ from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.run_data import open_run_data
 from logitstore.trainer.data.samples import chosen_samples
 from logitstore.trainer.data.source import Source
-from logitstore.trainer.measure.gather import gather_logits
+from logitstore.trainer.measure.network import Network
 from logitstore.trainer.methods.base import Method, Outputs
 from logitstore.trainer.methods.table import METHODS
 from logitstore.trainer.run.checkpoint import pack_weights
@@ -64,7 +64,7 @@ def store(
     """The teacher's logits on its training images."""
     model = build_model("mlp?hidden=64", classes=10, shape=(1, 8, 8))
     model.load_state_dict(load_file(teacher / "model.safetensors"))
-    logits = gather_logits(model, shown(TRAIN), None, CPU, batch_size=256)
+    logits = Network(model, None, CPU, 256).logits(shown(TRAIN))
     return bound_store(tmp_path_factory.mktemp("stores") / "digits.zarr", TRAIN, logits[None])
 
 
@@ -141,7 +141,7 @@ def test_a_perfect_copy_of_the_student_has_nothing_to_learn(
 ) -> None:
     with own_randomness(5, CPU):
         model = build_model("mlp?hidden=16", classes=10, shape=(1, 8, 8))
-    logits = gather_logits(model, shown(TRAIN), None, CPU, batch_size=256)
+    logits = Network(model, None, CPU, 256).logits(shown(TRAIN))
     config = TrainConfig(
         data=TRAIN,
         student="mlp?hidden=16",
