@@ -62,7 +62,7 @@ def discard(
     \b
     logitstore discard c10.zarr --snapshot resnet56
     """
-    from logitstore.writing.discard import discard_unfinished
+    from logitstore.writing.opening import discard_unfinished
 
     discard_unfinished(store, snapshot)
     typer.echo(f"{store}: the unfinished build of {snapshot} is gone")

@@ -18,14 +18,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.derive.specialists import Cluster, SpecialistPlan
+from logitstore.derive.specialists import Cluster, SpecialistPlan, refuse_topk
 from logitstore.derive.transcode import chosen_for, plan_from, write_from
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import CombinedCard, SpecialistCard, ViewCard
 from logitstore.format.choice import EncodingRequest
 from logitstore.format.documents import check_name, first_difference
 from logitstore.format.encodings.base import Logits
-from logitstore.format.encodings.topk import TopK
 from logitstore.format.fidelity import log_softmax
 from logitstore.progress import Progress
 from logitstore.reading.snapshot import Snapshot
@@ -166,20 +165,12 @@ def _check_generalist(store: LogitStore, generalist: Snapshot, plan: SpecialistP
             f"{generalist.url}: snapshot {generalist.name!r} is itself combined: give the "
             f"generalist that it was made from, root {generalist.meta.combined.generalist}"
         )
-    _refuse_topk(generalist)
+    refuse_topk(generalist)
     if (store.meta.classes, store.meta.class_names) != (plan.classes, plan.class_names):
         raise MismatchError(
             f"{store.url} has {store.meta.classes} classes, the plan is for {plan.classes} (or "
             "their names differ): give the generalist's store that the plan was made from, or one "
             "with its classes"
-        )
-
-
-def _refuse_topk(snapshot: Snapshot) -> None:
-    if snapshot.meta.encoding.name == TopK.name:
-        raise InputError(
-            f"{snapshot.url}: snapshot {snapshot.name!r} is kept as topk, and what it says of the "
-            "other classes is lost: give one in another encoding"
         )
 
 
@@ -218,7 +209,7 @@ def _check_specialist(
     """Refuse rows that are not of the generalist's samples and views, in this order."""
     theirs, snapshot = specialist
     what = f"{theirs.url} (specialist {cluster.name!r}) and {store.url}"
-    _refuse_topk(snapshot)
+    refuse_topk(snapshot)
     ours = (generalist.meta.views, generalist.meta.samples)
     if (snapshot.meta.views, snapshot.meta.samples) != ours:
         raise MismatchError(

@@ -6,7 +6,6 @@ No teacher is run, and nothing binds what is imported to images.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,18 +15,19 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from logitstore.errors import InputError, MismatchError, NotFound
-from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotPlan, StoreMeta
+from logitstore.format.cards import ImportCard, Samples, SnapshotPlan, StoreMeta
 from logitstore.format.choice import SAMPLE_ROWS, EncodingRequest, choose_encoding, sample_pairs
 from logitstore.format.documents import check_name
 from logitstore.format.encodings.base import LIMITS, Logits, unusable
-from logitstore.format.grid import shard_rows
 from logitstore.progress import Progress, Silent
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored
 from logitstore.specs import Spec, file_sha256
 from logitstore.storage import Storage, open_storage
 from logitstore.storage.durable import new_file, os_errors_as_ours
-from logitstore.writing.target import Target, open_writer
+from logitstore.writing.opening import write_snapshot
+from logitstore.writing.plan import encoded_as, package_versions
+from logitstore.writing.target import Target
 
 FORMATS = (".npy", ".npz", ".safetensors")
 """Endings of the files that are read and written."""
@@ -50,7 +50,6 @@ def import_logits(
     snapshot to images, so training on it needs ``--allow-unbound``.  ``request`` None is the
     default encoding.  Raises InputError, NotFound, NonFinite.
     """
-    progress = progress or Silent()
     check_name("snapshot", snapshot)
     values, path = _read_array(file)
     known, labels_path = _read_array(labels)
@@ -91,35 +90,32 @@ def import_logits(
         views=views,
         samples=count,
         classes=classes,
-        rows_per_shard=shard_rows(entry.widest),
         imported=ImportCard(file=path.name, sha256=file_sha256(path)),
-        encoding=EncodingCard.of(entry),
         temperatures=request.temperatures,
-        packages={name: version(name) for name in ("logitstore", "numcodecs", "numpy", "zarr")},
+        packages=package_versions(),
+        **encoded_as(entry),
     )
     target = Target.read(storage, meta, samples)
     target.refuse(plan, fresh=fresh)
     _check_finite(values, path)
-    writer = open_writer(target, plan, fresh=fresh)
-    missing = writer.missing()
-    progress.start("import", sum(shard.rows for shard in missing), "rows")
-    for shard in missing:
-        rows = np.asarray(values[shard.view, shard.samples], np.float32)
-        writer.write(shard, rows, samples.labels[shard.samples])
-        progress.advance(len(rows))
-    return writer.commit()
+    return write_snapshot(
+        target,
+        plan,
+        lambda shard: np.asarray(values[shard.view, shard.samples], np.float32),
+        "import",
+        fresh=fresh,
+        progress=progress,
+    )
 
 
 def _described(
     storage: Storage, labels: NDArray[np.int32], classes: int
 ) -> tuple[Samples, StoreMeta]:
-    """Return samples and metadata, as a store that is there has them if the labels are its own."""
+    """Return samples and metadata: those of the store that is there, if it has the same labels."""
     if storage.size("zarr.json") is not None:
         store = open_stored(storage)
         if list(store.snapshots) and np.array_equal(store.labels, labels):
-            keys = None if store.keys is None else [str(key) for key in store.keys]
-            meta = store.meta.model_copy(update={"classes": classes})
-            return Samples(store.meta.dataset.name, store.labels, keys), meta
+            return store.samples(), store.meta.model_copy(update={"classes": classes})
     samples = Samples("imported", labels)
     return samples, StoreMeta(classes=classes, dataset=samples.card())
 
@@ -202,9 +198,9 @@ def _chosen(path: Path, key: str | None, names: list[str]) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
-        said = f"no array {key!r}" if key else f"{len(names)} arrays"
+        problem = f"no array {key!r}" if key else f"{len(names)} arrays"
         raise InputError(
-            f"{path}: {said}; choose one with ?key=NAME: {', '.join(sorted(names)[:15])}"
+            f"{path}: {problem}; choose one with ?key=NAME: {', '.join(sorted(names)[:15])}"
         )
     return key
 

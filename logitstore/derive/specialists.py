@@ -170,15 +170,20 @@ def _refuse(store: LogitStore, snapshot: Snapshot, clusters: int, classes: int) 
             f"--clusters {clusters}: expected 2..{classes}, the number of classes with labelled "
             "samples (one cluster would be the generalist again)"
         )
-    if snapshot.meta.encoding.name == TopK.name:
-        raise InputError(
-            f"snapshot {snapshot.name!r} is kept as topk: what it confuses beyond the kept classes "
-            "is lost; use one in another encoding"
-        )
+    refuse_topk(snapshot)
     if store.meta.class_names is not None and REST in store.meta.class_names:
         raise InputError(
             f"{store.url}: a class is named {REST!r}: this is a specialist's store, give the "
             "generalist's"
+        )
+
+
+def refuse_topk(snapshot: Snapshot) -> None:
+    """Refuse a snapshot that has lost what its teacher predicts for most classes."""
+    if snapshot.meta.encoding.name == TopK.name:
+        raise InputError(
+            f"{snapshot.url}: snapshot {snapshot.name!r} is kept as topk, and what it says of the "
+            "other classes is lost: give one in another encoding"
         )
 
 

@@ -8,23 +8,23 @@ snapshot from a snapshot (``combine``) chooses, plans and writes its rows here, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.errors import InputError
-from logitstore.format.cards import CombinedCard, EncodingCard, Samples, SnapshotPlan, TranscodeCard
+from logitstore.format.cards import CombinedCard, EncodingCard, SnapshotPlan, TranscodeCard
 from logitstore.format.choice import SAMPLE_ROWS, EncodingRequest, choose_encoding, sample_pairs
 from logitstore.format.documents import check_name
 from logitstore.format.encodings.base import Encoding, Logits
 from logitstore.format.encodings.table import spelled
-from logitstore.format.grid import shard_rows
-from logitstore.progress import Progress, Silent
+from logitstore.progress import Progress
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.storage import open_storage
-from logitstore.writing.target import Target, open_writer
+from logitstore.writing.opening import write_snapshot
+from logitstore.writing.plan import encoded_as, package_versions
+from logitstore.writing.target import Target
 
 Answers = Callable[[NDArray[np.int64], int], Logits]
 """A function (samples (n,), view) -> logits float32 (n, C), like ``Snapshot.logits``."""
@@ -92,13 +92,11 @@ def plan_from(
     combined: CombinedCard | None = None,
 ) -> SnapshotPlan:
     """Return the plan of a snapshot with the teacher, views and samples of another one."""
-    here = {each: version(each) for each in ("logitstore", "numcodecs", "numpy", "zarr")}
     changed = {
+        **encoded_as(entry),
         "name": name,
-        "encoding": EncodingCard.of(entry),
-        "rows_per_shard": shard_rows(entry.widest),
         "temperatures": request.temperatures,
-        "packages": {**snapshot.meta.packages, **here},
+        "packages": {**snapshot.meta.packages, **package_versions()},
         "transcoded": transcoded,
         "combined": combined,
     }
@@ -111,7 +109,7 @@ def write_from(
     plan: SnapshotPlan,
     out: str,
     answers: Answers,
-    doing: str,
+    task: str,
     *,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -120,15 +118,11 @@ def write_from(
 
     MismatchError if ``out`` holds something else.
     """
-    progress = progress or Silent()
-    storage = open_storage(out)
-    keys = None if store.keys is None else [str(key) for key in store.keys]
-    samples = Samples(store.meta.dataset.name, store.labels, keys)
-    writer = open_writer(Target.read(storage, store.meta, samples), plan, fresh=fresh)
-    missing = writer.missing()
-    progress.start(doing, sum(shard.rows for shard in missing), "rows")
-    for shard in missing:
-        logits = answers(np.arange(shard.start, shard.stop), shard.view)
-        writer.write(shard, logits, samples.labels[shard.samples])
-        progress.advance(len(logits))
-    return writer.commit()
+    return write_snapshot(
+        Target.read(open_storage(out), store.meta, store.samples()),
+        plan,
+        lambda shard: answers(np.arange(shard.start, shard.stop), shard.view),
+        task,
+        fresh=fresh,
+        progress=progress,
+    )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from logitstore.errors import Damaged, NotFound, UnknownName
 from logitstore.format.arrays import ArrayLayout, decode_shard
-from logitstore.format.cards import StoreMeta
+from logitstore.format.cards import Samples, StoreMeta
 from logitstore.format.commits import ObjectEntry, commit_key, group_attributes, snapshot_folder
 from logitstore.reading.snapshot import Snapshot
 from logitstore.storage import Storage
@@ -50,6 +50,11 @@ class LogitStore:
     def keys(self) -> NDArray[Any] | None:
         """Stable sample keys, str (N,), or None."""
         return self._flat("keys")
+
+    def samples(self) -> Samples:
+        """Return the samples as they are recorded here: labels, keys and the dataset's name."""
+        keys = None if self.keys is None else [str(key) for key in self.keys]
+        return Samples(self.meta.dataset.name, self.labels, keys)
 
     def _flat(self, array: str) -> NDArray[Any] | None:
         name = next(iter(self.snapshots), None)

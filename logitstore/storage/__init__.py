@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from logitstore.errors import InputError
+from logitstore.errors import InputError, NotFound
 from logitstore.storage.local import LocalStorage
 
 
@@ -53,6 +53,14 @@ def open_storage(location: str | Path) -> Storage:
             f"{text}: stores are written to and read from local paths here, not {scheme[1]}://"
         )
     return LocalStorage(Path(text))
+
+
+def get_or_none(storage: Storage, key: str) -> bytes | None:
+    """Return the object's bytes, or None if there is none."""
+    try:
+        return storage.get(key)
+    except NotFound:
+        return None
 
 
 def is_url(location: str | Path) -> bool:

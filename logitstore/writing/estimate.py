@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.format.cards import EncodingCard, Samples, SnapshotPlan, StoreMeta
+from logitstore.format.cards import Samples, SnapshotPlan, StoreMeta
 from logitstore.format.choice import candidates
-from logitstore.format.encodings.base import Encoding, Logits
+from logitstore.format.encodings.base import Logits
 from logitstore.format.encodings.table import encoding_of, spelled
-from logitstore.format.grid import shard_rows
 from logitstore.writing.footprint import footprint, shared_bytes
+from logitstore.writing.plan import encoded_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +110,18 @@ def predict(
     ``rows_per_shard`` is what the user fixed; None takes each encoding's own.
     """
     plan, rows = plans[0], sum(plan.views * plan.samples for plan in plans)
-    shared = shared_bytes(meta, samples, plan)
+    shared = shared_bytes(meta, samples)
+    encoding = encoding_of(plan.encoding, plan.classes)
     compared = candidates(plan.classes)
-    if encoding_of(plan.encoding, plan.classes) not in compared:
-        compared.append(encoding_of(plan.encoding, plan.classes))
+    if encoding not in compared:
+        compared.append(encoding)
     costs = [
-        _encoding_cost([_encoded_as(p, entry, rows_per_shard) for p in plans], trial, shared)
+        _encoding_cost(
+            [p.model_copy(update=encoded_as(entry, rows_per_shard)) for p in plans], trial, shared
+        )
         for entry in compared
     ]
-    chosen = next(
-        cost for cost in costs if cost.name == spelled(encoding_of(plan.encoding, plan.classes))
-    )
+    chosen = costs[compared.index(encoding)]
     seconds = build_seconds(plan, trial)
     live = plan.samples * sum(trial.forward.values()) / len(trial.forward)
     return Estimate(
@@ -138,7 +139,14 @@ def predict(
         seconds_left=seconds * (1 - rows_done / rows),
         rows_per_second=rows / seconds,
         read_seconds_per_image=trial.read,
-        teachers=tuple(_teacher_cost(p.name, trial) for p in plans),
+        teachers=tuple(
+            TeacherCost(
+                name=p.name,
+                forward_seconds_per_image=trial.forward[p.name],
+                top1=_top1(p.name, trial),
+            )
+            for p in plans
+        ),
         encodings=tuple(costs),
         epochs=epochs,
         live_seconds=epochs * live,
@@ -155,30 +163,18 @@ def build_seconds(plan: SnapshotPlan, trial: Trial) -> float:
     return max(forwarding, writing) + min(forwarding, writing) / shards
 
 
-def _encoded_as(plan: SnapshotPlan, entry: Encoding, rows_per_shard: int | None) -> SnapshotPlan:
-    card = EncodingCard.of(entry)
-    rows = rows_per_shard or shard_rows(entry.widest)
-    return plan.model_copy(update={"encoding": card, "rows_per_shard": rows})
-
-
 def _encoding_cost(plans: Sequence[SnapshotPlan], trial: Trial, shared: int) -> EncodingCost:
     footprints = [
         footprint(plan, trial.logits[plan.name], trial.labels, _top1(plan.name, trial))
         for plan in plans
     ]
-    total = shared + sum(each.bytes for each in footprints)
-    worst = np.max([[d.mean for d in each.fidelity.divergence] for each in footprints], axis=0)
+    total = shared + sum(entry.bytes for entry in footprints)
+    worst = np.max([[d.mean for d in entry.fidelity.divergence] for entry in footprints], axis=0)
     return EncodingCost(
         name=spelled(encoding_of(plans[0].encoding, plans[0].classes)),
         bytes=total,
         bytes_per_row=total / sum(plan.views * plan.samples for plan in plans),
         kl=dict(zip(plans[0].temperatures, worst.tolist(), strict=True)),
-    )
-
-
-def _teacher_cost(name: str, trial: Trial) -> TeacherCost:
-    return TeacherCost(
-        name=name, forward_seconds_per_image=trial.forward[name], top1=_top1(name, trial)
     )
 
 

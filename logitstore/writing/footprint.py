@@ -16,7 +16,7 @@ from logitstore.format.fidelity import encoded
 from logitstore.format.grid import chunk_rows
 from logitstore.format.sizes import CRC_BYTES, INDEX_BYTES, chunked_bytes
 from logitstore.storage import open_storage
-from logitstore.writing.target import Target
+from logitstore.writing.shared import write_shared
 
 _ARRAY_BYTES = 1340
 """Bytes of the metadata of an array, with its entry in the commit."""
@@ -35,10 +35,11 @@ class Footprint(NamedTuple):
     fidelity: Fidelity
 
 
-def shared_bytes(meta: StoreMeta, samples: Samples, plan: SnapshotPlan) -> int:
+def shared_bytes(meta: StoreMeta, samples: Samples) -> int:
     """Return the bytes of what a store has beside its snapshots: labels, keys, metadata."""
+    document = group_document({ATTRIBUTE: meta.model_dump(mode="json")})
     with TemporaryDirectory() as folder:
-        entries = Target.read(open_storage(folder), meta, samples).begin(plan)
+        entries = write_shared(open_storage(folder), document, samples)
     return sum(entry.length for entry in entries.values())
 
 

@@ -8,29 +8,21 @@ is absent, and where that fails the store is read again.
 
 from __future__ import annotations
 
-import numpy as np
-
-from logitstore.errors import Damaged, InputError, MismatchError, NotFound
+from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import Samples, SnapshotMeta, SnapshotPlan, StoreMeta, ViewCard
 from logitstore.format.commits import (
     ATTRIBUTE,
-    Commit,
     ObjectEntry,
     commit_key,
     group_attributes,
     group_document,
     plan_key,
-    root_of,
-    snapshot_folder,
 )
 from logitstore.format.documents import Document, first_difference
-from logitstore.format.grid import FLAT_CHUNK_ROWS, FLAT_SHARD_ROWS
 from logitstore.reading.snapshot import Snapshot
-from logitstore.storage import Storage
+from logitstore.storage import Storage, get_or_none
 from logitstore.storage.local import is_temporary
-from logitstore.writing.discard import discard
-from logitstore.writing.writer import SnapshotWriter
-from logitstore.writing.zarr_writer import WriterStore, create_array
+from logitstore.writing.shared import shared_of, write_shared
 
 
 class Target:
@@ -58,13 +50,18 @@ class Target:
 
     def _read(self) -> None:
         self._snapshots, self._entries = {}, None
-        self._document = _get(self.storage, "zarr.json")
+        self._document = get_or_none(self.storage, "zarr.json")
         if self._document is None:
             self._refuse_other_files()
         snapshots, builds = self.storage.names("snapshots/"), self.storage.names(".build/")
         self._names = {*snapshots, *builds}
-        self.commits = _present({name: _get(self.storage, commit_key(name)) for name in snapshots})
-        self.plans = _present({name: _get(self.storage, plan_key(name)) for name in builds})
+        self.commits = self._objects({name: commit_key(name) for name in snapshots})
+        self.plans = self._objects({name: plan_key(name) for name in builds})
+
+    def _objects(self, keys: dict[str, str]) -> dict[str, bytes]:
+        """Return the objects at these keys that the store has, by name."""
+        objects = {name: get_or_none(self.storage, key) for name, key in keys.items()}
+        return {name: data for name, data in objects.items() if data is not None}
 
     def refuse(self, plan: SnapshotPlan, *, fresh: bool = False) -> None:
         """Refuse a snapshot that could not be begun, or gone on with, in this store.
@@ -111,7 +108,11 @@ class Target:
                 if document != self._document:
                     self.read_again(plan)
             self._document = document
-            self._entries = self._shared(document)
+            if self.commits:
+                name = next(iter(self.commits))
+                self._entries = shared_of(self.storage, name, self.commits[name])
+            else:
+                self._entries = write_shared(self.storage, document, self.samples)
         return self._entries
 
     def read_again(self, plan: SnapshotPlan) -> None:
@@ -128,7 +129,9 @@ class Target:
         other = next((key for key in self.storage.keys("") if not is_temporary(key)), None)
         if other is None:
             return
-        self._document = _get(self.storage, "zarr.json")  # another build may have just begun it
+        self._document = get_or_none(
+            self.storage, "zarr.json"
+        )  # another build may have just begun it
         if self._document is None:
             raise InputError(
                 f"{self.storage.url}: not a logit store, but not empty either ({other}); use "
@@ -199,53 +202,6 @@ class Target:
             f"{_name_option(plan)}",
         )
 
-    def _shared(self, document: bytes) -> dict[str, ObjectEntry]:
-        """Return the entries of what snapshots share; it is written if no commit lists it."""
-        for name in self.commits:
-            own = f"{snapshot_folder(name)}/"
-            objects = Commit.open(name, self.commits[name], name).objects.items()
-            entries = {key: entry for key, entry in objects if not key.startswith(own)}
-            for key, entry in entries.items():
-                if ObjectEntry.of(self.storage.get(key)) != entry:
-                    raise Damaged(
-                        f"{self.storage.url}: {key} is not what the commit of {name!r} lists"
-                    )
-            return entries
-        store = WriterStore(self.storage)
-        rows = (FLAT_SHARD_ROWS, FLAT_CHUNK_ROWS)
-        shape = (len(self.samples.labels),)
-        create_array(store, "labels", "<i4", shape, rows)[:] = self.samples.labels
-        if self.samples.keys is not None:
-            create_array(store, "keys", None, shape, rows)[:] = np.array(self.samples.keys, "T")
-        group = group_document({})
-        self.storage.put("snapshots/zarr.json", group)
-        return {
-            "zarr.json": ObjectEntry.of(document),
-            "snapshots/zarr.json": ObjectEntry.of(group),
-            **store.entries,
-        }
-
-
-def open_writer(target: Target, plan: SnapshotPlan, *, fresh: bool = False) -> SnapshotWriter:
-    """Create or resume a snapshot in a new or existing store.
-
-    The same plan goes on where it stopped; ``fresh`` forgets an unfinished build first.  Raises
-    what ``Target.refuse`` raises, before anything is written.
-    """
-    target.refuse(plan, fresh=fresh)
-    commit = target.commits.get(plan.name)
-    if commit is not None:
-        writer = SnapshotWriter(target.storage, plan, {})
-        writer.root = root_of(commit)
-        return writer
-    if fresh:
-        discard(target.storage, plan.name)
-    writer = SnapshotWriter(target.storage, plan, target.begin(plan))
-    if writer.start():
-        return writer
-    target.read_again(plan)
-    return open_writer(target, plan)
-
 
 def _refuse_difference(old: Document, new: Document, what: str, remedy: str) -> None:
     difference = first_difference(old, new)
@@ -261,14 +217,3 @@ def _name_option(plan: SnapshotPlan) -> str:
 def _sequence(card: ViewCard) -> tuple[object, ...]:
     """Return what defines the sequence of views that a card's views are part of."""
     return card.spec, card.size, card.seed, card.mix
-
-
-def _get(storage: Storage, key: str) -> bytes | None:
-    try:
-        return storage.get(key)
-    except NotFound:
-        return None
-
-
-def _present(objects: dict[str, bytes | None]) -> dict[str, bytes]:
-    return {name: data for name, data in objects.items() if data is not None}

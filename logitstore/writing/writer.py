@@ -32,7 +32,7 @@ from logitstore.format.encodings.base import LIMITS, Logits, unusable
 from logitstore.format.encodings.table import encoding
 from logitstore.format.fidelity import compare, summarise
 from logitstore.format.grid import Span, chunk_rows
-from logitstore.storage import Storage
+from logitstore.storage import Storage, get_or_none
 from logitstore.writing.zarr_writer import WriterStore, create_array
 
 
@@ -73,17 +73,14 @@ class SnapshotWriter:
             self._arrays[name] = create_array(
                 self._zarr, f"{self._folder}/{name}", dtype, shape, rows
             )
-        for shard in self.grid.shards():
-            mark = self._read_mark(shard)
-            if mark is not None:
-                self._marks[shard] = mark
+        marks = {shard: self._read_mark(shard) for shard in self.grid.shards()}
+        self._marks = {shard: mark for shard, mark in marks.items() if mark is not None}
         return True
 
     def missing(self) -> list[Span]:
         """Return the shards that are still to be written, in order."""
-        return (
-            [] if self.root else [shard for shard in self.grid.shards() if shard not in self._marks]
-        )
+        shards = [] if self.root else self.grid.shards()
+        return [shard for shard in shards if shard not in self._marks]
 
     def write(self, shard: Span, logits: Logits, labels: NDArray[np.int32]) -> None:
         """Encode and write one shard: float32 (rows, C), with its labels (rows,).
@@ -162,11 +159,8 @@ class SnapshotWriter:
 
     def _refuse_other(self, commit: bytes) -> None:
         """Raise MismatchError with both roots if another build has committed other bytes."""
-        try:
-            existing = self.storage.get(commit_key(self.plan.name))
-        except NotFound:
-            return
-        if existing != commit:
+        existing = get_or_none(self.storage, commit_key(self.plan.name))
+        if existing is not None and existing != commit:
             raise MismatchError(
                 f"{self.storage.url}: snapshot {self.plan.name!r} was committed by another build "
                 f"meanwhile: its root is {root_of(existing)}, this one's {root_of(commit)}; use "
@@ -178,14 +172,7 @@ class SnapshotWriter:
 
         Another build may have written here, and a disk may have lost what an earlier run wrote.
         """
-        spoilt = set()
-        for key, entry in objects.items():
-            try:
-                whole = ObjectEntry.of(self.storage.get(key)) == entry
-            except NotFound:
-                whole = False
-            if not whole:
-                spoilt.add(key)
+        spoilt = {key for key, entry in objects.items() if not self._is_whole(key, entry)}
         if not spoilt:
             return
         for shard, mark in self._marks.items():
@@ -196,17 +183,18 @@ class SnapshotWriter:
             f"({min(spoilt)}, …): nothing is committed; run the same command again to redo them"
         )
 
+    def _is_whole(self, key: str, entry: ObjectEntry) -> bool:
+        data = get_or_none(self.storage, key)
+        return data is not None and ObjectEntry.of(data) == entry
+
     def _check_plan(self) -> None:
         """Notice a build beside this one: an equal one that is finished, or another one."""
-        try:
-            found = self.storage.get(self._plan_key)
-        except NotFound:
-            found = None
-        if found == self.plan.to_bytes():
+        plan = get_or_none(self.storage, self._plan_key)
+        if plan == self.plan.to_bytes():
             return
-        key = commit_key(self.plan.name)
-        if found is None and self.storage.size(key) is not None:
-            self.root = root_of(self.storage.get(key))
+        commit = get_or_none(self.storage, commit_key(self.plan.name))
+        if plan is None and commit is not None:
+            self.root = root_of(commit)
             return
         raise MismatchError(
             f"{self.storage.url}: another build of {self.plan.name!r} has taken this one's place "
@@ -227,13 +215,12 @@ class SnapshotWriter:
         except (NotFound, Damaged):
             return None
         expected = {f"{self._folder}/{name}/{self.grid.key(shard)}" for name in self._arrays}
-        same = (mark.view, mark.start, mark.stop) == shard and mark.objects.keys() == expected
-        whole = same and all(
-            self.storage.size(name) == entry.length for name, entry in mark.objects.items()
-        )
-        return mark if whole else None
+        if (mark.view, mark.start, mark.stop) != shard or mark.objects.keys() != expected:
+            return None
+        sizes_agree = all(self.storage.size(k) == entry.length for k, entry in mark.objects.items())
+        return mark if sizes_agree else None
 
 
 def _listed(numbers: NDArray[Any], most: int = 5) -> str:
-    shown = ", ".join(str(number) for number in numbers[:most])
-    return shown + (f", … ({len(numbers)} in all)" if len(numbers) > most else "")
+    text = ", ".join(str(number) for number in numbers[:most])
+    return text + (f", … ({len(numbers)} in all)" if len(numbers) > most else "")

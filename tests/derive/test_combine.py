@@ -301,7 +301,7 @@ def test_an_interrupted_combination_ends_in_the_same_bytes(
             if self.seen > 100:
                 raise Stop
 
-    monkeypatch.setattr("logitstore.derive.transcode.shard_rows", lambda bytes_per_row: 64)
+    monkeypatch.setattr("logitstore.writing.plan.shard_rows", lambda bytes_per_row: 64)
     general, plan = open_store(place / "g.zarr"), rule_plan(place)
     theirs = [opened(place / f"{name}.zarr", name) for name in GROUPS]
     given = (general, general.snapshots["general"], plan, theirs)

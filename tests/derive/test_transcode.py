@@ -81,7 +81,7 @@ def test_an_interrupted_transcoding_ends_in_the_same_bytes(
     source = open_store(tiny_store(tmp_path / "a.zarr", classes=40, samples=100))
     old = source.snapshots["teacher"]
     # Shards of 2 MiB of codes hold all rows: smaller ones make it stop in the middle.
-    monkeypatch.setattr("logitstore.derive.transcode.shard_rows", lambda bytes_per_row: 32)
+    monkeypatch.setattr("logitstore.writing.plan.shard_rows", lambda bytes_per_row: 32)
     transcode(source, old, str(tmp_path / "whole.zarr"), EncodingRequest(text="uint8"))
     calls = iter(range(100))
 
@@ -143,7 +143,7 @@ def test_an_encoding_of_a_later_version_is_named_with_that_version(
     source = open_store(tiny_store(tmp_path / "a.zarr", classes=40))
     later = type("Uint4", (encodings.Uint8,), {"name": "uint4"})
     monkeypatch.setitem(encodings.ENCODINGS, "uint4", later)
-    monkeypatch.setattr("logitstore.derive.transcode.version", lambda name: "9.9.9")
+    monkeypatch.setattr("logitstore.writing.plan.version", lambda name: "9.9.9")
     out = tmp_path / "b.zarr"
     transcode(source, source.snapshots["teacher"], str(out), EncodingRequest(text="uint4"))
     monkeypatch.delitem(encodings.ENCODINGS, "uint4")

@@ -25,7 +25,8 @@ from logitstore.format.cards import (
 )
 from logitstore.format.documents import canonical
 from logitstore.storage import open_storage
-from logitstore.writing.target import Target, open_writer
+from logitstore.writing.opening import open_writer
+from logitstore.writing.target import Target
 
 FOLDER = Path(logitstore.__file__).parent
 TEXT = (FOLDER / "FORMAT.md").read_text()

@@ -11,7 +11,8 @@ import logitstore
 from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotPlan, StoreMeta
 from logitstore.format.encodings.table import parse_encoding
 from logitstore.storage import open_storage
-from logitstore.writing.target import Target, open_writer
+from logitstore.writing.opening import open_writer
+from logitstore.writing.target import Target
 from tests.support.recommit import commit_again
 from tests.support.second_reader import Reader, Refused
 

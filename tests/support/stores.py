@@ -14,7 +14,8 @@ from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotP
 from logitstore.format.encodings.table import parse_encoding
 from logitstore.format.grid import shard_rows
 from logitstore.storage import open_storage
-from logitstore.writing.target import Target, open_writer
+from logitstore.writing.opening import open_writer
+from logitstore.writing.target import Target
 
 
 def logits_of(seed: int, samples: int, classes: int, views: int = 1) -> NDArray[np.float32]:

@@ -22,7 +22,8 @@ from logitstore.storage import open_storage
 from logitstore.text import duration
 from logitstore.writing.estimate import Trial, build_seconds, predict
 from logitstore.writing.footprint import footprint, shared_bytes
-from logitstore.writing.target import Target, open_writer
+from logitstore.writing.opening import open_writer
+from logitstore.writing.target import Target
 from tests.support.commands import run
 
 ARCH = "mlp?hidden=16"
@@ -145,7 +146,7 @@ def test_labels_and_keys_are_counted_as_they_are_written(tmp_path: Path) -> None
     stored = files(tmp_path / "s.zarr")
     shared = [key for key in stored if not key.startswith("snapshots/imported/")]
     assert any(key.startswith("keys/c/") for key in shared)
-    assert shared_bytes(meta, samples, plan) == sum(len(stored[key]) for key in shared)
+    assert shared_bytes(meta, samples) == sum(len(stored[key]) for key in shared)
     own = sum(len(data) for key, data in stored.items() if key not in shared)
     assert footprint(plan, logits, labels, 0.5).bytes == pytest.approx(own, rel=0.02)
 

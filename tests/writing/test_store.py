@@ -18,8 +18,8 @@ from logitstore.format.grid import chunk_rows, shard_rows
 from logitstore.reading.opening import expect_root
 from logitstore.reading.verify import verify_store
 from logitstore.storage import open_storage
-from logitstore.writing.discard import discard, discard_unfinished
-from logitstore.writing.target import Target, open_writer
+from logitstore.writing.opening import discard, discard_unfinished, open_writer
+from logitstore.writing.target import Target
 from logitstore.writing.writer import SnapshotWriter
 from tests.support.stores import tree
 

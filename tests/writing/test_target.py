@@ -18,7 +18,8 @@ from logitstore.format.cards import (
 )
 from logitstore.reading.verify import verify_store
 from logitstore.storage.local import LocalStorage
-from logitstore.writing.target import Target, open_writer
+from logitstore.writing.opening import open_writer
+from logitstore.writing.target import Target
 from logitstore.writing.writer import SnapshotWriter
 from tests.support.stores import tree
 

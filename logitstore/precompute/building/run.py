@@ -23,8 +23,7 @@ from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.prepare import Prepared, prepare
 from logitstore.precompute.networks.forward import forward
 from logitstore.progress import Progress, Silent
-from logitstore.writing.discard import discard
-from logitstore.writing.target import open_writer
+from logitstore.writing.opening import discard, open_writer
 from logitstore.writing.writer import SnapshotWriter
 
 _QUEUED_SHARDS = 2

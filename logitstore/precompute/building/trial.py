@@ -31,7 +31,8 @@ from logitstore.precompute.views.items import default_workers, image_batches, jo
 from logitstore.progress import Progress, Silent
 from logitstore.storage import open_storage
 from logitstore.writing.estimate import Estimate, Trial, predict
-from logitstore.writing.target import Target, open_writer
+from logitstore.writing.opening import open_writer
+from logitstore.writing.target import Target
 
 SAMPLE_ROWS = 512
 """Rows that a trial runs, at most."""

@@ -1,0 +1,29 @@
+"""The fields of a snapshot's plan that every maker of plans fills in alike.
+
+This module knows no rows and no store.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from logitstore.format.cards import EncodingCard
+from logitstore.format.encodings.base import Encoding
+from logitstore.format.grid import shard_rows
+
+_PACKAGES = ("logitstore", "numcodecs", "numpy", "zarr")
+"""Packages that encode and compress rows."""
+
+
+def encoded_as(entry: Encoding, rows_per_shard: int | None = None) -> dict[str, Any]:
+    """Return the fields of a plan with this encoding; None takes the encoding's own shard size."""
+    return {
+        "encoding": EncodingCard.of(entry),
+        "rows_per_shard": rows_per_shard or shard_rows(entry.widest),
+    }
+
+
+def package_versions(*more: str) -> dict[str, str]:
+    """Return the versions of all packages that the bytes of rows may depend on, with ``more``."""
+    return {name: version(name) for name in sorted((*_PACKAGES, *more))}
