@@ -2,7 +2,7 @@
 
 Progress goes to stderr, one line per benchmark, and the table to stdout.  The JSON file is written
 again after each benchmark, so that a run that is stopped keeps its figures.  The exit code is 1 if
-a benchmark broke; a missed target is a result, not a failure.  The environment variable
+a benchmark failed, or if a ratio misses what is promised by more than a fifth.  The variable
 LOGITSTORE_BENCH_DATA may name a folder of real data: ``*.npy`` logits (N, C) for the curve of bytes
 and KL, ``*.npz`` with images ``x`` and labels ``y`` for a build.
 """
@@ -46,10 +46,10 @@ def main() -> int:
             now = time.perf_counter()
             spent[benchmark.name] = now - since
             where = f"[{now - begun:5.0f} s] {number}/{len(chosen)} {benchmark.name}"
-            print(f"{where}: {_said(outcomes[-1])}", file=sys.stderr, flush=True)
+            print(f"{where}: {_result(outcomes[-1])}", file=sys.stderr, flush=True)
             report.write(options.json, report.document(outcomes, spent, options.quick))
     print("\n".join(report.lines(outcomes)))
-    return int(any(outcome.state == "failed" for outcome in outcomes))
+    return int(any(outcome.state == "failed" or outcome.broken for outcome in outcomes))
 
 
 def run(benchmark: Benchmark, place: Workplace) -> Outcome:
@@ -68,10 +68,11 @@ def run(benchmark: Benchmark, place: Workplace) -> Outcome:
     return Outcome(benchmark=benchmark, state="run", turns=turns, facts=sides.facts)
 
 
-def _said(outcome: Outcome) -> str:
+def _result(outcome: Outcome) -> str:
     if outcome.ratio is None:
         return f"{outcome.state}: {outcome.reason}"
-    met = {True: "met", False: "MISSED", None: "no target"}[outcome.met]
+    met = {True: "met", False: "missed", None: "no target"}[outcome.met]
+    met = "BROKEN" if outcome.broken else met
     return f"{outcome.ratio:.3f} ({outcome.benchmark.reach or 'for comparison'}: {met})"
 
 

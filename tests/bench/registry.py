@@ -81,6 +81,7 @@ def _serving() -> list[Benchmark]:
             against="nginx, same file",
             unit="requests/s",
             reach=Reach(">=", 0.95),
+            today=0.80,
             sides="serving.objects",
         ),
         Benchmark(
@@ -89,6 +90,7 @@ def _serving() -> list[Benchmark]:
             against="nginx, an equal answer as a file",
             unit="requests/s",
             reach=Reach(">=", 0.55),
+            today=0.20,
             sides="serving.rows",
         ),
         Benchmark(

@@ -53,7 +53,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 def _row(outcome: Outcome) -> tuple[str, ...]:
     benchmark = outcome.benchmark
     reach = "" if benchmark.reach is None else str(benchmark.reach)
-    met = {True: "yes", False: "NO", None: ""}[outcome.met]
+    met = "BROKEN" if outcome.broken else {True: "yes", False: "no", None: ""}[outcome.met]
     spread = f"{min(outcome.ratios):.3f}-{max(outcome.ratios):.3f}" if outcome.turns[1:] else ""
     ours, theirs = (f"{figure:.4g}" for figure in outcome.medians)
     ratio = f"{outcome.ratio:.3f}"
@@ -89,6 +89,7 @@ def _entry(outcome: Outcome, spent: dict[str, float]) -> dict[str, Any]:
         "ratio": outcome.ratio,
         "reach": None if reach is None else {"sign": reach.sign, "value": reach.value},
         "met": outcome.met,
+        "broken": outcome.broken,
         "ours": ours,
         "theirs": theirs,
         "repeats": [

@@ -27,8 +27,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(out.read_text())
+    document = json.loads(out.read_text())
+    assert done.returncode == any(entry["broken"] for entry in document["benchmarks"]), done.stderr
+    return done.stdout, document
 
 
 def test_a_run_gives_every_ratio_with_its_turns_its_target_and_whether_it_is_met(
@@ -93,3 +94,24 @@ def test_sides_take_turns_and_the_ratio_is_the_median_of_ours_over_theirs() -> N
     assert turns == ((2, 2), (6, 2), (4, 2))
     assert outcome.ratio == 2
     assert outcome.met is False
+    assert not outcome.broken
+
+
+@pytest.mark.parametrize(
+    ("reach", "today", "broken"),
+    [
+        (Reach("<=", 1.7), None, False),
+        (Reach("<=", 1.5), None, True),
+        (Reach(">=", 3), None, True),
+        (Reach(">=", 3), 2.4, False),
+    ],
+)
+def test_a_promise_is_broken_if_the_ratio_misses_it_by_more_than_a_fifth(
+    reach: Reach, today: float | None, broken: bool
+) -> None:
+    entry = Benchmark(
+        name="a", what="a", against="b", unit="s", reach=reach, sides="a.b", today=today
+    )
+    outcome = Outcome(benchmark=entry, state="run", turns=((2, 1),))
+    assert outcome.met is False
+    assert outcome.broken is broken
