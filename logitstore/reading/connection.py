@@ -12,14 +12,14 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
 from pydantic import TypeAdapter, ValidationError
-from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.exceptions import HTTPError
 
 from logitstore.errors import (
     Damaged,
@@ -30,7 +30,8 @@ from logitstore.errors import (
     UnknownName,
     Unreachable,
 )
-from logitstore.format.wire import CRC_HEADER, DAMAGED, PROBLEM, PROBLEM_TYPE, Problem, crc32c
+from logitstore.format.wire import CRC_HEADER, DAMAGED, PROBLEM, Problem
+from logitstore.reading.answer import Answer, TooLong
 
 log = logging.getLogger(__name__)
 
@@ -43,50 +44,18 @@ CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
 MOST_BACKOFF_SECONDS = 5.0
 """Most seconds between two tries, unless the server names a longer time."""
 
-MOST_RETRY_AFTER_SECONDS = 30.0
-"""Most seconds that a server's Retry-After is followed."""
-
 MOST_BYTES = 64 << 20
 """Bytes of the longest answer of unknown length that is read: a commit, a listing."""
 
 DAMAGED_TRIES = 5
 """Damaged answers in a row, after which the data must be damaged at the server."""
 
-_PROBLEM_BYTES = 64 << 10
-"""Bytes of the longest problem document that is read."""
-
 _AWAY = {408, 429, 502, 503, 504}
 """Statuses after which the request is repeated."""
 
 _jitter = random.SystemRandom()  # the global generator belongs to the training run
 
-Check = Callable[["Answer"], str | None]
-"""Returns what is damaged about an answer, or None."""
-
 Kind = TypeVar("Kind")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A whole answer of a server; header names ignore case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def problem(self) -> Problem | None:
-        """Return the problem document of a logitstore server that this is, or None."""
-        if self.headers.get("content-type", "").split(";")[0] != PROBLEM_TYPE:
-            return None
-        try:
-            problem = Problem.parse("problem", self.body)
-        except Damaged:
-            return None
-        return problem if problem.type.startswith(PROBLEM) else None
-
-
-class _TooLong(HTTPError):
-    """An answer is longer than it can be, and is not read."""
 
 
 @dataclass
@@ -123,13 +92,7 @@ class Connection:
 
     def json(self, path: str, kind: TypeAdapter[Kind]) -> Kind:
         """Get a JSON document; Unreachable if the server is no logitstore server."""
-
-        def check(answer: Answer) -> str | None:
-            if CRC_HEADER not in answer.headers and not self._met:
-                raise self._no_logitstore(f"its answer to {path} has no {CRC_HEADER} header")
-            return same_checksum(answer)
-
-        answer = self.request("GET", path, check=check)
+        answer = self.request("GET", path)
         try:
             return kind.validate_json(answer.body)
         except ValidationError:
@@ -141,15 +104,14 @@ class Connection:
         path: str,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        check: Check | None = None,
         most_bytes: int = MOST_BYTES,
     ) -> Answer:
-        """Send a request until it is answered with status 200 and ``check`` finds no damage.
+        """Send a request until it is answered with status 200 and an undamaged body.
 
         An answer of more than ``most_bytes`` counts as damaged and is not read (a problem document
-        may always have 64 KiB).  Raises Unreachable if the server never
-        answered, PatienceExhausted if it stayed away too long, Denied, UnknownName, MismatchError
-        (it serves another build), InputError, or Damaged (it says so, or each answer came damaged).
+        may always have 64 KiB).  Raises Unreachable if no logitstore server answers,
+        PatienceExhausted if it stayed away too long, Denied, UnknownName, MismatchError (it serves
+        another build), InputError, or Damaged (it says so, or each answer came damaged).
         """
         failures: _Failures | None = None
         while True:
@@ -158,23 +120,25 @@ class Connection:
                 answer = self._send(
                     method, path, body, {**self._headers, **(headers or {})}, most_bytes
                 )
-            except _TooLong as error:
+            except TooLong as error:
                 reason, damaged = str(error), True
             except HTTPError as error:
                 reason = _reason(error)
             else:
                 problem = answer.problem()
                 if answer.status == 200:
-                    wrong = check(answer) if check else None
-                    if wrong is None:
+                    if not self._met and CRC_HEADER not in answer.headers:
+                        what = f"its answer to {path} has no {CRC_HEADER} header"
+                        raise self._no_logitstore(what)
+                    damage = answer.damage()
+                    if damage is None:
                         self._met = True
                         return answer
-                    reason, damaged = wrong, True
+                    reason, damaged = damage, True
                 elif answer.status in _AWAY and (problem is None or problem.type != DAMAGED):
-                    reason = f"it answers {answer.status}" + (
-                        f": {problem.detail}" if problem else ""
-                    )
-                    wait = _retry_after(answer.headers)
+                    detail = f": {problem.detail}" if problem else ""
+                    reason = f"it answers {answer.status}{detail}"
+                    wait = answer.retry_after()
                 else:
                     self._refused(answer, problem)
             failures = failures or _Failures()
@@ -184,7 +148,7 @@ class Connection:
         self, method: str, path: str, body: bytes | None, headers: dict[str, str], most_bytes: int
     ) -> Answer:
         read = READ_SECONDS if self._met else FIRST_CONTACT_SECONDS
-        answer = self._pool().request(
+        response = self._pool().request(
             method,
             self.base + path,
             body=body,
@@ -195,7 +159,7 @@ class Connection:
             decode_content=False,
             preload_content=False,
         )
-        return Answer(answer.status, answer.headers, _read(answer, most_bytes))
+        return Answer.read(response, most_bytes)
 
     def _pool(self) -> urllib3.PoolManager:
         pid = os.getpid()
@@ -255,26 +219,6 @@ class Connection:
         )
 
 
-def _read(answer: urllib3.BaseHTTPResponse, most_bytes: int) -> bytes:
-    """Read the whole body; if it is longer than it can be, give the connection up."""
-    most = most_bytes if answer.status == 200 else max(most_bytes, _PROBLEM_BYTES)
-    declared = answer.headers.get("content-length", "")
-    if declared.isdigit() and "transfer-encoding" not in answer.headers:
-        body = answer.read() if int(declared) <= most else None
-    else:
-        body = answer.read(most + 1)
-    if body is None or len(body) > most:
-        answer.close()
-        raise _TooLong(f"it sends more than the {most} bytes that there can be")
-    answer.release_conn()
-    return body
-
-
-def same_checksum(answer: Answer) -> str | None:
-    """Check the CRC-32C that an answer declares."""
-    return None if answer.headers.get(CRC_HEADER) == crc32c(answer.body) else "crc32c differs"
-
-
 def _reason(error: HTTPError) -> str:
     """Say what went wrong; urllib3's own text consists of the names of its objects."""
     kind = type(error).__name__
@@ -290,14 +234,6 @@ def _reason(error: HTTPError) -> str:
         "ProtocolError": "the connection was cut",
         "SSLError": "no secure connection: is its certificate trusted, and is it https?",
     }.get(kind, kind)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    try:
-        seconds = urllib3.Retry().parse_retry_after(headers.get("retry-after", "0"))
-    except InvalidHeader:
-        return 0.0
-    return min(MOST_RETRY_AFTER_SECONDS, float(seconds))
 
 
 def _is_loopback(host: str) -> bool:
