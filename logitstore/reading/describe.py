@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from logitstore.errors import InputError, LogitstoreError, NotFound
 from logitstore.format.encodings.table import encoding, spelled
@@ -17,27 +18,16 @@ from logitstore.storage import is_url
 
 
 def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what a user asks first of a snapshot, JSON-ready."""
-    meta = snapshot.meta
-    rows = meta.views * meta.samples
-    stored = snapshot.stored_bytes()
+    """Return a snapshot's metadata, without canaries, with its root and size; JSON-ready."""
+    meta, stored = snapshot.meta, snapshot.stored_bytes()
+    document = {"combined": None, **meta.model_dump(mode="json", exclude={"view": {"canaries"}})}
+    for internal in ("format_version", "rows_per_shard", "temperatures"):
+        del document[internal]
     return {
-        "name": snapshot.name,
+        **document,
         "root": snapshot.root,
-        "views": meta.views,
-        "samples": meta.samples,
-        "classes": meta.classes,
-        "encoding": meta.encoding.model_dump(mode="json"),
         "bytes": stored,
-        "bytes_per_row": stored / rows,
-        "top1": meta.top1,
-        "fidelity": meta.fidelity.model_dump(mode="json"),
-        "teacher": meta.teacher.model_dump(mode="json") if meta.teacher else None,
-        "transcoded": meta.transcoded.model_dump(mode="json") if meta.transcoded else None,
-        "combined": meta.combined.model_dump(mode="json") if meta.combined else None,
-        "imported": meta.imported.model_dump(mode="json") if meta.imported else None,
-        "view": meta.view.model_dump(mode="json", exclude={"canaries"}) if meta.view else None,
-        "packages": meta.packages,
+        "bytes_per_row": stored / (meta.views * meta.samples),
     }
 
 
@@ -91,12 +81,9 @@ def _rows_of(location: str, token: str | None) -> list[dict[str, Any]]:
         {
             "store": location,
             "snapshot": name,
-            "views": snapshot.meta.views,
-            "samples": snapshot.meta.samples,
-            "classes": snapshot.meta.classes,
+            **snapshot.meta.model_dump(include={"views", "samples", "classes", "top1"}),
             "encoding": snapshot.meta.encoding.name,
             "parameters": snapshot.meta.encoding.parameters,
-            "top1": snapshot.meta.top1,
             "bytes": snapshot.stored_bytes(),
             "root": snapshot.root,
         }
@@ -106,15 +93,11 @@ def _rows_of(location: str, token: str | None) -> list[dict[str, Any]]:
 
 
 def _list_remote(location: str, token: str | None) -> list[dict[str, Any]]:
-    from urllib.parse import urlsplit
-
-    from logitstore.reading.remote import list_stores
+    from logitstore.reading.remote import list_stores  # imports urllib3
 
     if urlsplit(location).path.strip("/"):
         return _rows_of(location, token)
-    base = location.rstrip("/")
-    return [
-        row
-        for entry in list_stores(location, token)
-        for row in _list_store(f"{base}/{entry.name}", token)
-    ]
+    rows: list[dict[str, Any]] = []
+    for entry in list_stores(location, token):
+        rows += _list_store(f"{location.rstrip('/')}/{entry.name}", token)
+    return rows

@@ -8,7 +8,6 @@ an error, never other logits.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -34,7 +33,7 @@ from logitstore.format.wire import (
 from logitstore.reading.answer import Answer
 from logitstore.reading.connection import FIRST_CONTACT_SECONDS, MOST_BYTES, Connection
 from logitstore.reading.snapshot import Snapshot
-from logitstore.reading.store import LogitStore
+from logitstore.reading.store import LogitStore, Snapshots
 from logitstore.storage.local import MAX_OBJECT_BYTES
 
 _STORES = TypeAdapter(list[StoreEntry])
@@ -44,13 +43,12 @@ _STORE = TypeAdapter(StoreReply)
 def open_remote(url: str, *, token: str | None, patience: float) -> LogitStore:
     """Open ``http(s)://host:port/name``, or ``http(s)://host:port`` if one store is served there.
 
-    ``token`` defaults to the environment's LOGITSTORE_TOKEN.  A server that does not answer within
-    5 s is Unreachable; one that did may stay away for ``patience`` seconds.  Raises Denied and
-    UnknownName too.
+    A server that does not answer within 5 s is Unreachable; one that did may stay away for
+    ``patience`` seconds.  Raises Denied and UnknownName too.
     """
     base, name = split_url(url)
     connection = Connection(base, token, patience)
-    if name is None or not _is_name(name):
+    if name is None or not re.fullmatch(NAME_PATTERN, name):
         names = [entry.name for entry in connection.json("/v1/stores", _STORES)]
         if name is not None:
             raise UnknownName.among(f"store at {base}:", name, names)
@@ -61,7 +59,7 @@ def open_remote(url: str, *, token: str | None, patience: float) -> LogitStore:
             )
         name = names[0]
     reply = connection.json(f"/v1/stores/{quote(name)}", _STORE)
-    return LogitStore(f"{base}/{name}", reply.meta, RemoteSnapshots(connection, name, reply.meta))
+    return LogitStore(f"{base}/{name}", reply.meta, _RemoteSnapshots(connection, name, reply.meta))
 
 
 def list_stores(url: str, token: str | None = None) -> list[StoreEntry]:
@@ -96,7 +94,7 @@ def split_url(url: str) -> tuple[str, str | None]:
 
 
 class RemoteObjects:
-    """Fetches a snapshot's objects from a server; ``root`` is known after the commit."""
+    """Fetches a snapshot's objects from a server; ``root`` is None until the commit is read."""
 
     def __init__(self, connection: Connection, store: str, snapshot: str) -> None:
         self.connection = connection
@@ -168,39 +166,20 @@ class RemoteSnapshot(Snapshot):
         return unpack(answer.body, self.encoding, count=len(indices))
 
 
-class RemoteSnapshots(Mapping[str, Snapshot]):
-    """The snapshots that the server lists, each opened when it is first used."""
-
+class _RemoteSnapshots(Snapshots):
     def __init__(self, connection: Connection, store: str, meta: StoreMeta) -> None:
+        super().__init__(f"{connection.base}/{store}")
         self._connection, self._store, self._meta = connection, store, meta
-        self._open: dict[str, RemoteSnapshot] = {}
 
     def _names(self) -> list[str]:
         reply = self._connection.json(f"/v1/stores/{quote(self._store)}", _STORE)
         return sorted([*(entry.name for entry in reply.snapshots), *reply.damaged])
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
-
-    def __len__(self) -> int:
-        return len(self._names())
-
-    def __getitem__(self, name: str) -> Snapshot:
-        if name not in self._open:
-            names = self._names()
-            if name not in names:
-                where = f"{self._connection.base}/{self._store}"
-                raise UnknownName.among(f"snapshot in {where}", name, names)
-            objects = RemoteObjects(self._connection, self._store, name)
-            commit = objects.get(commit_key(name))
-            snapshot = RemoteSnapshot(objects, name, commit)
-            if snapshot.store_meta != self._meta:
-                raise MismatchError(
-                    f"{objects.url}: zarr.json: the server described the store differently before"
-                )
-            self._open[name] = snapshot
-        return self._open[name]
-
-
-def _is_name(name: str) -> bool:
-    return re.fullmatch(NAME_PATTERN, name) is not None
+    def _open(self, name: str) -> Snapshot:
+        objects = RemoteObjects(self._connection, self._store, name)
+        snapshot = RemoteSnapshot(objects, name, objects.get(commit_key(name)))
+        if snapshot.store_meta != self._meta:
+            raise MismatchError(
+                f"{self.url}: zarr.json: the server described the store differently before"
+            )
+        return snapshot

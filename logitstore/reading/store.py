@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -40,7 +41,7 @@ class LogitStore:
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
-        """Ground truth as the builder saw it, int32 (N,); -1 where there is none."""
+        """The labels with which the store was built, int32 (N,); -1 where there is none."""
         labels: NDArray[np.int32] | None = self._flat("labels")
         if labels is None or labels.dtype != np.int32:
             raise Damaged(f"{self.url}: the store has no int32 labels")
@@ -75,19 +76,20 @@ class LogitStore:
         return np.concatenate(parts)
 
 
-class _LocalSnapshots(Mapping[str, Snapshot]):
-    """The committed snapshots under a store's root, each opened when it is first used."""
+class Snapshots(Mapping[str, Snapshot]):
+    """The snapshots of the store at ``url``, each opened when it is first used."""
 
-    def __init__(self, storage: Storage, meta: bytes) -> None:
-        self._storage, self._meta = storage, meta
-        self._open: dict[str, Snapshot] = {}
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._opened: dict[str, Snapshot] = {}
 
+    @abstractmethod
     def _names(self) -> list[str]:
-        return [
-            name
-            for name in self._storage.names("snapshots/")
-            if self._storage.size(commit_key(name)) is not None
-        ]
+        """List the snapshots that there are now, sorted."""
+
+    @abstractmethod
+    def _open(self, name: str) -> Snapshot:
+        """Open one of them."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())
@@ -96,29 +98,37 @@ class _LocalSnapshots(Mapping[str, Snapshot]):
         return len(self._names())
 
     def __getitem__(self, name: str) -> Snapshot:
-        if name not in self._open:
-            if name not in self._names():
-                raise UnknownName.among(f"snapshot in {self._storage.url}", name, self)
-            commit = self._storage.get(commit_key(name))
-            snapshot = Snapshot(self._storage, name, commit)
-            self._check_surroundings(snapshot)
-            self._open[name] = snapshot
-        return self._open[name]
+        if name not in self._opened:
+            names = self._names()
+            if name not in names:
+                raise UnknownName.among(f"snapshot in {self.url}", name, names)
+            self._opened[name] = self._open(name)
+        return self._opened[name]
 
-    def _check_surroundings(self, snapshot: Snapshot) -> None:
+
+class _LocalSnapshots(Snapshots):
+    def __init__(self, storage: Storage, meta: bytes) -> None:
+        super().__init__(storage.url)
+        self._storage, self._meta = storage, meta
+
+    def _names(self) -> list[str]:
+        names = self._storage.names("snapshots/")
+        return [name for name in names if self._storage.size(commit_key(name)) is not None]
+
+    def _open(self, name: str) -> Snapshot:
         """Refuse a snapshot whose store-level metadata is another, or that has foreign objects."""
+        snapshot = Snapshot(self._storage, name, self._storage.get(commit_key(name)))
         if ObjectEntry.of(self._meta) != snapshot.commit.objects.get("zarr.json"):
-            raise Damaged(
-                f"{self._storage.url}: zarr.json is not what the commit of {snapshot.name!r} lists"
-            )
-        known = {*snapshot.commit.objects, commit_key(snapshot.name)}
-        for prefix in (f"{snapshot_folder(snapshot.name)}/", "labels/", "keys/"):
+            raise Damaged(f"{self.url}: zarr.json is not what the commit of {name!r} lists")
+        known = {*snapshot.commit.objects, commit_key(name)}
+        for prefix in (f"{snapshot_folder(name)}/", "labels/", "keys/"):
             for key in self._storage.keys(prefix):
                 if key not in known and not is_temporary(key):
                     raise Damaged(
-                        f"{self._storage.url}: {key} was added: the commit of {snapshot.name!r} "
-                        "does not list it; remove it"
+                        f"{self.url}: {key} was added: the commit of {name!r} does not list it; "
+                        "remove it"
                     )
+        return snapshot
 
 
 def open_stored(storage: Storage) -> LogitStore:

@@ -7,7 +7,8 @@ computed, which reads of ours leave to the sha256.  This needs no teacher and no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,6 @@ from logitstore.format.grid import Span
 from logitstore.progress import Progress, Silent
 from logitstore.reading.opening import open_store
 from logitstore.reading.snapshot import Snapshot
-from logitstore.reading.store import LogitStore
 from logitstore.storage import Storage, is_url, open_storage
 from logitstore.storage.local import is_temporary
 
@@ -49,6 +49,14 @@ class Report:
         """Keep a breach; the same one of several snapshots is kept once."""
         if breach not in self.breaches:
             self.breaches.append(breach)
+
+    @contextmanager
+    def add_damage(self, prefix: str = "") -> Iterator[None]:
+        """Keep as a breach, instead of raising, that something is damaged."""
+        try:
+            yield
+        except Damaged as error:
+            self.add(f"{prefix}{error}")
 
 
 def verify_store(
@@ -87,8 +95,8 @@ def verify_store(
         raise InputError(f"{location}: no committed snapshot to verify")
     known: set[str] = set()
     for name in names:
-        snapshot = _open(store, name, report)
-        if snapshot is not None:
+        with report.add_damage():
+            snapshot = store.snapshots[name]
             known |= set(snapshot.commit.objects) | {commit_key(name)}
             _SnapshotCheck(snapshot, report, progress).run()
     if not remote and not snapshots:
@@ -96,16 +104,8 @@ def verify_store(
     return report
 
 
-def _open(store: LogitStore, name: str, report: Report) -> Snapshot | None:
-    try:
-        return store.snapshots[name]
-    except Damaged as error:
-        report.add(str(error))
-        return None
-
-
 class _SnapshotCheck:
-    """Read every object of one snapshot once, and decode every shard, into a report."""
+    """Reads every object of one snapshot once, and decodes every shard, into a report."""
 
     def __init__(self, snapshot: Snapshot, report: Report, progress: Progress) -> None:
         self.snapshot, self.report, self.progress = snapshot, report, progress
@@ -134,13 +134,11 @@ class _SnapshotCheck:
         length = self.snapshot.commit.objects[key].length
         self.report.objects += 1
         self.report.bytes += length
-        try:
-            return self.snapshot.object(key)
-        except Damaged as error:
-            self.report.add(str(error))
-            return None
-        finally:
-            self.progress.advance(length)
+        data = None
+        with self.report.add_damage():
+            data = self.snapshot.object(key)
+        self.progress.advance(length)
+        return data
 
     def _shard(self, layout: ArrayLayout, key: str, rows: int) -> NDArray[Any] | None:
         """Return a shard's rows if its bytes, checksums and index are right."""
@@ -148,12 +146,10 @@ class _SnapshotCheck:
         if data is None:
             return None
         where = f"{self.snapshot.url}: {key}"
-        try:
+        with self.report.add_damage():
             check_checksums(where, layout, data)
             return decode_shard(where, layout, data, rows)
-        except Damaged as error:
-            self.report.add(str(error))
-            return None
+        return None
 
     def _check_samples(self) -> None:
         """Check labels against the classes, and both against the digest in the metadata."""
@@ -175,13 +171,10 @@ class _SnapshotCheck:
         """Return labels or keys, (N,); None if they are damaged, (0,) if there are none."""
         if f"{array}/zarr.json" not in self.snapshot.commit.objects:
             return np.empty(0)
-        document = self._object(f"{array}/zarr.json")
+        document, layout = self._object(f"{array}/zarr.json"), None
         where, samples = f"{self.snapshot.url}: {array}", self.snapshot.meta.samples
-        try:
+        with self.report.add_damage():
             layout = None if document is None else ArrayLayout.parse(where, document)
-        except Damaged as error:
-            self.report.add(str(error))
-            return None
         if layout is None:
             return None
         if layout.shape != (samples,) or layout.dtype != {"labels": "<i4", "keys": None}[array]:
@@ -206,14 +199,12 @@ class _SnapshotCheck:
         rows = Rows(snapshot.encoding, whole)
         step = max(1, _BLOCK_BYTES // (4 * snapshot.meta.classes))
         broken: list[int] = []
-        try:
+        with self.report.add_damage(
+            f"{snapshot.name}: view {span.view}, samples from {span.start}: "
+        ):
             for first in range(0, span.rows, step):
                 logits = rows.part(slice(first, first + step)).logits()
                 broken += (first + np.flatnonzero(~np.isfinite(logits).all(axis=1))).tolist()
-        except Damaged as error:
-            self.report.add(
-                f"{snapshot.name}: view {span.view}, samples from {span.start}: {error}"
-            )
         if broken:
             self.report.add(
                 f"{snapshot.name}: view {span.view}, sample {span.start + broken[0]}: logits are "
