@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -33,6 +33,9 @@ WholeNumber = Annotated[int, Field(ge=0)]
 
 Count = Annotated[int, Field(ge=1)]
 """1, 2, 3, …"""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Arithmetic of a forward pass."""
 
 _RANGES = {
     "greater_than": "above {gt:g}",

@@ -23,7 +23,7 @@ FILES = {
 LAYERS = (
     ("errors",),
     ("text", "threads", "specs", "values", "version"),
-    ("progress",),
+    ("progress", "options"),
     ("format",),
     ("storage", "figures"),
     ("reading",),

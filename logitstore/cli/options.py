@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import typer
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Store = Annotated[str, typer.Argument(metavar="STORE|URL", help="A store's path or URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -1,7 +1,7 @@
-"""Commands that take the settings of a training run as options.
+"""Commands that take the fields of a dataclass of settings as options.
 
-The options are those of the settings' fields, hyper-parameters included; they are made when such a
-command runs or is asked for its help, so that no other command pays for it.
+The options are made when such a command runs or is asked for its help, so that no other command
+pays for them.
 """
 
 from __future__ import annotations
@@ -12,28 +12,32 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from logitstore.trainer.methods.options import Option
+    from logitstore.options import Option
 
 
-class RunCommand(TyperCommand):
-    """A command with its own options and, under headings, those of a run's settings.
+class SettingsCommand(TyperCommand):
+    """A command with its own options and, under headings, those of settings.
 
     A setting that an option of its own replaces, or that is in ``without``, is none of them.
+    Words without an option belong to the setting ``positional``.
     """
 
     allow_extra_args = True
     ignore_unknown_options = True
     without: ClassVar[frozenset[str]] = frozenset()
+    positional: ClassVar[str | None] = None
     own_options_first: ClassVar[bool] = False
+
+    def all_options(self) -> dict[str, list[Option]]:
+        """Return all settings as options, under their headings."""
+        raise NotImplementedError
 
     def options_by_heading(self) -> dict[str, list[Option]]:
         """Return the settings that are options here."""
-        from logitstore.trainer.config.fields import options_by_heading
-
         absent = self.without | {param.name for param in self.params}
         return {
             heading: [option for option in options if option.field not in absent]
-            for heading, options in options_by_heading().items()
+            for heading, options in self.all_options().items()
         }
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -60,12 +64,33 @@ class RunCommand(TyperCommand):
         return items
 
 
+class RunCommand(SettingsCommand):
+    """A command that takes the settings of a training run."""
+
+    def all_options(self) -> dict[str, list[Option]]:
+        from logitstore.trainer.config.fields import options_by_heading
+
+        return options_by_heading()
+
+
+class BuildCommand(SettingsCommand):
+    """A command that takes the settings of a build."""
+
+    positional = "teachers"
+
+    def all_options(self) -> dict[str, list[Option]]:
+        from logitstore.options import options_of
+        from logitstore.precompute.building.config import BuildConfig
+
+        return {"The build": options_of(BuildConfig)}
+
+
 def given_settings(ctx: typer.Context) -> dict[str, Any]:
     """Return the settings that the command line gives, by name."""
-    from logitstore.trainer.methods.options import parse_options
+    from logitstore.options import parse_options
 
-    assert isinstance(ctx.command, RunCommand)
-    options = [each for part in ctx.command.options_by_heading().values() for each in part]
-    return parse_options(
-        ctx.args, options, [name for each in ctx.command.params for name in each.opts]
-    )
+    command = ctx.command
+    assert isinstance(command, SettingsCommand)
+    options = [option for part in command.options_by_heading().values() for option in part]
+    names = [name for param in command.params for name in param.opts]
+    return parse_options(ctx.args, options, names, command.positional)

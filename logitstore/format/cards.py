@@ -18,6 +18,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from logitstore.format.documents import Document, Name, Sha256
 from logitstore.format.encodings.base import Encoding
 from logitstore.format.grid import Grid
+from logitstore.values import Precision
 
 FORMAT_VERSION = 1
 """The version that every document names."""
@@ -28,7 +29,6 @@ THUMBNAIL_TOLERANCE = 2
 MAX_VIEWS, MAX_SAMPLES, MAX_CLASSES = 1 << 20, 1 << 40, 1 << 24
 """The largest numbers that a document may name."""
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Temperature = Annotated[float, Field(gt=0, le=1000)]
 Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1, max_length=8)]
 

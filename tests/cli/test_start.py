@@ -12,6 +12,7 @@ import pytest
 HEAVY = ("torch", "torchvision", "numpy", "zarr", "scipy")
 TRAIN = ("train", "--data", "digits", "--student", "mlp", "--out", "run")
 SWEEP = ("sweep", *TRAIN[1:])
+BUILD = ("build", "--teacher", "t.pth", "u.pth", "--data", "digits", "--out", "s")
 STORE = ("--store", "nowhere", "--val", "split:0.1")
 
 
@@ -36,7 +37,10 @@ def answer(*arguments: str, where: Path) -> tuple[int, str, list[str]]:
         ("--help",),
         ("methods",),
         ("methods", "dkd", "--json"),
-        *((name, "-h") for name in ("build", "train", "sweep", "report", "reproduce", "serve")),
+        *(
+            (name, "-h")
+            for name in ("build", "plan", "train", "sweep", "report", "reproduce", "serve")
+        ),
     ],
 )
 def test_what_needs_no_tensor_loads_none(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -57,6 +61,10 @@ def test_what_needs_no_tensor_loads_none(arguments: tuple[str, ...], tmp_path: P
         (("train", "--data", "digits"), "--student is missing"),
         (("train", "--config", "nowhere.toml"), "nowhere.toml: there is no such file"),
         (("methods", "dkb"), "did you mean 'dkd'"),
+        (("build", "--data", "digits", "--out", "s"), "--teacher is missing"),
+        ((*BUILD, "--views", "0"), "views must be at least 1, not 0"),
+        ((*BUILD, "--shard-rows", "100"), "shard_rows must be a power of two, not 100"),
+        ((*BUILD, "--archs", "mlp"), "did you mean '--arch'"),
         (SWEEP, "give --store STORE"),
         ((*SWEEP, *STORE[:2]), "give --val DATA, or --val split:0.1"),
         ((*SWEEP, *STORE, "--schedule", "step"), "needs --milestones"),
@@ -82,6 +90,8 @@ def test_a_refusal_that_needs_no_tensor_loads_none(
         ("train --ba", ["--batch-size"]),
         ("train --temp", ["--temperature"]),
         ("train --conf", ["--config"]),
+        ("build --dr", ["--dry-run"]),
+        ("build --shard", ["--shard-rows"]),
         ("sweep --seed", ["--seeds"]),
         ("sweep --lr", ["--lr", "--lr-decay"]),
     ],

@@ -7,16 +7,16 @@ Nothing is checked here: that is for ``TrainConfig``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from logitstore.cache.modes import ReadMode
+from logitstore.options import Option, Written, options_of
 from logitstore.trainer.config.specs import Teach
-from logitstore.trainer.methods.options import Option, Written, hyper_parameter_options, options_of
-from logitstore.trainer.methods.table import hyper_parameter_types
-from logitstore.values import Count, Positive, Weight, WholeNumber
+from logitstore.trainer.methods.table import METHODS, hyper_parameter_types
+from logitstore.values import Count, Positive, Precision, Weight, WholeNumber
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class Machine:
 
     device: Annotated[str | None, Written("cpu|cuda|cuda:N")] = None
     """Where the student is trained; without it a GPU if there is one."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the forward pass; bf16 and fp16 need a GPU."""
     memory_limit: Annotated[str | None, Written("SIZE")] = None
     """Most memory of the GPU that the run may hold, such as 2GiB. Batches go through the network
@@ -225,3 +225,23 @@ def options_by_heading() -> dict[str, list[Option]]:
         heading: hyper_parameter_options() if kind is HyperParameters else options_of(kind)
         for heading, kind in HEADINGS.items()
     }
+
+
+def hyper_parameter_options() -> list[Option]:
+    """Return every hyper-parameter that a method has, once, without a default: methods differ.
+
+    Where they also differ in what it means, the help says it for each of them.
+    """
+    options: dict[str, Option] = {}
+    texts: dict[str, dict[str, list[str]]] = {}
+    for method, kind in METHODS.items():
+        for option in options_of(kind):
+            options.setdefault(option.field, replace(option, default=None))
+            texts.setdefault(option.field, {}).setdefault(option.help, []).append(method)
+    return [replace(option, help=_joined(texts[name])) for name, option in options.items()]
+
+
+def _joined(methods_of: dict[str, list[str]]) -> str:
+    if len(methods_of) == 1:
+        return next(iter(methods_of))
+    return " ".join(f"{', '.join(methods)}: {text}" for text, methods in methods_of.items())

@@ -1,53 +1,83 @@
-"""The settings of a build, checked when they are made; no file is opened here."""
+"""The settings of a build, checked when they are made; no file is opened here.
+
+A field is also an option of ``logitstore build`` and ``plan``; the text under it is the option's
+help.  None means the default.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from logitstore.errors import InputError
-from logitstore.format.cards import Precision
-from logitstore.format.choice import EncodingRequest
-from logitstore.values import Count, WholeNumber, check_values
+from logitstore.options import Written
+from logitstore.values import Count, Precision, WholeNumber, check_values
+
+if TYPE_CHECKING:
+    from logitstore.format.choice import EncodingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """The settings of ``logitstore build``; None means the default.
+    """The settings of ``logitstore build``; ``encoding`` and its bound are an ``EncodingRequest``.
 
-    ``teachers`` are checkpoints, folders, globs or training runs; ``arch`` is one spec for all or
-    one for each of them, and may be left out for runs of ours.  ``views`` views are made, from
-    number ``first_view`` on of the sequence that view spec, size, mix and seed define; ``size``
-    None is the preset's own.  ``encoding``, ``max_kl`` (nats) and ``at_temperature`` are an
-    ``EncodingRequest``'s.  ``shard_rows`` makes shards smaller than the format's default (a
-    power of two), so that an interruption loses less of a slow teacher's work.
+    Raises InputError for a value that cannot be.
     """
 
-    teachers: Sequence[str]
-    data: str
-    out: str
-    arch: Sequence[str] = ()
-    snapshots: Sequence[str] = ()
-    normalize: str | None = None
-    view_spec: str = "eval"
+    teachers: Annotated[Sequence[str], Written("CKPT|GLOB|RUN", "teacher")]
+    """Checkpoint, folder, glob or training run; repeat for several teachers. More checkpoints may
+    follow as a shell's * gives them."""
+    data: Annotated[str, Written("DATA")]
+    """Data: npz:FILE?x=X&y=Y, torchvision:NAME?root=R&train=true, imagefolder:PATH, digits,
+    module:factory or file.py:factory; any of them with samples=START:STOP."""
+    out: Annotated[str, Written("STORE")]
+    """Store to make, resume or add to."""
+    arch: Annotated[Sequence[str], Written("ARCH")] = ()
+    """Network of the teachers: torchvision:NAME, timm:NAME, module:factory, file.py:factory,
+    resnet20 to resnet110, cnn5, mlp?hidden=256,256. One for all teachers, or repeat, one for each.
+    A training run knows its own."""
+    snapshots: Annotated[Sequence[str], Written("NAME", "snapshot")] = ()
+    """Name of the snapshot; repeat, one for each teacher. Without it the checkpoint's name without
+    its ending."""
+    normalize: Annotated[str | None, Written("imagenet|cifar10|none|MEAN/STD")] = None
+    """How pixels are scaled: MEAN/STD is such as 0.5,0.5,0.5/0.2,0.2,0.2."""
+    view_spec: Annotated[str, Written("PRESET|FILE")] = "eval"
+    """How views are made of a sample: eval, cifar-train, cifar-strong, cifar-autoaugment,
+    imagenet-train, imagenet-eval or FILE.json."""
     size: int | None = None
+    """Side of the view, if not the preset's or the image's own."""
     views: Count = 1
+    """Number of views of each sample."""
     first_view: WholeNumber = 0
-    mix: str | None = None
+    """Number of the first view, to add views to those of another snapshot."""
+    mix: Annotated[str | None, Written("MIX")] = None
+    """Mix pairs of images: mixup:ALPHA, cutmix:ALPHA, or both with a comma."""
     seed: int = 0
-    encoding: str | None = None
+    """Seed of the views."""
+    encoding: Annotated[str | None, Written("ENCODING")] = None
+    """How rows are kept: float32, float16, uint8[:LEVELS], topk:K, or auto, the smallest within
+    --max-kl. Without it uint8 for 33 to 4,096 classes, else float16."""
     max_kl: float | None = None
+    """Most nats of KL that may be lost on average; without it 1e-4 for auto, else no bound."""
     at_temperature: float | None = None
+    """Temperature at which --max-kl holds; without it 4, or 1 for topk."""
     batch_size: Count = 256
+    """Images in one forward pass."""
     workers: WholeNumber | None = None
-    device: str | None = None
+    """Processes that read images; without it none for data that are in memory."""
+    device: Annotated[str | None, Written("cpu|cuda|cuda:N")] = None
+    """Where the teachers run; without it a GPU if there is one."""
     precision: Precision = "fp32"
+    """Arithmetic of the forward pass."""
     weights_key: str | None = None
+    """Entry of the checkpoint to use, such as model_ema."""
     shard_rows: Annotated[int, Field(ge=1, le=16_384)] | None = None
+    """Rows of a shard, a power of two: what an interruption loses at most."""
     fresh: bool = False
+    """Forget an unfinished build of this name."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -58,6 +88,8 @@ class BuildConfig:
     @property
     def request(self) -> EncodingRequest:
         """What is requested of the encoding; InputError if it contradicts itself."""
+        from logitstore.format.choice import EncodingRequest
+
         return EncodingRequest(
             text=self.encoding, max_kl=self.max_kl, at_temperature=self.at_temperature
         )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from logitstore.errors import NonFinite
-from logitstore.format.cards import Precision
 from logitstore.format.choice import Pair
 from logitstore.format.encodings.base import LIMITS, Logits, unusable
 from logitstore.precompute.data.images import ImageDataset
@@ -17,6 +16,7 @@ from logitstore.precompute.networks.forward import Teacher, forward
 from logitstore.precompute.views import Views
 from logitstore.precompute.views.items import image_batches
 from logitstore.progress import Progress
+from logitstore.values import Precision
 
 
 def pair_batches(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:

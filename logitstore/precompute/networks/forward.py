@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from logitstore.errors import InputError
-from logitstore.format.cards import Normalize, Precision, SnapshotPlan
+from logitstore.format.cards import Normalize, SnapshotPlan
 from logitstore.precompute.networks.pixels import to_input
+from logitstore.values import Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

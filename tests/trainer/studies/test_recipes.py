@@ -20,6 +20,7 @@ from logitstore.cli import app
 from logitstore.cli.settings import given_settings
 from logitstore.cli.train import train_config
 from logitstore.errors import InputError, NotFound, UnknownName
+from logitstore.precompute.building.config import BuildConfig
 from logitstore.trainer.studies import recipes
 from logitstore.trainer.studies.recipes import load_recipe, recipe_names
 from logitstore.trainer.studies.reproduce import list_recipes, reproduce, set_up
@@ -130,6 +131,8 @@ def test_every_command_of_a_recipe_is_one_that_the_command_line_takes(
             config = train_config(None, given_settings(ctx))
             assert Path(config.out) not in made
             made.add(Path(config.out))
+        if ctx.info_name == "build":
+            assert BuildConfig(**given_settings(ctx)).teachers
         made.add(command.save)
     assert all(place in made for row in scaled.rows().values() for place in row.places)
 

@@ -1,8 +1,9 @@
 """Fields of a dataclass as options of the command line: names, types, defaults, help, parsing.
 
 A field ``kd_weight`` is ``--kd-weight 0.9`` or ``--kd-weight=0.9``, one that is true or false is
-``--standardize`` or ``--no-standardize``, a list has commas or its option is repeated.  The text
-under a field is its help.  Nothing here knows what the fields mean.
+``--standardize`` or ``--no-standardize``.  The option of a tuple has commas or is repeated, that of
+another sequence is repeated: its texts may hold commas.  The text under a field is its help.
+Nothing here knows what the fields mean.
 """
 
 from __future__ import annotations
@@ -11,19 +12,18 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from logitstore.errors import InputError, UnknownName
 from logitstore.text import figure
-from logitstore.trainer.methods.table import METHODS
 
 
 @dataclass(frozen=True)
 class Written:
-    """Says how a field is written on the command line, where name and type do not say it."""
+    """How a field is written on the command line, where its name and type do not say it."""
 
     metavar: str
     name: str | None = None
@@ -31,7 +31,10 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option; ``field`` is the setting that it sets, ``kinds`` are the types it may have."""
+    """One option; ``field`` is the setting that it sets, ``kinds`` are the types it may have.
+
+    ``default`` is None where there is none.
+    """
 
     field: str
     flag: str
@@ -68,40 +71,28 @@ def options_of(kind: type[Any]) -> list[Option]:
     ]
 
 
-def hyper_parameter_options() -> list[Option]:
-    """Return every hyper-parameter that a method has, once, without a default: methods differ.
-
-    Where they also differ in what it means, the help says it for each of them.
-    """
-    found: dict[str, Option] = {}
-    texts: dict[str, dict[str, list[str]]] = {}
-    for method, kind in METHODS.items():
-        for option in options_of(kind):
-            found.setdefault(option.field, replace(option, default=None))
-            texts.setdefault(option.field, {}).setdefault(option.help, []).append(method)
-    return [replace(option, help=_joined(texts[name])) for name, option in found.items()]
-
-
-def _joined(methods_of: dict[str, list[str]]) -> str:
-    if len(methods_of) == 1:
-        return next(iter(methods_of))
-    return " ".join(f"{', '.join(methods)}: {text}" for text, methods in methods_of.items())
-
-
 def parse_options(
-    arguments: Sequence[str], options: Iterable[Option], others: Sequence[str] = ()
+    arguments: Sequence[str],
+    options: Iterable[Option],
+    others: Sequence[str] = (),
+    positional: str | None = None,
 ) -> dict[str, Any]:
-    """Return the values that were given, by field and of the field's type.
+    """Return the values on a command line, by field and of the field's type.
 
-    ``others`` are the command's own options, for the message about one that nobody knows.  Raises
-    UnknownName or InputError.
+    ``others`` are the command's own options, for the message about one that nobody knows.  Words
+    without an option belong to the field ``positional``, a sequence of texts.  Raises UnknownName
+    or InputError.
     """
     flags = {option.flag: option for option in options}
     switches = {option.off: option for option in flags.values() if option.is_switch}
     values: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
-        flag, equals, text = rest.pop(0).partition("=")
+        word = rest.pop(0)
+        if not word.startswith("-") and positional is not None:
+            values[positional] = (*values.get(positional, ()), word)
+            continue
+        flag, equals, text = word.partition("=")
         if not flag.startswith("-"):
             raise InputError(f"{flag!r}: unexpected argument; options begin with --")
         option = flags.get(flag) or switches.get(flag)
@@ -137,8 +128,8 @@ def _option(name: str, kind: Any, annotated: Any, default: Any, helps: dict[str,
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, without None; of any other type that type alone."""
-    if get_origin(kind) in (Literal, tuple) or not get_args(kind):
+    """Return the types of a union, without None; of any other type that type alone."""
+    if get_origin(kind) in (Literal, tuple, Sequence) or not get_args(kind):
         return (kind,)
     return tuple(part for part in get_args(kind) if part is not type(None))
 
@@ -148,7 +139,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _value(option: Option, text: str) -> Any:
-    """The text as the first of the option's types that can read it."""
+    """Return the text as the first of the option's types that can read it."""
     expected = []
     for kind in option.kinds:
         try:
@@ -159,13 +150,15 @@ def _value(option: Option, text: str) -> Any:
 
 
 def _read(kind: Any, text: str) -> Any:
-    """The text as a value of a type; ValueError says what was expected."""
+    """Return the text as a value of a type; ValueError says what was expected."""
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise ValueError(" or ".join(get_args(kind)))
         return text
     if get_origin(kind) is tuple:
         return tuple(_read_item(get_args(kind)[0], part.strip()) for part in text.split(","))
+    if get_origin(kind) is Sequence:
+        return (text,)
     try:
         return kind(text)
     except ValueError:
@@ -181,7 +174,7 @@ def _read_item(kind: Any, text: str) -> Any:
 
 
 def _texts_under_fields(kind: type[Any]) -> dict[str, str]:
-    """The docstrings that stand under a class's fields, its bases' included."""
+    """Return the docstrings that stand under a class's fields, its bases' included."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         texts |= _texts_in_module(base.__module__).get(base.__name__, {})
@@ -190,7 +183,7 @@ def _texts_under_fields(kind: type[Any]) -> dict[str, str]:
 
 @cache
 def _texts_in_module(name: str) -> dict[str, dict[str, str]]:
-    """The docstrings under the fields of every class of a module, by the class's name."""
+    """Return the docstrings under the fields of each class of a module, by the class's name."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[name]))
     except (OSError, TypeError):  # built in, or typed at a prompt

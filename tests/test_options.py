@@ -8,13 +8,8 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from logitstore.errors import InputError, UnknownName
-from logitstore.trainer.config.fields import Settings, options_by_heading
-from logitstore.trainer.methods.options import (
-    Written,
-    hyper_parameter_options,
-    options_of,
-    parse_options,
-)
+from logitstore.options import Written, options_of, parse_options
+from logitstore.trainer.config.fields import Settings, hyper_parameter_options, options_by_heading
 from logitstore.trainer.methods.table import hyper_parameter_types
 
 
