@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,21 +31,8 @@ MOST_THREADS = 8
 """Most threads that decode: each holds one shard, stored and decoded, usually at most 64 MiB."""
 
 
-class Block(NamedTuple):
-    """The rows of one shard; ``first`` counts rows through all views."""
-
-    number: int
-    shard: Span
-    first: int
-
-    @property
-    def rows(self) -> int:
-        """Number of rows in the shard."""
-        return self.shard.rows
-
-
 class ArrayIndex(Document):
-    """Describes one array, (V, N, width); ``crc32c`` has an entry for each block."""
+    """Describes one array, (V, N, width); ``crc32c`` has an entry for each shard."""
 
     dtype: str
     shape: tuple[int, int, int]
@@ -65,15 +52,16 @@ class CopyIndex(Document):
     @classmethod
     def of(cls, snapshot: Snapshot) -> CopyIndex:
         """Describe what the copy of a snapshot must hold, without checksums."""
+        meta, layout = snapshot.meta, snapshot.encoding.layout
         arrays = {
-            name: ArrayIndex(dtype=str(layout.dtype), shape=_three(layout.shape))
-            for name, layout in snapshot.layouts.items()
+            name: ArrayIndex(dtype=dtype, shape=(meta.views, meta.samples, width))
+            for name, (dtype, width) in layout.items()
         }
         return cls(
             root=snapshot.root,
             snapshot=snapshot.name,
             store=snapshot.url,
-            rows_per_shard=snapshot.meta.rows_per_shard,
+            rows_per_shard=meta.rows_per_shard,
             arrays=arrays,
         )
 
@@ -91,12 +79,11 @@ class CopyIndex(Document):
         """Bytes of one row of an array."""
         return np.dtype(self.arrays[name].dtype).itemsize * self.arrays[name].shape[2]
 
-    def blocks(self) -> list[Block]:
-        """List all blocks, in the order in which they lie."""
+    @property
+    def grid(self) -> Grid:
+        """The grid of the snapshot's shards: a copy is written and checked shard by shard."""
         views, samples, _ = next(iter(self.arrays.values())).shape
-        grid = Grid(samples, views, self.rows_per_shard)
-        shards = enumerate(grid.shards())
-        return [Block(number, shard, grid.rows_of(shard).start) for number, shard in shards]
+        return Grid(samples, views, self.rows_per_shard)
 
 
 class Copy:
@@ -138,32 +125,26 @@ def decode_into_memory(snapshot: Snapshot, progress: Progress) -> Copy:
     index = CopyIndex.of(snapshot)
     arrays = {name: np.empty(array.shape, array.dtype) for name, array in index.arrays.items()}
 
-    def keep(block: Block, rows: Arrays) -> None:
+    def keep(shard: Span, rows: Arrays) -> None:
         for name, array in arrays.items():
-            flat = array.reshape(-1, array.shape[2])
-            flat[block.first : block.first + block.rows] = rows[name]
+            array[shard.view, shard.samples] = rows[name]
 
-    decode_all(snapshot, index, keep, progress)
+    decode_all(snapshot, keep, progress)
     for array in arrays.values():
         array.flags.writeable = False
     return Copy(index, arrays, made=True)
 
 
 def decode_all(
-    snapshot: Snapshot, index: CopyIndex, keep: Callable[[Block, Arrays], None], progress: Progress
+    snapshot: Snapshot, keep: Callable[[Span, Arrays], None], progress: Progress
 ) -> None:
-    """Call ``keep`` with each block and its rows, (rows, width) of every array, in threads."""
+    """Call ``keep`` with each shard and its rows, (rows, width) of every array, in threads."""
 
-    def decode(block: Block) -> int:
-        keep(block, snapshot.read_shard(block.shard))
-        return block.rows
+    def decode(shard: Span) -> int:
+        keep(shard, snapshot.read_shard(shard))
+        return shard.rows
 
     threads = max(CONNECTIONS, usable_cpus()) if is_url(snapshot.url) else usable_cpus()
     progress.start(f"decoding {snapshot.name}", snapshot.meta.views * snapshot.meta.samples, "rows")
-    for rows in parallel(decode, index.blocks(), min(threads, MOST_THREADS)):
+    for rows in parallel(decode, snapshot.grid.shards(), min(threads, MOST_THREADS)):
         progress.advance(rows)
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    views, samples, width = shape
-    return views, samples, width

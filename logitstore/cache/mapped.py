@@ -1,7 +1,7 @@
 """Keep a decoded copy in files: made whole or not at all, checked when opened, mapped read-only.
 
 A copy is a folder with one file per array, (view, sample, value), and an index with the CRC-32C of
-every block.  A store's own files are never mapped: whoever cuts one short would kill the process.
+every shard.  A store's own files are never mapped: whoever cuts one short would kill the process.
 Copies are written with ``pwrite``, because a full disk under a map kills the process, too.  Every
 user of a copy holds a shared lock on its index.
 """
@@ -21,10 +21,11 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.cache.copy import Block, Copy, CopyIndex, decode_all
+from logitstore.cache.copy import Copy, CopyIndex, decode_all
 from logitstore.cache.locks import OpenFile
 from logitstore.errors import Damaged
 from logitstore.format.encodings.base import Arrays
+from logitstore.format.grid import Span
 from logitstore.progress import Progress
 from logitstore.storage.durable import sync_folder
 from logitstore.threads import parallel, usable_cpus
@@ -88,22 +89,24 @@ def fill(
 ) -> MappedCopy:
     """Decode a snapshot into allocated files, sync them, and move the draft to ``folder``."""
     index = CopyIndex.of(snapshot)
-    sums = {name: [0] * len(index.blocks()) for name in files}
+    sums: dict[tuple[str, Span], int] = {}
 
-    def keep(block: Block, rows: Arrays) -> None:
+    def keep(shard: Span, rows: Arrays) -> None:
         for name, file in files.items():
             data = rows[name].reshape(-1).view(np.uint8)
-            sums[name][block.number] = google_crc32c.value(data)
-            _write(file, data, block.first * index.row_bytes(name))
+            sums[name, shard] = google_crc32c.value(data)
+            _write(file, data, index.grid.rows_of(shard).start * index.row_bytes(name))
 
-    decode_all(snapshot, index, keep, progress)
+    decode_all(snapshot, keep, progress)
     for file in files.values():
         os.fsync(file.fd)
-    summed = {
-        name: array.model_copy(update={"crc32c": tuple(sums[name])})
+    arrays = {
+        name: array.model_copy(
+            update={"crc32c": tuple(sums[name, shard] for shard in index.grid.shards())}
+        )
         for name, array in index.arrays.items()
     }
-    index = index.model_copy(update={"arrays": summed})
+    index = index.model_copy(update={"arrays": arrays})
     lock = OpenFile(draft / INDEX, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     _write(lock, np.frombuffer(index.to_bytes(), np.uint8), 0)
     os.fsync(lock.fd)
@@ -148,22 +151,27 @@ def _content(index: CopyIndex) -> list[Any]:
 
 
 def _verify(folder: Path, index: CopyIndex, files: Mapping[str, OpenFile]) -> None:
-    blocks = index.blocks()
+    grid = index.grid
+    shards = grid.shards()
     for name, file in files.items():
         length, expected = os.fstat(file.fd).st_size, index.array_bytes(name)
-        if length != expected or len(index.arrays[name].crc32c) != len(blocks):
+        if length != expected or len(index.arrays[name].crc32c) != len(shards):
             raise Damaged(f"{folder}/{name}.bin has {length} bytes, expected {expected}")
 
-    def check(task: tuple[str, Block]) -> None:
-        name, block = task
-        size, crc = index.row_bytes(name), index.arrays[name].crc32c[block.number]
-        if _checksum(files[name], block.first * size, block.rows * size) != crc:
+    def check(task: tuple[str, Span, int]) -> None:
+        name, shard, crc = task
+        size, rows = index.row_bytes(name), grid.rows_of(shard)
+        if _checksum(files[name], rows.start * size, shard.rows * size) != crc:
             raise Damaged(
-                f"{folder}/{name}.bin: rows {block.first}..{block.first + block.rows - 1} are "
-                "damaged (crc32c differs)"
+                f"{folder}/{name}.bin: rows {rows.start}..{rows.stop - 1} are damaged "
+                "(crc32c differs)"
             )
 
-    tasks = [(name, block) for name in files for block in blocks]
+    tasks = [
+        (name, shard, crc)
+        for name, array in index.arrays.items()
+        for shard, crc in zip(shards, array.crc32c, strict=True)
+    ]
     for _ in parallel(check, tasks, usable_cpus()):
         pass
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from logitstore.cache.cache import SMALL_BYTES, Cache
 from logitstore.cache.copy import Copy, CopyIndex
 from logitstore.cache.modes import READ_MODES, ReadMode, not_served
-from logitstore.cache.readers import CopyReader, SnapshotReader, TeacherReader
+from logitstore.cache.readers import CopyReader, ShardReader, SnapshotReader, TeacherReader
 from logitstore.errors import NoCache, UnknownName
 from logitstore.progress import Progress
 from logitstore.reading.ensemble import Teacher, leaves
-from logitstore.reading.reader import ShardReader
 from logitstore.reading.snapshot import Snapshot
 from logitstore.storage import is_url
 from logitstore.text import size

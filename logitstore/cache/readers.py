@@ -1,4 +1,4 @@
-"""Read rows from a decoded copy, and a teacher's rows from the readers of its snapshots.
+"""Read rows by whole shards or from a decoded copy, and a teacher's from its snapshots' readers.
 
 A batch from a copy is one gather from memory.  A process that cannot have the copy reads the store.
 """
@@ -6,6 +6,7 @@ A batch from a copy is one gather from memory.  A process that cannot have the c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,8 +17,39 @@ from logitstore.format.encodings.base import Arrays, Logits
 from logitstore.format.encodings.rows import Rows
 from logitstore.reading.continued import Continued
 from logitstore.reading.ensemble import Blend, Ensemble, Teacher, leaves
-from logitstore.reading.reader import ShardReader
 from logitstore.reading.snapshot import Snapshot
+
+
+class RowReader(Protocol):
+    """Reads a teacher's encoded rows.
+
+    A teacher reads its own store; ``logitstore.prepare_reading`` makes readers that take the rows
+    from a decoded copy, from the server, or from whole shards.
+    """
+
+    def rows(self, indices: ArrayLike, view: int = 0) -> Rows | Blend:
+        """Return the rows of these samples, (N,); order kept, duplicates allowed."""
+
+    def close(self) -> None:
+        """Let go of what is held for reading: decoded shards, or a decoded copy."""
+
+
+class ShardReader:
+    """Reads a snapshot's rows by whole verified shards, also where a server could gather them."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
+        """Return encoded rows of these samples, as ``Snapshot.rows`` does."""
+        samples = self._snapshot.checked(indices, view)
+        arrays = self._snapshot.encoding.empty(len(samples))
+        Snapshot.gather(self._snapshot, samples, view, arrays)
+        return Rows(self._snapshot.encoding, arrays)
+
+    def close(self) -> None:
+        """Let go of the decoded shards."""
+        self._snapshot.close()
 
 
 class CopyReader:

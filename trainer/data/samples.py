@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from logitstore.cache.readers import RowReader
 from logitstore.format.fidelity import log_softmax
 from logitstore.precompute.data.classes import class_numbers
-from logitstore.reading.reader import RowReader
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.config.specs import Teach, split_share
 from logitstore.trainer.data.order import shuffled

@@ -12,12 +12,11 @@ from urllib.parse import urlsplit
 
 from logitstore.cache.cache import Cache
 from logitstore.cache.prepare import prepare_readings
-from logitstore.cache.readers import TeacherReader
+from logitstore.cache.readers import RowReader, TeacherReader
 from logitstore.format.documents import canonical
 from logitstore.progress import Progress
 from logitstore.reading.ensemble import Ensemble, Teacher, refuse_other_images
 from logitstore.reading.opening import chosen_views, open_store
-from logitstore.reading.reader import RowReader
 from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.teacher_spec import Stage, parse_teachers
 from logitstore.trainer.schedules import teacher_at

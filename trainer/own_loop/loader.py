@@ -21,11 +21,10 @@ from torch import Tensor
 from logitstore.cache.cache import Cache
 from logitstore.cache.modes import ReadMode
 from logitstore.cache.prepare import prepare_reading
-from logitstore.cache.readers import TeacherReader
+from logitstore.cache.readers import RowReader, TeacherReader
 from logitstore.errors import InputError
 from logitstore.format.encodings.rows import Rows
 from logitstore.reading.ensemble import Blend, Teacher
-from logitstore.reading.reader import RowReader
 from logitstore.threads import read_ahead
 from logitstore.trainer.data.bind import refuse_other_root
 from logitstore.trainer.own_loop.dataset import LogitDataset, LogitItem
