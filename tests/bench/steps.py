@@ -27,7 +27,8 @@ from logitstore.trainer.data.bind import bind
 from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.data.teaching import TeachingSchedule
-from logitstore.trainer.run.step import make_learner, take_step
+from logitstore.trainer.run.learner import make_learner
+from logitstore.trainer.run.step import TrainingStep
 from tests.bench.harness import Sides, seconds
 from tests.bench.images import SIDE, STUDENT, make_built, make_noise
 from tests.bench.processes import serve
@@ -105,10 +106,11 @@ def _stepping(method: str, stream: Iterator[Batch]) -> Callable[[], object]:
     ).resolved()
     torch.manual_seed(0)
     model = build_model(STUDENT, classes=CLASSES, shape=(3, SIDE, SIDE))
-    learner, chosen = make_learner(config, model, torch.device("cpu")), config.method_object
+    learner = make_learner(config, model, torch.device("cpu"))
+    step = TrainingStep(method=config.method_object)
 
     def run() -> None:
         for batch in islice(stream, STEPS):
-            take_step(learner, chosen, batch, lr=0.01, normalize=None, precision="fp32")
+            step.take(learner, batch, 0.01)
 
     return run

@@ -37,7 +37,7 @@ from logitstore.trainer.data.requirements import refuse_samples
 from logitstore.trainer.data.samples import choose_samples
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.data.specialist import own_and_others, specialised
-from logitstore.trainer.run.checkpoint import begin_with
+from logitstore.trainer.run.learner import begin_with
 from tests.support.commands import run
 from tests.support.runs import run_logits
 

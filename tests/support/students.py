@@ -17,9 +17,9 @@ from logitstore.trainer.data.batches import Batch
 from logitstore.trainer.data.source import Request
 from logitstore.trainer.methods.base import Mixed
 from logitstore.trainer.methods.table import make_method
-from logitstore.trainer.run.checkpoint import Learner
 from logitstore.trainer.run.device import own_randomness
-from logitstore.trainer.run.step import make_learner, take_step
+from logitstore.trainer.run.learner import Learner, make_learner
+from logitstore.trainer.run.step import TrainingStep
 
 CPU = torch.device("cpu")
 CLASSES = 10
@@ -123,16 +123,8 @@ def stepped(
     model: nn.Module, batch: Batch, micro_batch: int | None, method: str = "ce"
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The sums of one step and the gradients that it used."""
-    chosen = make_method(method, {})
-    sums = take_step(
-        a_learner(model),
-        chosen,
-        batch,
-        lr=0.1,
-        normalize=None,
-        precision="fp32",
-        micro_batch=micro_batch,
-    )
+    step = TrainingStep(method=make_method(method, {}), micro_batch=micro_batch)
+    sums = step.take(a_learner(model), batch, 0.1)
     gradients = {
         name: parameter.grad.clone()
         for name, parameter in model.named_parameters()

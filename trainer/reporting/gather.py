@@ -5,17 +5,16 @@ Nothing is computed here, and nothing is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitstore.errors import Damaged, InputError, MismatchError, NotFound
+from logitstore.errors import InputError, MismatchError, NotFound
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.config.specs import split_share
 from logitstore.trainer.reporting.style import MOST_RUNS
 from logitstore.trainer.run.folder import RunFolder
-from logitstore.trainer.run.result import BEST, CONFIG, METRICS, MODEL, Inputs, Line, Result
+from logitstore.trainer.run.result import BEST, CONFIG, MODEL, Inputs, Line, Result, best_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,7 @@ class RunRecord:
     @property
     def best_epoch(self) -> int | None:
         """The epoch, from 1, with the best validation accuracy so far."""
-        scores = [line["val_accuracy"] for line in self.history if "val_accuracy" in line]
-        return 1 + scores.index(max(scores)) if scores else None
+        return best_epoch(self.history)
 
     def weights(self) -> dict[str, Path]:
         """Return the weights of the ``last`` epoch, and of the ``best`` if it is another."""
@@ -125,18 +123,9 @@ def _read(number: int, name: str, folder: Path) -> RunRecord:
         path=folder,
         config=config,
         inputs=files.inputs(),
-        history=_history(folder / METRICS),
+        history=tuple(files.history()),
         result=files.finished(config),
     )
-
-
-def _history(path: Path) -> tuple[Line, ...]:
-    if not path.is_file():
-        return ()
-    try:
-        return tuple(json.loads(line) for line in path.read_text().splitlines())
-    except ValueError as error:
-        raise Damaged(f"{path}: not whole ({error}): bring it back") from None
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -16,13 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
 
 from logitstore.errors import Damaged, InputError
-from logitstore.precompute.networks.checkpoints import load_into, load_weights, unwrapped
-from logitstore.precompute.networks.teachers import find_teachers
-from logitstore.trainer.run.folder import weights_file
+from logitstore.precompute.networks.checkpoints import load_into
+from logitstore.trainer.run.learner import Learner
 from logitstore.trainer.run.predictions import PastPredictions
 
 FORMAT_VERSION = 1
@@ -35,15 +32,6 @@ class Position(NamedTuple):
 
     epoch: int
     step: int
-
-
-class Learner(NamedTuple):
-    """All that changes while a student learns."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    scaler: GradScaler
-    device: torch.device
 
 
 def pack_weights(model: nn.Module) -> bytes:
@@ -116,9 +104,9 @@ def restore(
 
 def _fill(past: PastPredictions, codes: Tensor | None, path: Path) -> None:
     if codes is None or codes.shape != past.codes.shape:
-        said = "no past predictions" if codes is None else f"past predictions {tuple(codes.shape)}"
+        has = "no past predictions" if codes is None else f"past predictions {tuple(codes.shape)}"
         raise InputError(
-            f"{path}: has {said}, the method learns from {tuple(past.codes.shape)} (epochs, "
+            f"{path}: has {has}, the method learns from {tuple(past.codes.shape)} (epochs, "
             "samples, classes): bring the run's own checkpoint back, or remove the run (or use "
             "another --out) to train from the start"
         )
@@ -157,32 +145,3 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 def _plain(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def initial_weights(place: str) -> Path:
-    """Return the weights file that a run's folder or a checkpoint means; NotFound without one."""
-    path = weights_file(Path(place))
-    find_teachers([str(path)])
-    return path
-
-
-def begin_with(model: nn.Module, weights: Path) -> list[str]:
-    """Load a checkpoint into a model; its last layer stays as it is where the shape differs.
-
-    Returns a note if it does.  InputError lists what else does not fit.
-    """
-    fresh = model.state_dict()
-    state = unwrapped(load_weights(weights)[0], set(fresh))
-    name, last = [
-        (name, module)
-        for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    ][-1]
-    keys = [f"{name}.{key}" if name else key for key in last.state_dict()]
-    differs = any(key in state and state[key].shape != fresh[key].shape for key in keys)
-    if differs:
-        state |= {key: fresh[key] for key in keys}
-    load_into(model, state, f"--init {weights}")
-    if not differs:
-        return []
-    return [f"{weights}: its last layer, {name or 'the only one'}, has another shape: begun afresh"]

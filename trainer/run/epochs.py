@@ -14,9 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from logitstore.format.cards import Normalize
 from logitstore.precompute.networks.checkpoints import load_into, load_weights
-from logitstore.precompute.processes.ranks import Ranks
 from logitstore.progress import Progress
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
@@ -24,7 +22,7 @@ from logitstore.trainer.data.order import BatchOrder, views_seen
 from logitstore.trainer.data.run_data import RunData
 from logitstore.trainer.measure.figures import test_figures, validation_figures
 from logitstore.trainer.measure.network import Network
-from logitstore.trainer.run.checkpoint import Learner, Position, pack, pack_weights, restore
+from logitstore.trainer.run.checkpoint import Position, pack, pack_weights, restore
 from logitstore.trainer.run.device import (
     Budget,
     own_randomness,
@@ -33,20 +31,16 @@ from logitstore.trainer.run.device import (
     seed_generators,
 )
 from logitstore.trainer.run.events import Events
+from logitstore.trainer.run.finite import LossWatch, check_weights
 from logitstore.trainer.run.folder import RunFolder
+from logitstore.trainer.run.learner import Learner
 from logitstore.trainer.run.predictions import encoded
-from logitstore.trainer.run.result import BEST, LAST, MODEL, Line, Result
+from logitstore.trainer.run.result import BEST, LAST, MODEL, Line, Result, best_epoch
 from logitstore.trainer.run.self_store import record_logits
-from logitstore.trainer.run.step import (
-    LossWatch,
-    StepContext,
-    check_weights,
-    epoch_figures,
-    take_step,
-)
+from logitstore.trainer.run.step import TrainingStep, epoch_figures
 from logitstore.trainer.schedules import learning_rate
 
-MEASURE_BATCH = 256
+_MEASURE_BATCH = 256
 """Images that are measured at once at least, where no micro-batch limits them."""
 
 _Tested = tuple[dict[str, float] | None, dict[str, float] | None]
@@ -61,30 +55,27 @@ class Epochs:
     config: TrainConfig
     run: RunFolder
     data: RunData
-    normalize: Normalize | None
+    step: TrainingStep
     progress: Progress
-    micro_batch: int | None
     budget: Budget | None
-    context: StepContext
-    ranks: Ranks
 
     def run_to_end(self, learner: Learner) -> Result:
         """Train from the last checkpoint, or from the start, until there is a result."""
-        config, start, sums = self.config, Position(0, 0), None
+        config, ranks, start, sums = self.config, self.step.ranks, Position(0, 0), None
         last = self.run.checkpoint()
         if last is not None:
-            start, sums = restore(last, learner, self.context.past)
+            start, sums = restore(last, learner, self.step.context.past)
             self.progress.message(
                 f"{last}: going on at epoch {start.epoch + 1}, step {start.step + 1}"
             )
-        self.ranks.agree({"the checkpoint's epoch and step": start})
+        ranks.agree({"the checkpoint's epoch and step": start})
         order = replace(self.data.order, first_epoch=start.epoch, first_step=start.step)
         history = self.run.history(start.epoch)
         ahead = (config.epochs - start.epoch) * order.epoch_samples - start.step * config.batch_size
         self.progress.start(f"training {self.run.path}", ahead, "images")
         pin = learner.device.type == "cuda"
         stream = batches(self.data.source, order, workers=config.workers, pin=pin)
-        events = Events(self.run.path, history) if self.ranks.first else None
+        events = Events(self.run.path, history) if ranks.first else None
         try:
             for epoch in range(start.epoch, config.epochs):
                 first = start.step if epoch == start.epoch else 0
@@ -99,11 +90,11 @@ class Epochs:
             stream.close()
             if events is not None:
                 events.close()
-        if self.ranks.first:
+        if ranks.first:
             self.run.put(MODEL, pack_weights(learner.model))
             tested = self._tested(learner, history)
             self.run.put_result(self._result(history, learner.device, tested))
-        self.ranks.wait()
+        ranks.wait()
         result = self.run.finished(config)
         assert result is not None
         return result
@@ -117,38 +108,27 @@ class Epochs:
         sums: Tensor | None,
     ) -> Line:
         """Train (the rest of) one epoch and measure; return its line of metrics."""
-        config, method, watch = self.config, self.config.method_object, LossWatch()
+        config, ranks, watch = self.config, self.step.ranks, LossWatch()
         begun = saved = time.monotonic()
         names: list[str] = []
         rows, lr = 0, 0.0
         for batch in stream:
             step = batch.request.step
+            samples = order.batch_samples(step)
             lr = _learning_rate(config, epoch, (step + 1) / order.steps)
-            if self.ranks.count > 1:  # else the ranks' draws would be alike, or had to be saved
-                seed_generators(self.ranks.step_seed(config.seed, epoch, step), learner.device)
-            values = take_step(
-                learner,
-                method,
-                batch,
-                lr=lr,
-                normalize=self.normalize,
-                precision=config.precision,
-                micro_batch=self.micro_batch,
-                context=self.context,
-                ranks=self.ranks,
-                whole=order.batch_samples(step),
-            )
+            if ranks.count > 1:  # else the ranks' draws would be alike, or had to be saved
+                seed_generators(ranks.step_seed(config.seed, epoch, step), learner.device)
+            values = self.step.take(learner, batch, lr, samples)
             names, added = list(values), torch.stack(list(values.values()))
             sums = added if sums is None else sums + added
             watch.add(epoch, step, values["loss"])
-            rows += order.batch_samples(step)
-            self.progress.advance(order.batch_samples(step))
+            rows += samples
+            self.progress.advance(samples)
             due = time.monotonic() - saved >= config.checkpoint_seconds
-            if self.ranks.first and due and step + 1 < order.steps:
+            if ranks.first and due and step + 1 < order.steps:
                 watch.check()
                 check_weights(learner.model, epoch, step)
-                at = Position(epoch, step + 1)
-                self.run.put(LAST, pack(learner, at, sums, self.context.past))
+                self._put_checkpoint(learner, Position(epoch, step + 1), sums)
                 saved = time.monotonic()
         watch.check()
         check_weights(learner.model, epoch, order.steps - 1)
@@ -158,21 +138,21 @@ class Epochs:
         self._remember(learner, epoch)
         seconds = time.monotonic() - begun
         val = self.data.eval_data.val
-        if val is not None and self.ranks.first:
+        if val is not None and ranks.first:
             line |= validation_figures(self._network(learner), val)
         line |= {"seconds": seconds, "images_per_second": rows / seconds}
         return line | {"peak_memory": peak_memory(learner.device)}
 
     def _remember(self, learner: Learner, epoch: int) -> None:
         """Keep what an eval pass after the epoch predicts, if the method learns from that."""
-        past = self.context.past
-        if past is None or self.context.remember_predictions:
+        context, ranks = self.step.context, self.step.ranks
+        if context.past is None or context.remember_predictions:
             return
-        self.ranks.same(list(learner.model.buffers()))
-        samples = past.samples
-        part = self.data.source.evaluation(samples[self.ranks.part(len(samples))])
+        ranks.same(list(learner.model.buffers()))
+        samples = context.past.samples
+        part = self.data.source.evaluation(samples[ranks.part(len(samples))])
         codes = encoded(torch.from_numpy(self._network(learner).logits(part)))
-        past.put(samples, self.ranks.gathered(codes, len(samples)), epoch)
+        context.past.put(samples, ranks.gathered(codes, len(samples)), epoch)
 
     def _tested(self, learner: Learner, history: list[Line]) -> _Tested:
         """Return the figures on the test data of the last weights, and of the best ones."""
@@ -180,15 +160,16 @@ class Epochs:
             return None, None
         network = self._network(learner)
         last = test_figures(network, self.data.eval_data)
-        if _best_epoch(history) in (None, len(history)):
+        if best_epoch(history) in (None, len(history)):
             return last, last
         best = self.run.path / BEST
         load_into(learner.model, load_weights(best)[0], str(best))
         return last, test_figures(network, self.data.eval_data)
 
     def _network(self, learner: Learner) -> Network:
-        size = self.micro_batch or max(self.config.batch_size, MEASURE_BATCH)
-        return Network(learner.model, self.normalize, learner.device, size, self.config.workers)
+        size = self.step.micro_batch or max(self.config.batch_size, _MEASURE_BATCH)
+        normalize, workers = self.step.normalize, self.config.workers
+        return Network(learner.model, normalize, learner.device, size, workers)
 
     def _save_epoch(self, learner: Learner, history: list[Line]) -> None:
         """Write an epoch's files, the checkpoint last: only that makes the epoch done.
@@ -201,15 +182,19 @@ class Epochs:
         weights = pack_weights(learner.model)
         if self.config.saves_epoch(done):
             self.run.put(f"snapshots/epoch-{done:04d}.safetensors", weights)
-        if _best_epoch(history) == done:
+        if best_epoch(history) == done:
             self.run.put(BEST, weights)
         if self.config.record_logits:
             with own_randomness(0, learner.device):  # the rebuilt student draws, and is overwritten
-                record_logits(self.config, self.run, self.data.source.views, done, self.micro_batch)
-        self.run.put(LAST, pack(learner, Position(done, 0), None, self.context.past))
+                size = self.step.micro_batch
+                record_logits(self.config, self.run, self.data.source.views, done, size)
+        self._put_checkpoint(learner, Position(done, 0), None)
+
+    def _put_checkpoint(self, learner: Learner, position: Position, sums: Tensor | None) -> None:
+        self.run.put(LAST, pack(learner, position, sums, self.step.context.past))
 
     def _result(self, history: list[Line], device: torch.device, tested: _Tested) -> Result:
-        best = _best_epoch(history)
+        best = best_epoch(history)
         chosen = None if best is None else history[best - 1]
         return Result(
             run=self.run.path,
@@ -223,7 +208,7 @@ class Epochs:
             test_best=tested[1],
             views_seen=views_seen(self.data.source, len(history)),
             notes=self.data.notes,
-            micro_batch=self.micro_batch,
+            micro_batch=self.step.micro_batch,
             peak_memory=max(line["peak_memory"] for line in history),
             peak_reserved=peak_reserved(device),
             context_memory=None if self.budget is None else self.budget.context,
@@ -242,12 +227,6 @@ def _learning_rate(config: TrainConfig, epoch: int, fraction: float) -> float:
         decay=config.lr_decay,
         warmup_epochs=config.warmup_epochs,
     )
-
-
-def _best_epoch(history: list[Line]) -> int | None:
-    """Return the first epoch (counted from 1) with the highest validation accuracy."""
-    scores = [line["val_accuracy"] for line in history if "val_accuracy" in line]
-    return 1 + scores.index(max(scores)) if scores else None
 
 
 def _summary(line: Line, epochs: int) -> str:

@@ -125,18 +125,16 @@ class RunFolder:
         """Return the path of the last checkpoint, None if there is none yet."""
         return self.path / LAST if (self.path / LAST).is_file() else None
 
-    def history(self, epochs: int) -> list[Line]:
-        """Return the metrics of the first ``epochs`` epochs, one line each; drop later lines.
+    def history(self, epochs: int | None = None) -> list[Line]:
+        """Return the metrics of the first ``epochs`` epochs (None: of all), one line each.
 
         A line is written before its epoch's checkpoint, so an interruption may leave one too many.
         """
-        if epochs == 0:
-            return []
         try:
-            lines = self._storage.get(METRICS).decode().splitlines()[:epochs]
+            lines = self._storage.get(METRICS).decode(errors="replace").splitlines()[:epochs]
         except NotFound:
             lines = []
-        if len(lines) < epochs:
+        if epochs is not None and len(lines) < epochs:
             raise Damaged(
                 f"{self.path}: {METRICS} has {len(lines)} lines, the checkpoint is after epoch "
                 f"{epochs}: bring the file back, or use another --out"
@@ -173,7 +171,9 @@ def _json(path: Path, text: str | bytes) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise Damaged(f"{path}: not whole ({error}): bring it back, or use another --out") from None
+        raise Damaged(
+            f"{path}: not whole ({error}): bring it back, or train again in another folder"
+        ) from None
     return document
 
 

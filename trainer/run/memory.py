@@ -12,26 +12,24 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch.amp.grad_scaler import GradScaler
 
 from logitstore.errors import InputError
-from logitstore.format.cards import Normalize
-from logitstore.precompute.processes.ranks import ALONE, Ranks
+from logitstore.precompute.processes.ranks import ALONE
 from logitstore.progress import Progress
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
 from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Source
-from logitstore.trainer.run.checkpoint import Learner
 from logitstore.trainer.run.device import Budget, own_randomness
+from logitstore.trainer.run.learner import Learner
 from logitstore.trainer.run.parts import first_samples, has_batchnorm
 from logitstore.trainer.run.result import Inputs
-from logitstore.trainer.run.step import StepContext, take_step
+from logitstore.trainer.run.step import TrainingStep
 
-Step = Callable[[Learner, Batch, int], object]
+Trial = Callable[[Learner, Batch, int], object]
 
 
 def micro_batch(
@@ -40,11 +38,9 @@ def micro_batch(
     learner: Learner,
     source: Source,
     order: BatchOrder,
-    normalize: Normalize | None,
-    context: StepContext,
+    step: TrainingStep,
     budget: Budget | None,
     progress: Progress,
-    ranks: Ranks = ALONE,
 ) -> int | None:
     """Return how many samples may go through the network at once, None: a whole batch.
 
@@ -53,25 +49,23 @@ def micro_batch(
     """
     size = config.micro_batch if recorded is None else recorded.micro_batch
     if budget is not None:
-        step, batch = _step(config, normalize, context), _first_batch(source, order)
+        batch = _first_batch(source, order)
         known = size if recorded is None else size or config.batch_size
         sizes = halvings(len(batch.labels)) if known is None else [known]
-        fitting = find_micro_batch(learner, batch, sizes, step, budget.tighten)
+        fitting = find_micro_batch(learner, batch, sizes, _trial(step), budget.tighten)
         if fitting is None:
             raise _too_large(config, sizes[-1])
-        size = ranks.smallest(fitting) if known is None else size
+        size = step.ranks.smallest(fitting) if known is None else size
     if size is not None:
         _announce(progress, size, config.batch_size, has_batchnorm(learner.model))
     return size
 
 
-def _step(config: TrainConfig, normalize: Normalize | None, context: StepContext) -> Step:
-    method = config.method_object
-    trial = context._replace(remember_predictions=False)
-    step = partial(
-        take_step, lr=0.0, normalize=normalize, precision=config.precision, context=trial
-    )
-    return lambda learner, batch, size: step(learner, method, batch, micro_batch=size)
+def _trial(step: TrainingStep) -> Trial:
+    """Return a step of this process alone, which nothing remembers."""
+    context = step.context._replace(remember_predictions=False)
+    alone = replace(step, context=context, ranks=ALONE)
+    return lambda learner, batch, size: replace(alone, micro_batch=size).take(learner, batch, 0.0)
 
 
 def _first_batch(source: Source, order: BatchOrder) -> Batch:
@@ -108,7 +102,7 @@ def find_micro_batch(
     learner: Learner,
     batch: Batch,
     sizes: Iterable[int],
-    step: Step,
+    step: Trial,
     tighten: Callable[[], None],
 ) -> int | None:
     """Return the first size at which ``step(learner, batch, size)`` has enough memory, or None.

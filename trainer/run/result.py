@@ -1,7 +1,8 @@
-"""The records of a run: the names of its files, what its specs led to, and its result."""
+"""Describe a run's records: the names of its files, what its specs led to, and its result."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ CONFIG, INPUTS, METRICS, RESULT = "config.toml", "inputs.json", "metrics.jsonl",
 LAST, LOCK = "checkpoints/last.safetensors", ".lock"
 MODEL, BEST = "model.safetensors", "best.safetensors"
 Line = dict[str, Any]
+
+
+def best_epoch(history: Sequence[Line]) -> int | None:
+    """Return the first epoch, from 1, with the highest validation accuracy; None without any."""
+    scores = [line["val_accuracy"] for line in history if "val_accuracy" in line]
+    return 1 + scores.index(max(scores)) if scores else None
 
 
 class Inputs(Document):

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from logitstore.errors import InputError, NonFinite
+from logitstore.errors import InputError
 from logitstore.format.cards import Normalize
 from logitstore.precompute.networks.pixels import to_input
 from logitstore.precompute.processes.ranks import ALONE, Ranks
-from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch
 from logitstore.trainer.data.source import Request
 from logitstore.trainer.methods.base import Method, Mixed, Outputs, total
-from logitstore.trainer.run.checkpoint import Learner
+from logitstore.trainer.run.learner import Learner
 from logitstore.trainer.run.parts import batchnorm_momentum, split_batch
 from logitstore.trainer.run.predictions import PastPredictions, encoded
-
-CHECK_EVERY = 16
-"""Steps between two looks at the losses, each of which waits for the device."""
 
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TAIL = ("correct", "labelled", "differing")
@@ -46,81 +43,91 @@ class StepContext(NamedTuple):
     taught: Tensor | None = None
 
 
-NO_CONTEXT = StepContext()
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """All that a step depends on beside the learner, the batch and the learning rate.
 
-
-def make_learner(config: TrainConfig, model: torch.nn.Module, device: torch.device) -> Learner:
-    """Put the model on its device, with its optimiser and, for fp16, its gradient scaler."""
-    model.to(device).train()
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(f"{config.student}: this student has no weights to train")
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=config.base_lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-        )
-    else:
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.base_lr,
-            betas=(config.momentum, 0.999),
-            weight_decay=config.weight_decay,
-        )
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    return Learner(model, optimizer, scaler, device)
-
-
-def take_step(
-    learner: Learner,
-    method: Method,
-    batch: Batch,
-    *,
-    lr: float,
-    normalize: Normalize | None,
-    precision: str,
-    micro_batch: int | None = None,
-    context: StepContext = NO_CONTEXT,
-    ranks: Ranks = ALONE,
-    whole: int | None = None,
-) -> dict[str, Tensor]:
-    """Learn from one batch; return sums over its samples: loss, terms, counts (float64, 0-d).
-
-    The batch is this rank's part of one of ``whole`` samples (None: all of it); sums and gradient
-    are those of the whole: of its mean loss.  At most ``micro_batch`` samples (None: all) go
-    through the network at once.  Raises InputError if the network refuses so few samples,
-    torch.OutOfMemoryError, and Unfinished where another rank has ended.
+    At most ``micro_batch`` samples (None: all) go through the network at once.
     """
-    samples = whole or len(batch.labels)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = lr
-    learner.optimizer.zero_grad(set_to_none=True)
-    ranks.same(list(learner.model.buffers()))
-    parts = split_batch(batch, micro_batch)
-    with batchnorm_momentum(learner.model, len(parts)):
-        learnt = [
-            _learn(learner, method, part, samples, normalize, precision, context) for part in parts
-        ]
-    if context.past is not None and context.remember_predictions:
-        predicted = torch.cat([student for student, _ in learnt])
-        _remember(context.past, batch.request, predicted, samples, ranks)
-    names = list(learnt[0][1])
-    each = [torch.stack([sums[name] for name in names]) for _, sums in learnt]
-    values = torch.stack(each).sum(0)
-    _add_up(learner, values, ranks)
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    return dict(zip(names, values.unbind(), strict=True))
+
+    method: Method
+    normalize: Normalize | None = None
+    precision: str = "fp32"
+    micro_batch: int | None = None
+    context: StepContext = field(default_factory=StepContext)
+    ranks: Ranks = ALONE
+
+    def take(
+        self, learner: Learner, batch: Batch, lr: float, whole: int | None = None
+    ) -> dict[str, Tensor]:
+        """Learn from one batch; return sums over its samples: loss, terms, counts (float64, 0-d).
+
+        The batch is this rank's part of one of ``whole`` samples (None: all of it); sums and
+        gradient are those of the whole: of its mean loss.  Raises InputError if the network refuses
+        so few samples, torch.OutOfMemoryError, and Unfinished where another rank has ended.
+        """
+        samples, context = whole or len(batch.labels), self.context
+        for group in learner.optimizer.param_groups:
+            group["lr"] = lr
+        learner.optimizer.zero_grad(set_to_none=True)
+        self.ranks.same(list(learner.model.buffers()))
+        parts = split_batch(batch, self.micro_batch)
+        with batchnorm_momentum(learner.model, len(parts)):
+            results = [self._learn(learner, part, samples) for part in parts]
+        if context.past is not None and context.remember_predictions:
+            predictions = torch.cat([logits for logits, _ in results])
+            _remember(context.past, batch.request, predictions, samples, self.ranks)
+        names = list(results[0][1])
+        values = torch.stack([torch.stack(list(sums.values())) for _, sums in results]).sum(0)
+        _add_up(learner, values, self.ranks)
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+        return dict(zip(names, values.unbind(), strict=True))
+
+    def _learn(
+        self, learner: Learner, part: Batch, samples: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add a part's gradients of the mean over ``samples``; return its logits and sums."""
+        device, narrow = learner.device, _NARROW.get(self.precision)
+        images = to_input(part.images.to(device, non_blocking=True), self.normalize)
+        beside = _beside(part, device, self.context)  # a later copy would wait for the network
+        try:
+            with nullcontext() if narrow is None else torch.autocast(device.type, narrow):
+                logits = learner.model(images)
+            outputs = Outputs(logits, *beside)
+            terms = self.method.terms(outputs, part.request.epoch)
+            loss = total(terms)
+            learner.scaler.scale(loss.sum() / samples).backward()  # type: ignore[no-untyped-call]
+        except ValueError as error:  # BatchNorm refuses a single sample
+            count = len(part.labels)
+            whole = count == samples
+            raise InputError(
+                f"the student cannot learn from {'a batch' if whole else f'{count}'} of {samples} "
+                f"images{'' if whole else ' at once'} ({str(error).splitlines()[0]}): choose "
+                f"another {'' if whole else '--micro-batch or '}--batch-size"
+            ) from error
+        return logits.detach(), _sums(outputs, loss, terms)
+
+
+def _beside(part: Batch, device: torch.device, context: StepContext) -> tuple[Any, ...]:
+    """Return the fields of ``Outputs`` after the student's logits, on its device."""
+    epoch, _, _, indices = part.request
+    past, taught = context.past, context.taught
+    return (
+        part.labels.to(device, non_blocking=True),
+        None if part.teacher is None else part.teacher.tensor(device),
+        part.mixed and Mixed(*(entry.to(device, non_blocking=True) for entry in part.mixed)),
+        None if past is None else past.probabilities(indices, epoch).to(device),
+        None if taught is None else taught[torch.from_numpy(indices)].to(device),
+        context.epochs,
+    )
 
 
 def _remember(
-    past: PastPredictions, request: Request, student: Tensor, samples: int, ranks: Ranks
+    past: PastPredictions, request: Request, logits: Tensor, samples: int, ranks: Ranks
 ) -> None:
     """Keep the predictions of the whole batch; every rank keeps all of them."""
-    codes = ranks.gathered(encoded(student), samples)
+    codes = ranks.gathered(encoded(logits), samples)
     indices = ranks.gathered(torch.from_numpy(request.indices), samples)
     past.put(indices.numpy(), codes, request.epoch)
 
@@ -144,69 +151,16 @@ def _add_up(learner: Learner, values: Tensor, ranks: Ranks) -> None:
             trained[place].grad = None
 
 
-def _learn(
-    learner: Learner,
-    method: Method,
-    part: Batch,
-    samples: int,
-    normalize: Normalize | None,
-    precision: str,
-    context: StepContext,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add a part's gradients of the mean over ``samples``; return its logits and sums."""
-    model, device = learner.model, learner.device
-    images = to_input(part.images.to(device, non_blocking=True), normalize)
-    labels = part.labels.to(device, non_blocking=True)
-    mixed = part.mixed and Mixed(*(entry.to(device, non_blocking=True) for entry in part.mixed))
-    teacher = None if part.teacher is None else part.teacher.tensor(device)
-    narrow = torch.autocast(device.type, _NARROW[precision]) if precision in _NARROW else None
-    try:
-        with narrow or nullcontext():
-            student = model(images)
-        outputs = _outputs(part, student, labels, teacher, mixed, context)
-        terms = method.terms(outputs, part.request.epoch)
-        loss = total(terms)
-        learner.scaler.scale(loss.sum() / samples).backward()  # type: ignore[no-untyped-call]
-    except ValueError as error:  # BatchNorm refuses a single sample
-        whole = len(labels) == samples
-        raise InputError(
-            f"the student cannot learn from {'a batch' if whole else f'{len(labels)}'} of "
-            f"{samples} images{'' if whole else ' at once'} ({str(error).splitlines()[0]}): choose "
-            f"another {'' if whole else '--micro-batch or '}--batch-size"
-        ) from error
-    return student.detach(), _sums(outputs, loss, terms)
-
-
-def _outputs(
-    part: Batch,
-    student: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    mixed: Mixed | None,
-    context: StepContext,
-) -> Outputs:
-    epoch, indices, device = part.request.epoch, part.request.indices, student.device
-    past = None if context.past is None else context.past.probabilities(indices, epoch).to(device)
-    taught = (
-        None if context.taught is None else context.taught[torch.from_numpy(indices)].to(device)
-    )
-    return Outputs(student, labels, teacher, mixed, past, taught, context.epochs)
-
-
 @torch.no_grad()
 def _sums(outputs: Outputs, loss: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     guess = outputs.student.argmax(1)
-    counts = {
-        "correct": outputs.by_label(lambda labels: (guess == labels).double()).sum(),
-        "labelled": outputs.by_label(lambda labels: (labels >= 0).double()).sum(),
-    }
+    sums = {"loss": loss.double().sum()}
+    sums |= {f"loss_{name}": term.double().sum() for name, term in terms.items()}
+    sums["correct"] = outputs.by_label(lambda labels: (guess == labels).double()).sum()
+    sums["labelled"] = outputs.by_label(lambda labels: (labels >= 0).double()).sum()
     if outputs.teacher is not None:
-        counts["differing"] = (guess != outputs.teacher.argmax(1)).sum()
-    summed = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
-    return {
-        **{name: values.double().sum() for name, values in summed.items()},
-        **{name: value.double() for name, value in counts.items()},
-    }
+        sums["differing"] = (guess != outputs.teacher.argmax(1)).sum()
+    return {name: value.double() for name, value in sums.items()}
 
 
 def epoch_figures(names: list[str], sums: Tensor, samples: int) -> dict[str, float]:
@@ -218,36 +172,3 @@ def epoch_figures(names: list[str], sums: Tensor, samples: int) -> dict[str, flo
     if "differing" in values:
         figures["train_kd_error"] = values["differing"] / samples
     return figures
-
-
-class LossWatch:
-    """Finds the first step whose loss is not finite, looking only every few steps."""
-
-    def __init__(self) -> None:
-        self._pending: list[tuple[int, int, Tensor]] = []
-
-    def add(self, epoch: int, step: int, loss: Tensor) -> None:
-        self._pending.append((epoch, step, loss))
-        if len(self._pending) >= CHECK_EVERY:
-            self.check()
-
-    def check(self) -> None:
-        """Raise NonFinite with the epoch and the step, both counted from 1."""
-        pending, self._pending = self._pending, []
-        if not pending or torch.stack([loss for *_, loss in pending]).isfinite().all():
-            return
-        epoch, step, loss = next(entry for entry in pending if not entry[2].isfinite())
-        raise NonFinite(
-            f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: lower --lr, add "
-            "--warmup-epochs, or use --precision bf16 or fp32; no later checkpoint was written"
-        )
-
-
-def check_weights(model: torch.nn.Module, epoch: int, step: int) -> None:
-    """Raise NonFinite if a weight is not finite, so that no checkpoint ever holds such weights."""
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise NonFinite(
-                f"weight {name} became NaN or infinite by epoch {epoch + 1}, step {step + 1}: "
-                "lower --lr, add --warmup-epochs, or use --precision bf16 or fp32"
-            )

@@ -28,16 +28,16 @@ from logitstore.trainer.data.samples import taught_half
 from logitstore.trainer.measure.network import Network, first_shape
 from logitstore.trainer.methods.describe import summary
 from logitstore.trainer.methods.table import hyper_parameters
-from logitstore.trainer.run.checkpoint import begin_with, initial_weights
 from logitstore.trainer.run.device import budgeted_device, own_randomness, reproducible
 from logitstore.trainer.run.epochs import Epochs
 from logitstore.trainer.run.folder import RunFolder
+from logitstore.trainer.run.learner import begin_with, initial_weights, make_learner
 from logitstore.trainer.run.memory import micro_batch, oom_as_input_error
 from logitstore.trainer.run.parts import has_batchnorm
 from logitstore.trainer.run.predictions import PastPredictions
 from logitstore.trainer.run.recompute import recomputed
 from logitstore.trainer.run.result import Inputs, Result
-from logitstore.trainer.run.step import StepContext, make_learner
+from logitstore.trainer.run.step import StepContext, TrainingStep
 
 
 def train(
@@ -94,19 +94,17 @@ def _train(settings: TrainConfig, token: str | None, progress: Progress, ranks: 
         locked = run.lock() if ranks.first else nullcontext()
         with locked, recomputed(model) if config.recompute else nullcontext():
             tried = None if done else budget
-            context = _context(config, data)
-            micro = micro_batch(
-                config,
-                run.inputs(),
-                learner,
-                source,
-                data.order,
-                normalize,
-                context,
-                tried,
-                progress,
-                ranks,
+            step = TrainingStep(
+                method=config.method_object,
+                normalize=normalize,
+                precision=config.precision,
+                context=_context(config, data),
+                ranks=ranks,
             )
+            micro = micro_batch(
+                config, run.inputs(), learner, source, data.order, step, tried, progress
+            )
+            step = replace(step, micro_batch=micro)
             inputs = _inputs(data, weights, shape, device, micro)
             ranks.agree(inputs.model_dump(mode="json"))
             if ranks.first:
@@ -120,17 +118,9 @@ def _train(settings: TrainConfig, token: str | None, progress: Progress, ranks: 
                 progress.message(teaching.readers[0].note)
                 data = replace(data, source=replace(source, teaching=teaching))
                 taught = taught_half(source, data.order.samples, teaching.reader(0), config.teach)
-                context = context._replace(taught=taught)
+                step = replace(step, context=step.context._replace(taught=taught))
             epochs = Epochs(
-                config=config,
-                run=run,
-                data=data,
-                normalize=normalize,
-                progress=progress,
-                micro_batch=micro,
-                budget=budget,
-                context=context,
-                ranks=ranks,
+                config=config, run=run, data=data, step=step, progress=progress, budget=budget
             )
             opened = nullcontext() if teaching is None else closing(teaching)
             with oom_as_input_error(config, micro), opened:

@@ -24,7 +24,8 @@ from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.methods.base import Mixed, Outputs
 from logitstore.trainer.methods.table import make_method
-from logitstore.trainer.run.step import make_learner, take_step
+from logitstore.trainer.run.learner import make_learner
+from logitstore.trainer.run.step import TrainingStep
 
 MIXUP, CUTMIX = {"mixup": 1.0}, {"cutmix": 1.0}
 BOTH = {"mixup": 0.8, "cutmix": 1.0}
@@ -333,9 +334,7 @@ def test_a_step_learns_from_and_counts_both_labels() -> None:
     config = TrainConfig(data="digits", student="mlp", out="run", momentum=0, weight_decay=0)
     model = Constant()
     learner = make_learner(config, model, torch.device("cpu"))
-    sums = take_step(
-        learner, make_method("ce", {}), batch, lr=1.0, normalize=None, precision="fp32"
-    )
+    sums = TrainingStep(method=make_method("ce", {})).take(learner, batch, 1.0)
     assert sums["loss"].item() == pytest.approx(sum(EXPECTED), rel=1e-6)
     # The guess is class 1: right for 7/8 of samples 0 and 2; labelled are 1 + 1/8 + 7/8 + 0.
     assert sums["correct"].item() == 1.75

@@ -19,8 +19,9 @@ from logitstore.trainer.data.batches import Batch
 from logitstore.trainer.data.bind import open_source
 from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.methods.table import make_method
-from logitstore.trainer.run.checkpoint import Learner, Position, pack
+from logitstore.trainer.run.checkpoint import Position, pack
 from logitstore.trainer.run.device import Budget
+from logitstore.trainer.run.learner import Learner, make_learner
 from logitstore.trainer.run.memory import (
     find_micro_batch,
     halvings,
@@ -28,7 +29,7 @@ from logitstore.trainer.run.memory import (
     micro_batch,
     oom_as_input_error,
 )
-from logitstore.trainer.run.step import NO_CONTEXT, make_learner, take_step
+from logitstore.trainer.run.step import TrainingStep
 from tests.support.runs import Listener
 from tests.support.students import (
     CPU,
@@ -81,9 +82,7 @@ def test_the_search_finds_what_fits_and_leaves_the_learner_untouched(
 
     def step(learner: Learner, part: Batch, size: int, lr: float = 0.1) -> dict[str, Tensor]:
         tried.append((size, len(part.labels), len(learner.optimizer.state)))
-        return take_step(
-            learner, method, part, lr=lr, normalize=None, precision="fp32", micro_batch=size
-        )
+        return TrainingStep(method=method, micro_batch=size).take(learner, part, lr)
 
     learner = fresh()
     before, modes = pack(learner, Position(0, 0), None), learner.optimizer.state_dict()
@@ -119,7 +118,14 @@ def test_a_limit_makes_a_run_look_for_its_parts(config: TrainConfig) -> None:
         order = BatchOrder(samples=np.arange(190), seed=0, batch_size=50, view_count=1, epochs=1)
         learner = make_learner(limited, model, CPU)
         found = micro_batch(
-            limited, None, learner, source, order, None, NO_CONTEXT, budget, listener
+            limited,
+            None,
+            learner,
+            source,
+            order,
+            TrainingStep(method=limited.method_object),
+            budget,
+            listener,
         )
         return found, listener.messages
 
