@@ -5,7 +5,7 @@ Candidates are measured on some rows; every row is measured again while it is wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingRequest:
-    """What a user requests of an encoding.
+    """Holds what a user requests of an encoding.
 
     ``text`` is ``auto``, what ``parse_encoding`` reads, or None: float16 up to 32 and beyond 4,096
     classes, else uint8.  At most ``max_kl`` nats of mean KL(teacher || decoded) may be lost at
@@ -72,8 +72,7 @@ class EncodingRequest:
     @property
     def temperature(self) -> float:
         """The temperature at which the bound holds."""
-        asked_for_one = self.at_temperature is None and self._is_topk
-        return 1.0 if asked_for_one else self.at_temperature or AT_TEMPERATURE
+        return self.at_temperature or (1.0 if self._is_topk else AT_TEMPERATURE)
 
     @property
     def bound(self) -> float | None:
@@ -123,7 +122,7 @@ def candidates(classes: int) -> list[Encoding]:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingFigures:
-    """What an encoding does to some rows: bytes per row, and mean KL in nats by temperature."""
+    """Says what an encoding does to some rows: bytes per row, mean KL in nats by temperature."""
 
     encoding: Encoding
     bytes_per_row: float
@@ -139,37 +138,20 @@ def measure(
 ) -> EncodingFigures:
     """Measure an encoding on the same rows of some teachers: mean bytes, and the worst KL."""
     sizes, losses = [], []
-    for each in logits:
-        arrays, fidelity = encoded(entry, each, labels, temperatures)
+    for rows in logits:
+        arrays, fidelity = encoded(entry, rows, labels, temperatures)
         sizes.append(row_bytes(entry, arrays))
         losses.append([divergence.mean for divergence in fidelity.divergence])
-    worst = np.max(losses, axis=0).tolist()
-    return EncodingFigures(
-        encoding=entry,
-        bytes_per_row=float(np.mean(sizes)),
-        kl=dict(zip(temperatures, worst, strict=True)),
-    )
+    worst = dict(zip(temperatures, np.max(losses, axis=0).tolist(), strict=True))
+    return EncodingFigures(encoding=entry, bytes_per_row=float(np.mean(sizes)), kl=worst)
 
 
-def _fitted_levels(
-    measured: Sequence[EncodingFigures],
-    request: EncodingRequest,
-    bound: float,
-    logits: Sequence[Logits],
-    labels: Labels,
-) -> list[EncodingFigures]:
-    """Find uint8 with as few levels as the bound allows: the KL goes with (levels - 1) ** -2."""
-    full = next(each for each in measured if each.encoding == Uint8(classes=each.encoding.classes))
-    lost = full.kl[request.temperature]
-    if lost > bound or lost == 0:
-        return []
-    fewest = 1 + int(np.ceil(255 * np.sqrt(lost / bound)))
-    for levels in range(max(2, fewest), 256):
-        entry = Uint8(classes=full.encoding.classes, levels=levels)
-        fitted = measure(entry, logits, labels, request.temperatures)
-        if fitted.kl[request.temperature] <= bound:
-            return [fitted]
-    return []
+def _by_levels(full_kl: float, bound: float, classes: int) -> Iterator[Encoding]:
+    """Yield uint8 from as few levels on as the bound allows: the KL goes with (levels - 1)⁻²."""
+    if 0 < full_kl <= bound:
+        fewest = 1 + int(np.ceil(255 * np.sqrt(full_kl / bound)))
+        for levels in range(max(2, fewest), 256):
+            yield Uint8(classes=classes, levels=levels)
 
 
 def choose_encoding(
@@ -183,18 +165,25 @@ def choose_encoding(
     bound, temperature, classes = request.bound, request.temperature, logits[0].shape[1]
     if bound is None:
         return request.unmeasured(classes)
+
+    def measured(entry: Encoding) -> EncodingFigures:
+        return measure(entry, logits, labels, request.temperatures)
+
     if request.text != AUTO:
-        named = measure(request.unmeasured(classes), logits, labels, request.temperatures)
+        named = measured(request.unmeasured(classes))
         if named.kl[temperature] <= bound:
             return named.encoding
-    compared = [
-        measure(entry, logits, labels, request.temperatures) for entry in candidates(classes)
-    ]
-    usable = _SAMPLED * bound
-    compared += _fitted_levels(compared, request, usable, logits, labels)
-    compared.sort(key=lambda each: each.bytes_per_row)
+    aim = _SAMPLED * bound
+
+    def usable(figures: EncodingFigures) -> bool:
+        return figures.kl[temperature] <= aim
+
+    compared = {entry: measured(entry) for entry in candidates(classes)}
+    full = compared[Uint8(classes=classes)]
+    fewer_levels = map(measured, _by_levels(full.kl[temperature], aim, classes))
+    all_figures = [*compared.values(), next(filter(usable, fewer_levels), full)]
     # float32 loses nothing, so there is always one.
-    smallest = next(each for each in compared if each.kl[temperature] <= usable)
+    smallest = min(filter(usable, all_figures), key=lambda figures: figures.bytes_per_row)
     if request.text == AUTO:
         return smallest.encoding
     raise InputError(

@@ -1,4 +1,4 @@
-"""Where the bytes of a store lie: ``Storage`` is the interface, ``open_storage`` opens a location.
+"""Keep the bytes of a store: ``Storage`` is the interface, ``open_storage`` opens a location.
 
 Nothing else touches a store's bytes.  It does not know what the bytes mean.
 """
@@ -20,25 +20,25 @@ class Storage(Protocol):
     url: str
 
     def get(self, key: str) -> bytes:
-        """The object's bytes; NotFound if there is none."""
+        """Return the object's bytes; NotFound if there is none."""
 
     def size(self, key: str) -> int | None:
-        """The object's length in bytes, or None if there is none."""
+        """Return the object's length in bytes, or None if there is none."""
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Write or replace the object, atomically and durably."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write the object only if there is none; False if there is one already."""
+        """Write the object only if there is none; return False if there is one already."""
 
     def delete(self, key: str) -> None:
         """Remove the object if it is there."""
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        """Keys of all objects whose key starts with the folder ``prefix`` ("" or "a/b/")."""
+        """Yield the keys of all objects under the folder ``prefix`` ("" or "a/b/")."""
 
     def names(self, prefix: str) -> list[str]:
-        """Names of the folders directly under the folder ``prefix``, sorted."""
+        """Return the names of the folders directly under the folder ``prefix``, sorted."""
 
     def sweep(self, emptied: str) -> None:
         """Remove dead writers' temporary files, and empty folders under the folder ``emptied``."""

@@ -23,14 +23,13 @@ _ATTEMPTS = 100
 
 
 class LocalStorage:
-    """Objects as files; every change is synced, with its folder, before it counts."""
+    """A ``Storage`` of files; every change is synced, with its folder, before it counts."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))
         self.url = str(root)
 
     def get(self, key: str) -> bytes:
-        """Return the object's bytes; NotFound if there is none."""
         try:
             with os_errors_as_ours(self.url, key), open(self.path(key), "rb") as file:
                 if os.fstat(file.fileno()).st_size > MAX_OBJECT_BYTES:
@@ -40,7 +39,6 @@ class LocalStorage:
             raise NotFound(f"{self.url}: there is no object {key}") from None
 
     def size(self, key: str) -> int | None:
-        """Return the object's length in bytes, or None if there is none."""
         try:
             with os_errors_as_ours(self.url, key):
                 return os.stat(self.path(key)).st_size
@@ -48,11 +46,9 @@ class LocalStorage:
             return None
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Write or replace the object."""
         self._write(key, data, os.replace)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write the object only if there is none; return False if there is one already."""
         created = True
 
         def link(temporary: Path, path: Path) -> None:
@@ -79,20 +75,17 @@ class LocalStorage:
                     raise
 
     def delete(self, key: str) -> None:
-        """Remove the object if it is there."""
         path = self.path(key)
         with suppress(FileNotFoundError), os_errors_as_ours(self.url, key):
             path.unlink()
             sync_folder(path.parent)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        """Yield the keys of all objects under the folder ``prefix`` ("" or "a/b/")."""
         for folder, _, files in os.walk(self.root / prefix):
             for name in files:
                 yield (Path(folder) / name).relative_to(self.root).as_posix()
 
     def names(self, prefix: str) -> list[str]:
-        """Return the names of the folders directly under the folder ``prefix``, sorted."""
         try:
             with os.scandir(self.root / prefix) as entries:
                 return sorted(entry.name for entry in entries if entry.is_dir())
@@ -100,7 +93,6 @@ class LocalStorage:
             return []
 
     def sweep(self, emptied: str) -> None:
-        """Remove dead writers' temporary files, and empty folders under the folder ``emptied``."""
         top = os.path.normpath(self.root / emptied)
         for folder, _, files in os.walk(self.root, topdown=False):
             for name in files:
@@ -122,15 +114,13 @@ class LocalStorage:
 
 def _alive_elsewhere(pid: int) -> bool:
     """Return whether another process of this number lives; one that we may not signal does."""
-    if pid == os.getpid():
-        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return pid != os.getpid()
 
 
 def is_temporary(key: str) -> bool:

@@ -50,7 +50,7 @@ LIMITS = "logits must be within ±2.7e11, those of masked classes at least -8.5e
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding(ABC):
-    """A pair of pure functions over rows of ``classes`` logits; further fields are parameters."""
+    """Encodes and decodes rows of ``classes`` logits; its other fields are its parameters."""
 
     name: ClassVar[str]
     classes: int
@@ -58,8 +58,12 @@ class Encoding(ABC):
     @property
     def parameters(self) -> dict[str, int]:
         """The values that are written beside the name, so that a reader makes the same encoding."""
-        names = [field.name for field in fields(self) if field.name != "classes"]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self.defaults()}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the default of each parameter, ``dataclasses.MISSING`` where it has none."""
+        return {field.name: field.default for field in fields(cls) if field.name != "classes"}
 
     @property
     @abstractmethod
@@ -119,8 +123,7 @@ def row_scalars(logits: Logits, top_bits: int) -> NDArray[np.float32]:
     maximum to a ``2**-top_bits`` of the distance's next power of two, which shifts a whole row and
     so changes no probability.
     """
-    top = logits.max(axis=1).astype(np.float64)
-    spread = top - logits.min(axis=1)
+    top, spread = top_and_spread(logits)
     mantissa, exponent = np.frexp(np.where(spread > 0, np.maximum(spread, _LEAST_SPREAD), 0))
     grid = np.ldexp(1.0, exponent - top_bits)
     rounded = np.ldexp(np.ceil(np.ldexp(mantissa, _SPREAD_BITS)), exponent - _SPREAD_BITS)
@@ -136,9 +139,8 @@ def spacing_below(scalars: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def shift_bound(logits: Logits, top_bits: int) -> NDArray[np.float64]:
     """Bound the error of rounding a row's maximum and adding it back, (N,)."""
-    top = np.abs(logits.max(axis=1)).astype(np.float64)
-    spread = top_and_spread(logits)[1]
-    bound: NDArray[np.float64] = spread * 2.0**-top_bits + 8 * (top + spread) * 2.0**-24
+    top, spread = top_and_spread(logits)
+    bound: NDArray[np.float64] = spread * 2.0**-top_bits + 8 * (np.abs(top) + spread) * 2.0**-24
     return bound
 
 
@@ -155,10 +157,7 @@ def to_float16(below: NDArray[np.float32], spacing: NDArray[np.float32]) -> NDAr
     """
     least = -np.clip(spacing, 2.0**-24, 2.0**15).astype(np.float32)[:, None]
     kept = np.maximum(below, np.float32(FLOAT16_FLOOR))
-    codes: NDArray[np.float16] = np.where(below < 0, np.minimum(kept, least), np.float32(0)).astype(
-        np.float16
-    )
-    return codes
+    return np.where(below < 0, np.minimum(kept, least), np.float32(0)).astype(np.float16)
 
 
 def float16_bound(logits: Logits) -> NDArray[np.float64]:
@@ -168,5 +167,4 @@ def float16_bound(logits: Logits) -> NDArray[np.float64]:
     # smallest step, and what lies past its range.
     half_ulp = spread * 2.0**-11 + 2.0**-23
     past = np.maximum(spread + FLOAT16_FLOOR, 0)
-    bound: NDArray[np.float64] = half_ulp + past + shift_bound(logits, FLOAT16_TOP_BITS)
-    return bound
+    return half_ulp + past + shift_bound(logits, FLOAT16_TOP_BITS)

@@ -130,8 +130,7 @@ class Uint8(Encoding):
         return codes
 
     def _step(self, scalars: NDArray[np.float32]) -> NDArray[np.float32]:
-        step: NDArray[np.float32] = scalars[:, 1] / np.float32((self.levels - 1) ** 2)
-        return step
+        return scalars[:, 1] / np.float32((self.levels - 1) ** 2)
 
     def decode(self, arrays: Mapping[str, NDArray[Any]]) -> Logits:
         codes, scalars = arrays["codes"], arrays["scalars"]

@@ -8,7 +8,7 @@ stored: in fp16 they lose up to 30 % of the gradient at temperature 20.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 
 from logitstore.errors import InputError, UnknownName
 from logitstore.format.cards import EncodingCard
@@ -30,7 +30,7 @@ def encoding(name: str, classes: int, parameters: Mapping[str, int] | None = Non
     if name not in ENCODINGS:
         raise UnknownName.among("encoding", name, ENCODINGS)
     kind, values = ENCODINGS[name], parameters or {}
-    known = {field.name: field.default for field in fields(kind) if field.name != "classes"}
+    known = kind.defaults()
     for parameter in values:
         if parameter not in known:
             raise UnknownName.among(f"parameter of encoding {name}", parameter, known)
@@ -48,18 +48,17 @@ def parse_encoding(text: str, classes: int) -> Encoding:
     name, colon, value = text.partition(":")
     if not colon:
         return encoding(name, classes)
-    kind = ENCODINGS.get(name, Encoding)
-    known = [field.name for field in fields(kind) if field.name != "classes"]
-    if not known and name in ENCODINGS:
+    known = list(ENCODINGS[name].defaults()) if name in ENCODINGS else [name]
+    if not known:
         raise InputError(f"encoding {name} takes no parameter: write {name}, not {text}")
     if not value.isascii() or not value.isdigit():
         raise InputError(f"encoding {text!r}: a whole number follows the colon, like topk:10")
-    return encoding(name, classes, {known[0]: int(value)} if known else None)
+    return encoding(name, classes, {known[0]: int(value)})
 
 
 def spelled(entry: Encoding) -> str:
     """Write what ``parse_encoding`` reads: the name, and the parameter unless it is the default."""
-    defaults = {field.name: field.default for field in fields(entry)}
+    defaults = entry.defaults()
     values = [value for name, value in entry.parameters.items() if value != defaults[name]]
     return ":".join([entry.name, *map(str, values)])
 
