@@ -12,8 +12,6 @@ from typing import Literal
 
 from logitstore.errors import InputError, UnknownName
 
-ScaleName = Literal["small", "paper"]
-
 FIGURES = ("test.top1", "test_best.top1", "best.val_accuracy", "test.nll", "test.ece10")
 
 
@@ -113,10 +111,16 @@ class Scale:
     rows: Mapping[str, str]
     effects: tuple[Effect, ...]
 
+    def has_seeds(self, label: str) -> bool:
+        """Say whether a row is one run of each seed; UnknownName if there is no such row."""
+        if label not in self.rows:
+            raise UnknownName.among("row", label, self.rows)
+        return "$SEED" in self.rows[label]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole recipe.
+    """A whole recipe; its ``scales`` are "small" and "paper".
 
     ``figures`` are dotted paths into result.json; gains over ``baseline`` are in the first.
     ``published`` is the paper's own table, header first; ``source`` says where it was read.
@@ -127,7 +131,7 @@ class Recipe:
     paper: str
     claim: str
     notes: str = ""
-    scales: Mapping[ScaleName, Scale]
+    scales: Mapping[str, Scale]
     figures: tuple[str, ...] = FIGURES
     baseline: str | None = None
     source: str
@@ -136,7 +140,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for scale in self.scales.values():
             if self.baseline is not None:
-                _row(scale, self.baseline)
+                scale.has_seeds(self.baseline)
             for effect in scale.effects:
                 self._check(scale, effect)
 
@@ -149,12 +153,5 @@ class Recipe:
     def _check(self, scale: Scale, effect: Effect) -> None:
         if effect.figure not in self.figures:
             raise InputError(f"effect {effect.says!r}: no figure {effect.figure!r} in the table")
-        row, over = _row(scale, effect.row), _row(scale, effect.over)
-        if ("$SEED" in row) != ("$SEED" in over):
+        if scale.has_seeds(effect.row) != scale.has_seeds(effect.over):
             raise InputError(f"effect {effect.says!r} compares a row of seeds with a single run")
-
-
-def _row(scale: Scale, label: str) -> str:
-    if label not in scale.rows:
-        raise UnknownName.among("row", label, scale.rows)
-    return scale.rows[label]

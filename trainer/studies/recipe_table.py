@@ -40,7 +40,7 @@ class TableEffect:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeTable:
-    """What a recipe came to at one scale."""
+    """The results of a recipe at one scale."""
 
     scaled: ScaledRecipe
     rows: tuple[TableRow, ...]
@@ -71,7 +71,7 @@ class RecipeTable:
             "rows": [
                 {
                     "label": row.label,
-                    "values": {name: list(each.values) for name, each in row.figures.items()},
+                    "values": {name: list(seeds.values) for name, seeds in row.figures.items()},
                     "gains": None if row.gain is None else list(row.gain.values),
                 }
                 for row in self.rows

@@ -18,10 +18,9 @@ from typing import Any
 from logitstore.errors import InputError, NotFound, Unfinished, UnknownName
 from logitstore.progress import Progress, Silent
 from logitstore.storage.durable import write_file
-from logitstore.trainer.studies.recipe import Recipe, ScaleName
 from logitstore.trainer.studies.recipe_table import RecipeTable, TableEffect, TableRow
 from logitstore.trainer.studies.recipes import load_recipe, recipe_names
-from logitstore.trainer.studies.scaled_recipe import Command, RowPlaces, ScaledRecipe
+from logitstore.trainer.studies.scaled_recipe import Command, ScaledRecipe
 from logitstore.trainer.studies.seeds import OverSeeds, paired
 
 Run = Callable[[list[str]], Any]
@@ -54,16 +53,15 @@ def set_up(
     short_name, recipe = load_recipe(name)
     if scale not in recipe.scales:
         raise UnknownName.among(f"scale of recipe {short_name}", scale, recipe.scales)
-    scale_name: ScaleName = "paper" if scale == "paper" else "small"
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {seeds}")
     return ScaledRecipe(
         name=short_name,
         recipe=recipe,
-        scale_name=scale_name,
+        scale_name=scale,
         root=root,
         out=out / short_name,
-        seeds=recipe.scales[scale_name].settings.seeds if seeds is None else seeds,
+        seeds=recipe.scales[scale].settings.seeds if seeds is None else seeds,
     )
 
 
@@ -130,31 +128,26 @@ def _is_saved(path: Path, command: Command) -> bool:
 
 def _table(scaled: ScaledRecipe) -> RecipeTable:
     """Read the figures of all rows, and compare them."""
-    recipe, places = scaled.recipe, scaled.rows()
-    figures = {label: _figures(row, scaled) for label, row in places.items()}
+    scale, first, base = scaled.scale, scaled.recipe.figures[0], scaled.recipe.baseline
+    figures = {label: _figures(places, scaled) for label, places in scaled.rows().items()}
+    seeded = {label: row[first].values for label, row in figures.items() if scale.has_seeds(label)}
     rows = []
     for label, values in figures.items():
         gain = None
-        if _has_gain(recipe, places, label):
-            first = recipe.figures[0]
-            gain = paired(values[first].values, figures[str(recipe.baseline)][first].values)
+        if base in seeded and label in seeded and label != base:
+            gain = paired(seeded[label], seeded[base])
         rows.append(TableRow(label=label, figures=values, gain=gain))
     effects = []
-    for effect in scaled.scale.effects:
+    for effect in scale.effects:
         row, over = (figures[label][effect.figure].values for label in (effect.row, effect.over))
         gain = paired(row, over) if effect.better == "higher" else paired(over, row)
         effects.append(TableEffect(effect=effect, gain=gain))
     return RecipeTable(scaled=scaled, rows=tuple(rows), effects=tuple(effects))
 
 
-def _has_gain(recipe: Recipe, places: dict[str, RowPlaces], label: str) -> bool:
-    base = recipe.baseline
-    return base not in (None, label) and places[label].seeded and places[str(base)].seeded
-
-
-def _figures(row: RowPlaces, scaled: ScaledRecipe) -> dict[str, OverSeeds]:
+def _figures(places: tuple[Path, ...], scaled: ScaledRecipe) -> dict[str, OverSeeds]:
     return {
-        name: OverSeeds(tuple(_figure(place, name, scaled.name) for place in row.places))
+        name: OverSeeds(tuple(_figure(place, name, scaled.name) for place in places))
         for name in scaled.recipe.figures
     }
 

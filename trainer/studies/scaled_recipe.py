@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 
 from logitstore.errors import InputError
-from logitstore.trainer.studies.recipe import Recipe, Scale, ScaleName
+from logitstore.trainer.studies.recipe import Recipe, Scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +23,8 @@ class Command:
 
     def __str__(self) -> str:
         """Write the command as a user types it."""
-        kept = f" > {shlex.quote(str(self.save))}" if self.save else ""
-        return f"logitstore {shlex.join(self.arguments)}{kept}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowPlaces:
-    """A row's runs or JSON files: one for each seed, or one alone (``seeded`` False)."""
-
-    places: tuple[Path, ...]
-    seeded: bool
+        output = f" > {shlex.quote(str(self.save))}" if self.save else ""
+        return f"logitstore {shlex.join(self.arguments)}{output}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +33,7 @@ class ScaledRecipe:
 
     name: str
     recipe: Recipe
-    scale_name: ScaleName
+    scale_name: str
     root: Path
     out: Path
     seeds: int
@@ -59,20 +51,18 @@ class ScaledRecipe:
                 words = [self._fill(word, seed, where) for word in shlex.split(step)]
                 save = None
                 if words[-2:-1] == [">"]:
-                    *words, _, save = words
-                commands.append(
-                    Command(arguments=tuple(words), save=None if save is None else Path(save))
-                )
+                    save = Path(words[-1])
+                    words = words[:-2]
+                commands.append(Command(arguments=tuple(words), save=save))
         return commands
 
-    def rows(self) -> dict[str, RowPlaces]:
-        """Return the table's rows by label, in order."""
+    def rows(self) -> dict[str, tuple[Path, ...]]:
+        """Return the runs, or the JSON files, of each of the table's rows, by label."""
         rows = {}
         for label, place in self.scale.rows.items():
             where = f"recipe {self.name}, row {label!r}"
             seeds = self._seeds_of(place)
-            places = tuple(self.out / self._fill(place, seed, where) for seed in seeds)
-            rows[label] = RowPlaces(places=places, seeded="$SEED" in place)
+            rows[label] = tuple(self.out / self._fill(place, seed, where) for seed in seeds)
         return rows
 
     def missing(self) -> list[Path]:

@@ -134,7 +134,7 @@ def test_every_command_of_a_recipe_is_one_that_the_command_line_takes(
         if ctx.info_name == "build":
             assert BuildConfig(**given_settings(ctx)).teachers
         made.add(command.save)
-    assert all(place in made for row in scaled.rows().values() for place in row.places)
+    assert all(place in made for places in scaled.rows().values() for place in places)
 
 
 def test_no_recipe_runs_other_commands_than_the_stored_runs_of_it_did() -> None:

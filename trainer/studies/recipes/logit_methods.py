@@ -7,6 +7,8 @@ from dataclasses import replace
 from logitstore.trainer.studies.recipe import Effect, Recipe, Scale, Settings
 from logitstore.trainer.studies.recipes.settings import CIFAR100_PAPER, FASHION_SMALL, KD
 
+METHODS = ("dkd", "dist", "nkd", "ttm", "wttm")
+
 
 def weights(ce: float, kd: float) -> str:
     """Return the options that weigh a method's two terms."""
@@ -90,14 +92,9 @@ def scale(
             "ce": "ce-$SEED",
             "kd": "kd-$SEED",
             "kd, standardised": "kd-standardize-$SEED",
-            **{name: f"{name}-$SEED" for name in ("dkd", "dist", "nkd", "ttm", "wttm")},
+            **{name: f"{name}-$SEED" for name in METHODS},
         },
-        effects=(
-            Effect("kd, standardised beats KD", "kd, standardised", over="kd"),
-            Effect("dkd beats KD", "dkd", over="kd"),
-            Effect("dist beats KD", "dist", over="kd"),
-            Effect("nkd beats KD", "nkd", over="kd"),
-            Effect("ttm beats KD", "ttm", over="kd"),
-            Effect("wttm beats KD", "wttm", over="kd"),
+        effects=tuple(
+            Effect(f"{name} beats KD", name, over="kd") for name in ("kd, standardised", *METHODS)
         ),
     )
