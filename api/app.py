@@ -42,7 +42,7 @@ class Service(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
-        schema["paths"].update(ASGI_PATHS)
+        schema["paths"].update({ROWS_PATH: rows_route.OPENAPI, OBJECTS_PATH: objects.OPENAPI})
         return schema
 
 
@@ -86,10 +86,3 @@ def create_app(settings: Settings) -> FastAPI:
 async def _reraise(request: Request, error: Exception) -> Response:
     """Leave an unknown path or method to ``ProblemMiddleware``, like every other error."""
     raise error
-
-
-ASGI_PATHS: dict[str, dict[str, Any]] = {
-    ROWS_PATH: rows_route.OPENAPI,
-    OBJECTS_PATH: objects.OPENAPI,
-}
-"""OpenAPI of the two routes that are plain ASGI."""

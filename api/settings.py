@@ -18,7 +18,7 @@ from logitstore.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a server serves, where, and to whom; InputError if that cannot be or is unsafe."""
+    """The stores that a server serves, where and to whom; InputError if that is unsafe."""
 
     root: Path
     """A store, or a folder of stores."""
@@ -29,11 +29,11 @@ class Settings:
     token_file: Path | None = None
     """The accepted tokens; ``guard.auth`` describes the file."""
     insecure_no_auth: bool = False
-    """Whether an address that others can reach may be served without tokens."""
+    """Serve an address that others can reach, without tokens."""
     cache: str | Path | None = None
     """The folder of decoded copies; None means ``Cache.default``."""
     warm: bool = False
-    """Whether all copies are made before the server says that it is ready."""
+    """Make all copies before the server says that it is ready."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class Settings:
 
     @property
     def loopback(self) -> bool:
-        """True if only this machine can connect."""
+        """Say whether only this machine can connect."""
         if self.host == "localhost":
             return True
         try:

@@ -18,7 +18,13 @@ from starlette.types import Receive, Scope, Send
 
 from logitstore.api.guard.headers import by_name
 from logitstore.api.routes.ranges import choose_range
-from logitstore.api.routes.requests import ROOT_PARAMETER, check_root, refuse_query
+from logitstore.api.routes.requests import (
+    BINARY,
+    ROOT_PARAMETER,
+    check_root,
+    path_parameters,
+    refuse_query,
+)
 from logitstore.api.served.registry import Opened, Registry
 from logitstore.errors import Damaged, NotFound, UnknownName
 from logitstore.format.commits import ObjectEntry, commit_key
@@ -127,23 +133,19 @@ def open_object(opened: Opened, key: str) -> OpenedObject:
     return OpenedObject(entry, snapshot.root, descriptor)
 
 
-_PARAMETERS: list[dict[str, Any]] = [
-    {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-    for name in ("store", "snapshot", "key")
-] + [ROOT_PARAMETER]
-
-_BINARY: dict[str, Any] = {
-    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
-}
+_CONTENT = {"application/octet-stream": BINARY}
 
 OPENAPI: dict[str, Any] = {
     method: {
         "summary": "An object that the snapshot's commit lists",
         "operationId": f"object_{method}",
-        "parameters": _PARAMETERS,
+        "parameters": [*path_parameters("store", "snapshot", "key"), ROOT_PARAMETER],
         "responses": {
-            "200": {"description": "The whole object; its ETag is its sha256.", "content": _BINARY},
-            "206": {"description": "One range of it.", "content": _BINARY},
+            "200": {
+                "description": "The whole object; its ETag is its sha256.",
+                "content": _CONTENT,
+            },
+            "206": {"description": "One range of it.", "content": _CONTENT},
             "304": {"description": "The client has it."},
         },
     }

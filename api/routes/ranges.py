@@ -1,4 +1,4 @@
-"""Which bytes of an object an answer holds: the conditions and ranges of RFC 9110, 13 and 14.
+"""Choose the bytes of an object that an answer holds, by RFC 9110, sections 13 and 14.
 
 Knows the object's length and entity tag, and no store.
 """

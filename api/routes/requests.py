@@ -1,4 +1,4 @@
-"""What the routes check alike in a request: the build that it means, and a query nobody reads.
+"""Check what all routes check in a request: the build that it means, and that it has no query.
 
 A part of a request that could change its answer is obeyed or refused, never ignored.
 """
@@ -27,6 +27,15 @@ def refuse_query(query: bytes) -> None:
     if query:
         raise InputError(f"this path takes no query: drop ?{query[:64].decode('latin-1')}")
 
+
+def path_parameters(*names: str) -> list[dict[str, Any]]:
+    """Return the OpenAPI of parameters in a path."""
+    text = {"type": "string"}
+    return [{"name": name, "in": "path", "required": True, "schema": text} for name in names]
+
+
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+"""OpenAPI of a body that is no text."""
 
 ROOT_PARAMETER: dict[str, Any] = {
     "name": ROOT_HEADER,

@@ -68,17 +68,17 @@ class DecodeJob:
 
     @property
     def expired(self) -> bool:
-        """Whether the error is old enough to try again."""
+        """Say whether the error is old enough to try again."""
         return time.monotonic() > self.retry_after
 
     @property
     def copied(self) -> bool:
-        """Whether rows are read from a copy."""
+        """Say whether rows are read from a copy."""
         return isinstance(self.reader, CopyReader)
 
     @property
     def warm(self) -> bool:
-        """Whether the latest gathers found their rows in memory."""
+        """Say whether the latest gathers found their rows in memory."""
         return self.gathers >= WARM_GATHERS
 
     def gather(self, samples: NDArray[np.int64], view: int, out: Arrays) -> None:

@@ -39,20 +39,21 @@ IDLE_SECONDS = 60.0
 class Opened:
     """An open snapshot and its decoding.
 
-    ``signature`` is that of its commit, last compared with the disk at ``seen``; ``used`` is when
-    a client last asked for it.  Both are in seconds of the monotonic clock.
+    ``signature`` is that of its commit, last compared with the disk when it was
+    ``checked``; ``used`` is when a client last asked for it.  Both are in seconds of the monotonic
+    clock.
     """
 
     store: StoreFolder
     snapshot: Snapshot
     signature: Signature | None
-    seen: float
+    checked: float
     used: float
     job: DecodeJob | None = None
 
     @property
     def direct(self) -> bool:
-        """Whether its rows are read from the store, so that decoded shards stay in memory."""
+        """Say whether its rows are read from the store, so that decoded shards stay in memory."""
         return self.job is not None and self.job.ended.done() and not self.job.copied
 
 
@@ -109,7 +110,7 @@ class Registry:
         """Return a snapshot checked within the last second, else None; touches no disk."""
         opened = self._open.get((store, name))
         now = time.monotonic()
-        if opened is None or now - opened.seen > RESCAN_SECONDS:
+        if opened is None or now - opened.checked > RESCAN_SECONDS:
             return None
         opened.used = now
         return opened
@@ -122,14 +123,14 @@ class Registry:
             now = time.monotonic()
             if known is not None:  # only then is the name one of ours and no client's
                 if known.signature is not None and known.signature == served.signature(name):
-                    known.seen = known.used = now
+                    known.checked = known.used = now
                     return known
                 self._open.pop((store, name), None)
             snapshots = served.open().snapshots
             if name not in list(snapshots):
                 raise UnknownName.among(f"snapshot of store {store!r}:", name, snapshots)
             signature = served.signature(name)
-            opened = Opened(served, snapshots[name], signature, seen=now, used=now)
+            opened = Opened(served, snapshots[name], signature, checked=now, used=now)
             with self._lock:
                 self._open[store, name] = opened
             self._forget([*self._open.items()], KEPT_SNAPSHOTS)
@@ -156,10 +157,10 @@ class Registry:
             commits += [(mark[1], store, name) for name, mark in signatures.items() if mark]
         return [(store, name) for _, store, name in sorted(commits, reverse=True)]
 
-    def _forget(self, among: list[tuple[tuple[str, str], Opened]], kept: int) -> None:
-        """Close the least recently used of ``among``, all but ``kept`` of them."""
+    def _forget(self, among: list[tuple[tuple[str, str], Opened]], most: int) -> None:
+        """Close the least recently used of ``among``, so that at most ``most`` stay open."""
         with self._lock:
-            for key, _ in sorted(among, key=lambda item: -item[1].used)[kept:]:
+            for key, _ in sorted(among, key=lambda item: -item[1].used)[most:]:
                 self._open.pop(key, None)
 
     def _make_room(self) -> bool:

@@ -300,7 +300,7 @@ class Whole:
     def ask(self, target: str = ROWS, body: bytes = ONE, **headers: str) -> Any:
         given = {"host": "localhost", **BINARY, "content-length": str(len(body)), **headers}
         fields = [(name.replace("_", "-").encode(), v.encode()) for name, v in given.items()]
-        self.opened.seen = time.monotonic() - self.seconds_ago
+        self.opened.checked = time.monotonic() - self.seconds_ago
         request = self.fast_rows.parse(target.encode(), fields)
         return None if request is None else self.fast_rows.answer(request, fields, body)
 

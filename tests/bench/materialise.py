@@ -45,12 +45,12 @@ def whole(place: Workplace) -> Iterator[Sides]:
 
     def ours() -> float:
         begun = time.perf_counter()
-        made = Cache(folder / "ours", _MOST_BYTES).copy_of(snapshot, in_memory=False)
+        fresh = Cache(folder / "ours", _MOST_BYTES).copy_of(snapshot, in_memory=False)
         spent = time.perf_counter() - begun
-        assert made.made
-        for name, array in made.arrays.items():
+        assert fresh.made
+        for name, array in fresh.arrays.items():
             assert np.array_equal(array[:, -1], copy.arrays[name][:, -1])
-        del made
+        del fresh
         rmtree(folder / "ours")
         return spent
 

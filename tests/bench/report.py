@@ -133,9 +133,9 @@ def _versions() -> dict[str, str]:
 
 def _program_version(name: str) -> str:
     try:
-        said = subprocess.run(
+        process = subprocess.run(
             [name, "-v"], env={"PATH": PROGRAMS}, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
         return "not installed"
-    return (said.stdout + said.stderr).partition("\n")[0]
+    return (process.stdout + process.stderr).partition("\n")[0]

@@ -174,10 +174,10 @@ def _start(place: Workplace, target: list[str]) -> subprocess.Popen[str]:
 
 
 def _finished(client: subprocess.Popen[str]) -> dict[str, float]:
-    said, _ = client.communicate()
+    output, _ = client.communicate()
     if client.returncode:
         raise RuntimeError("the client found an error: see above")
-    figures: dict[str, float] = json.loads(said)
+    figures: dict[str, float] = json.loads(output)
     return figures
 
 

@@ -78,8 +78,8 @@ class Workplace:
         """Return ``make(self)``, which is called once, when a benchmark first needs it."""
         if make not in self._made:
             self._made[make] = make(self)
-        made: T = self._made[make]
-        return made
+        result: T = self._made[make]
+        return result
 
     def new_folder(self, name: str) -> Path:
         """Make a new folder."""
