@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.progress import Silent
-from logitstore.trainer.evaluation.evaluate import load_network
 from logitstore.trainer.evaluation.weights import find_trained
 from logitstore.trainer.measure.network import Labels, Logits, labels_of
 
@@ -54,5 +53,5 @@ def run_logits(
     """Return logits float32 (N, C) and labels int32 (N,), -1 where unknown, on the CPU."""
     trained = find_trained(run_or_checkpoint, student)
     source = trained.source(data)
-    network = load_network(trained, source, "cpu", batch_size=256)
+    network = trained.network(source, "cpu", batch_size=256)
     return network.logits(source), labels_of(source)

@@ -46,7 +46,7 @@ def batches(
     """
     # Images, rows and this loop iterate the order independently, at different speeds, in three
     # threads: a long run's order is never held in memory.
-    items = ([(source.shown_view(r), int(i)) for i in r.indices] for r in order)
+    items = ([(source.shown_view(r.epoch, r.view), int(i)) for i in r.indices] for r in order)
     images = image_batches(source.dataset, source.views, items, workers=workers, pin=pin)
     teaching = source.teaching
     rows: Iterator[Rows | Blend | None] = (
@@ -56,13 +56,13 @@ def batches(
     )
     views = source.views
     mix = None if views.mix is None else Mix(views.mix, views.seed, len(source.dataset))
-    for request, shown, row in zip(order, images, rows, strict=True):
+    for request, pixels, row in zip(order, images, rows, strict=True):
         mixed = None if mix is None else _mixed(source, mix, request)
-        yield Batch(request, shown, _labels(source, request.indices), row, mixed)
+        yield Batch(request, pixels, _labels(source, request.indices), row, mixed)
 
 
 def _mixed(source: Source, mix: Mix, request: Request) -> Mixed:
-    view = source.shown_view(request)
+    view = source.shown_view(request.epoch, request.view)
     plans = [mix.plan(int(sample), view) for sample in request.indices]
     weights = torch.tensor([plan.weight for plan in plans], dtype=torch.float32)
     return Mixed(_labels(source, np.array([plan.partner for plan in plans])), weights)

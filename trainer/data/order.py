@@ -33,12 +33,12 @@ def views_seen(source: Source, epochs: int) -> tuple[int, ...]:
 
 def unseen_views(source: Source, epochs: int) -> list[str]:
     """Return a note if some of the snapshot's views are never shown."""
-    seen = views_seen(source, epochs)
-    if all(seen):
+    counts = views_seen(source, epochs)
+    if all(counts):
         return []
     return [
-        f"{epochs} epochs show views 0..{epochs - 1}; the other {seen.count(0)} of the store's "
-        f"{len(seen)} are never seen"
+        f"{epochs} epochs show views 0..{epochs - 1}; the other {counts.count(0)} of the store's "
+        f"{len(counts)} are never seen"
     ]
 
 

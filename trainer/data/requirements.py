@@ -57,7 +57,7 @@ def _refuse_missing_tail(snapshot: Snapshot, name: str, method: Method) -> None:
     elif snapshot.meta.encoding.name == TopK.name:
         able = [other for other, kind in METHODS.items() if _can_do_without_tail(kind)]
         raise InputError(
-            f"{_kept(snapshot)}, and method {name!r} {reason}: use a snapshot built "
+            f"{_classes_of(snapshot)}, and method {name!r} {reason}: use a snapshot built "
             f"with --encoding uint8 or auto, or --method {' or '.join(able)} at temperature 1"
         )
 
@@ -69,15 +69,15 @@ def refuse_lost_tail(snapshot: Snapshot, temperature: float) -> None:
     measured = {d.temperature: d.mean for d in snapshot.meta.fidelity.divergence}
     lost = measured.get(temperature)
     if lost is None or lost > MAX_KL:
-        said = "was not measured" if lost is None else f"is {lost:.2g} nats"
+        loss = "was not measured" if lost is None else f"is {lost:.2g} nats"
         raise InputError(
-            f"{_kept(snapshot)}: its loss at temperature {temperature:g} {said}, at "
+            f"{_classes_of(snapshot)}: its loss at temperature {temperature:g} {loss}, at "
             f"most {MAX_KL:g} is usable; use --temperature 1, or a snapshot built with "
             f"--encoding auto --at-temperature {temperature:g}"
         )
 
 
-def _kept(snapshot: Snapshot) -> str:
+def _classes_of(snapshot: Snapshot) -> str:
     return (
         f"snapshot {snapshot.name!r} keeps {snapshot.meta.encoding.parameters['k']} of "
         f"{snapshot.meta.classes} classes"
@@ -92,9 +92,9 @@ def refuse_samples(config: TrainConfig, source: Source, choice: Choice) -> None:
     """Refuse the first thing about a run's samples and labels that its settings cannot have."""
     _refuse_held_out(config, source, choice)
     _refuse_omission(config, source, choice)
-    if config.limit is not None and config.limit > len(choice.kept):
+    if config.limit is not None and config.limit > len(choice.eligible):
         raise InputError(
-            f"--limit {config.limit} is more than the {len(choice.kept)} samples there are"
+            f"--limit {config.limit} is more than the {len(choice.eligible)} samples there are"
         )
     _refuse_missing_classes(source, choice)
     refuse_mixed_views(config, source)
@@ -141,7 +141,7 @@ def _refuse_omission(config: TrainConfig, source: Source, choice: Choice) -> Non
             f"--omit-class {listed}: the store's views blend each image with one of any class: use "
             "a snapshot built without --mix"
         )
-    if len(choice.kept) == 0:
+    if len(choice.eligible) == 0:
         raise InputError(f"--omit-class {listed}: no sample of {name} is left")
 
 

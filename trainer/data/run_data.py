@@ -108,4 +108,6 @@ def _omitted(config: TrainConfig, choice: Choice) -> list[str]:
         return []
     listed = ",".join(map(str, config.omit_classes))
     count = len(choice.training)
-    return [f"{count - len(choice.kept):,} of {count:,} samples omitted, those of class {listed}"]
+    return [
+        f"{count - len(choice.eligible):,} of {count:,} samples omitted, those of class {listed}"
+    ]

@@ -31,14 +31,14 @@ _ROWS_AT_ONCE = 4096
 class Choice:
     """The samples of a run; all are ascending.
 
-    ``training`` are those that were not ``held_out`` (None: nothing is held out), ``kept`` those of
-    them that are of no omitted class.  Each epoch shows ``samples``, and of ``others`` (None: there
-    are none) as many again.
+    ``training`` are those that were not ``held_out`` (None: nothing is), ``eligible`` those of
+    them that are of no omitted class.  Each epoch shows ``samples``, and of ``others`` (None:
+    there are none) as many again.
     """
 
     training: Indices
     held_out: Indices | None
-    kept: Indices
+    eligible: Indices
     samples: Indices
     others: Indices | None = None
 
@@ -50,11 +50,13 @@ def choose_samples(config: TrainConfig, source: Source) -> Choice:
     if share is not None:
         training, held = held_out(training, share, config.limit_seed)
     omitted = omitted_numbers(source, config.omit_classes)
-    kept = training[~np.isin(source.dataset.labels[training], omitted)]
-    samples = chosen_samples(kept, config.limit, config.limit_seed)
+    eligible = training[~np.isin(source.dataset.labels[training], omitted)]
+    samples = chosen_samples(eligible, config.limit, config.limit_seed)
     if config.specialist is not None:
         samples, others = own_and_others(source, samples)
-    return Choice(training=training, held_out=held, kept=kept, samples=samples, others=others)
+    return Choice(
+        training=training, held_out=held, eligible=eligible, samples=samples, others=others
+    )
 
 
 def held_out(samples: Indices, share: float, seed: int) -> tuple[Indices, Indices]:

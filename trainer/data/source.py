@@ -64,9 +64,9 @@ class Source:
             class_map=self.class_map,
         )
 
-    def shown_view(self, request: Request) -> int:
-        """Return which view of the spec's sequence shows the images of a request."""
-        return request.epoch if self.fresh else self.first_view + request.view
+    def shown_view(self, epoch: int, view: int) -> int:
+        """Return the number, in the view spec's sequence, of the images beside a view's rows."""
+        return epoch if self.fresh else self.first_view + view
 
 
 class Request(NamedTuple):

@@ -21,7 +21,6 @@ from logitstore.reading.opening import open_store
 from logitstore.storage.durable import write_file
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.source import Source
-from logitstore.trainer.evaluation.evaluate import load_network
 from logitstore.trainer.evaluation.shifts import (
     before_and_after,
     correct_by_prior,
@@ -67,7 +66,7 @@ def correct_bias(
     target = None if out is None else _target(out)
     trained = find_trained(run_or_checkpoint, student, normalize)
     source = trained.source(data)
-    network = load_network(trained, source, device, batch_size)
+    network = trained.network(source, device, batch_size)
     numbers = _numbers(trained, source, classes)
     shares = _shares(prior, source, numbers, token) if by == "prior" else None
     last = None if target is None else last_linear(network.model, source.classes)

@@ -8,7 +8,6 @@ from pathlib import Path
 from logitstore.errors import InputError
 from logitstore.precompute.data.classes import read_class_map
 from logitstore.precompute.data.images import check_labels
-from logitstore.precompute.networks.pixels import parse_normalize
 from logitstore.reading.ensemble import Teacher, leaves
 from logitstore.reading.opening import open_store
 from logitstore.reading.store import LogitStore
@@ -22,8 +21,7 @@ from logitstore.trainer.data.teaching import open_schedule
 from logitstore.trainer.evaluation.weights import Trained, find_trained
 from logitstore.trainer.measure.calibration import fit_temperature
 from logitstore.trainer.measure.figures import compare, fitted_figures, measure
-from logitstore.trainer.measure.network import Network, first_shape, labels_of
-from logitstore.trainer.run.device import training_device
+from logitstore.trainer.measure.network import labels_of
 
 
 def evaluate(
@@ -80,7 +78,7 @@ def evaluate(
         plain = replace(taught, views=source.views, first_view=0)
         source = plain if taught.views.random else taught
     check_labels(source.dataset, source.classes)
-    network = load_network(trained, source, device, batch_size)
+    network = trained.network(source, device, batch_size)
     logits = network.logits(source)
     measured = measure(logits, labels_of(source))
     if val is not None:
@@ -92,16 +90,6 @@ def evaluate(
         ours = logits if taught is source else network.logits(taught)
         measured |= compare(ours, taught.snapshot.logits(taught.samples()), at)
     return measured
-
-
-def load_network(trained: Trained, source: Source, device: str | None, batch_size: int) -> Network:
-    """Load weights for a source; InputError or MismatchError if they do not fit it."""
-    place = training_device(device, "fp32")
-    shape = first_shape(source)
-    model = trained.load(source.classes, shape, place)
-    network = Network(model, parse_normalize(trained.normalize, shape[0]), place, batch_size)
-    network.check(source)
-    return network
 
 
 def taught_source(

@@ -25,7 +25,6 @@ from logitstore.errors import InputError
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.trainer.data.bind import open_validation
 from logitstore.trainer.data.source import Source
-from logitstore.trainer.evaluation.evaluate import load_network
 from logitstore.trainer.evaluation.weights import Trained, find_trained
 from logitstore.trainer.measure.network import Labels, Network, labels_of
 
@@ -65,7 +64,7 @@ def probe_features(
     if len(np.unique(train.dataset.labels[train.dataset.labels >= 0])) < 2:
         raise InputError(f"--data {data}: a probe needs labels of two classes at least")
     measured = open_validation(test, train, flag="--test")
-    network = load_network(trained, replace(train, classes=count), device, batch_size)
+    network = trained.network(replace(train, classes=count), device, batch_size)
     network.check(replace(measured, classes=count))
     head = _head(network, train, count, trained)
     return _figures(*_features(network, head, train), *_features(network, head, measured))
@@ -117,17 +116,17 @@ def _features(network: Network, head: nn.Linear, source: Source) -> tuple[Featur
     """Return features float32 (N, D) and labels (N,) of all labelled samples."""
     labels = labels_of(source)
     known = source.samples()[labels >= 0]
-    seen: list[Tensor] = []
+    batches: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.append(inputs[0].float().cpu())
+        batches.append(inputs[0].float().cpu())
 
     hook = head.register_forward_pre_hook(keep)
     try:
         network.logits(replace(source, subset=known))
     finally:
         hook.remove()
-    features: Features = torch.cat(seen).numpy()
+    features: Features = torch.cat(batches).numpy()
     return features, labels[labels >= 0]
 
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from logitstore.errors import InputError
 from logitstore.precompute.data.classes import (
     Classes,
@@ -22,14 +19,16 @@ from logitstore.precompute.data.classes import (
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.checkpoints import load_into, load_weights
-from logitstore.precompute.networks.factory import Shape, build_model
+from logitstore.precompute.networks.factory import build_model
+from logitstore.precompute.networks.pixels import parse_normalize
 from logitstore.precompute.networks.teachers import find_teachers
 from logitstore.precompute.views import Views, parse_views
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.config.specs import split_share
 from logitstore.trainer.data.bind import open_held_out
 from logitstore.trainer.data.source import Indices, Source
-from logitstore.trainer.run.device import own_randomness
+from logitstore.trainer.measure.network import Network, first_shape
+from logitstore.trainer.run.device import own_randomness, training_device
 from logitstore.trainer.run.folder import run_of, weights_file
 from logitstore.trainer.run.result import CONFIG, INPUTS, Inputs
 
@@ -74,16 +73,20 @@ class Trained:
             return Views(self.inputs.view_spec, size).evaluation()
         return parse_views(view_spec or "eval", size).evaluation()
 
-    def load(self, classes: int, shape: Shape, device: torch.device) -> nn.Module:
-        """Load the network with its weights to a device; InputError if they do not fit each other.
+    def network(self, source: Source, device: str | None, batch_size: int) -> Network:
+        """Load the network for a source's images; InputError or MismatchError if they do not fit.
 
-        It is built for images of ``shape``, or for those of its run.
+        It is built for images of its run's shape, if it is in one.
         """
-        shape = shape if self.inputs is None else self.inputs.input_shape
-        with own_randomness(0, device):  # initial weights are drawn and then replaced
-            model = build_model(self.arch, classes=classes, shape=shape)
+        place, shape = training_device(device, "fp32"), first_shape(source)
+        built_for = shape if self.inputs is None else self.inputs.input_shape
+        with own_randomness(0, place):  # initial weights are drawn and then replaced
+            model = build_model(self.arch, classes=source.classes, shape=built_for)
         load_into(model, load_weights(self.path)[0], str(self.path))
-        return model.to(device)
+        normalize = parse_normalize(self.normalize, shape[0])
+        network = Network(model.to(place), normalize, place, batch_size)
+        network.check(source)
+        return network
 
     def _opened(self, data: str) -> tuple[ImageDataset, Indices | None]:
         """Open a dataset, and say which of its samples are meant (None: all)."""

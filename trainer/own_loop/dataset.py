@@ -92,8 +92,7 @@ class LogitDataset(Dataset[LogitItem]):
     def __getitem__(self, item: int) -> LogitItem:
         source, epoch, sample = self._source, self.epoch, int(self._samples[item])
         view = epoch % self.views
-        shown = epoch if source.fresh else source.first_view + view
-        image = self._items.show(shown, sample)
+        image = self._items.show(source.shown_view(epoch, view), sample)
         return LogitItem(image, int(source.dataset.labels[sample]), sample, view)
 
     @property

@@ -87,5 +87,5 @@ def _place(path: Path) -> Path:
 
 
 def _title(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4])
-    return f"Report: {shown}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    listed = ", ".join(names[:4])
+    return f"Report: {listed}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")

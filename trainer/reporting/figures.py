@@ -203,10 +203,10 @@ def _axes(width: int, height: int) -> tuple[Figure, Axes]:
 
 
 def _draw(axes: Axes, line: Series) -> None:
-    kept = np.unique(np.linspace(0, len(line.x) - 1, _MOST_POINTS).round().astype(int))
-    alone = "o" if len(kept) == 1 else None
+    points = np.unique(np.linspace(0, len(line.x) - 1, _MOST_POINTS).round().astype(int))
+    alone = "o" if len(points) == 1 else None
     tint = light_hex(line.run)
-    (drawn,) = axes.plot(line.x[kept], line.y[kept], color=tint, marker=alone)
+    (drawn,) = axes.plot(line.x[points], line.y[points], color=tint, marker=alone)
     if dashes(line.run):
         drawn.set_dashes(dashes(line.run))
     if line.mark is not None:

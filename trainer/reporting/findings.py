@@ -17,7 +17,7 @@ from logitstore.reading.opening import open_store
 from logitstore.trainer.data.order import shuffled
 from logitstore.trainer.data.source import Indices, Source
 from logitstore.trainer.data.teaching import open_schedule
-from logitstore.trainer.evaluation.evaluate import load_network, taught_source
+from logitstore.trainer.evaluation.evaluate import taught_source
 from logitstore.trainer.evaluation.weights import Trained, find_trained
 from logitstore.trainer.measure.figures import compare, measure
 from logitstore.trainer.measure.network import Labels, Logits, labels_of
@@ -114,27 +114,27 @@ def _find(
     request: TeacherRequest,
     device: str | None,
 ) -> Findings:
-    shown = _taught(run, trained, source, data, request)
-    network = load_network(trained, source, device, _BATCH)
+    taught = _taught(run, trained, source, data, request)
+    network = trained.network(source, device, _BATCH)
     logits, labels = _finite(network.logits(source), run), labels_of(source)
     figures = {"last": _recorded(run, data, "last") | measure(logits, labels)}
     compared: Comparison | str
-    if isinstance(shown, str):
-        compared = shown
+    if isinstance(taught, str):
+        compared = taught
     else:
-        ours, theirs = _finite(network.logits(shown.source), run), shown.rows()
+        ours, theirs = _finite(network.logits(taught.source), run), taught.rows()
         difference = analysis.correlation_difference(ours, theirs)
         compared = Comparison(
-            teacher=shown.teacher,
-            data=shown.data,
-            whole=shown.whole,
+            teacher=taught.teacher,
+            data=taught.data,
+            whole=taught.whole,
             difference=difference,
             mean=analysis.mean_difference(difference),
         )
-        if shown.whole:
+        if taught.whole:
             figures["last"] |= compare(ours, theirs, 1.0)
     if "best" in run.weights():
-        figures["best"] = _recorded(run, data, "best") | _best(run, source, shown, device)
+        figures["best"] = _recorded(run, data, "best") | _best(run, source, taught, device)
     coverage, risk = risk_coverage(logits, labels)
     accuracy, count = analysis.class_accuracy(logits, labels)
     chosen = analysis.embedded_samples(len(labels), _SEED)
@@ -167,13 +167,13 @@ class _Taught:
 
 
 def _best(
-    run: RunRecord, source: Source, shown: _Taught | str, device: str | None
+    run: RunRecord, source: Source, taught: _Taught | str, device: str | None
 ) -> dict[str, float]:
-    network = load_network(find_trained(run.weights()["best"]), source, device, _BATCH)
+    network = find_trained(run.weights()["best"]).network(source, device, _BATCH)
     figures = measure(_finite(network.logits(source), run), labels_of(source))
-    if isinstance(shown, str) or not shown.whole:
+    if isinstance(taught, str) or not taught.whole:
         return figures
-    return figures | compare(network.logits(shown.source), shown.rows(), 1.0)
+    return figures | compare(network.logits(taught.source), taught.rows(), 1.0)
 
 
 def _recorded(run: RunRecord, data: ReportData, weights: str) -> dict[str, float]:
@@ -218,14 +218,14 @@ def _bound(
         token=request.token,
     )
     teacher = teaching.teachers[-1]
-    own = request.store == run.config.store
+    of_run = request.store == run.config.store
     bound = taught_source(
         trained,
         source,
         store,
         teacher,
-        match_by=run.config.match_by if own else "index",
-        allow_mismatch=own and run.config.allow_mismatch,
+        match_by=run.config.match_by if of_run else "index",
+        allow_mismatch=of_run and run.config.allow_mismatch,
     )
     return _Taught(source=bound, teacher=teacher.name, data=data, whole=True)
 

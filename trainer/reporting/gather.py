@@ -91,8 +91,8 @@ def chosen_data(runs: Sequence[RunRecord], data: str | None) -> ReportData | Non
     """
     if data is not None:
         return ReportData(spec=data)
-    each = [(run, _own_data(run.config)) for run in runs if run.result is not None]
-    known = [(run, measured) for run, measured in each if measured is not None]
+    finished = [(run, _own_data(run.config)) for run in runs if run.result is not None]
+    known = [(run, measured) for run, measured in finished if measured is not None]
     for run, measured in known[1:]:
         first, expected = known[0]
         if measured != expected:
@@ -148,11 +148,11 @@ def _refuse_other_classes(runs: Sequence[RunRecord]) -> None:
         theirs = (run.inputs.classes, run.inputs.class_names)
         if ours != theirs:
             raise MismatchError(
-                f"{first.path} has {_said(*ours)}, {run.path} has {_said(*theirs)}: runs side by "
-                "side have the same classes; report them apart"
+                f"{first.path} has {_classes(*ours)}, {run.path} has {_classes(*theirs)}: runs "
+                "side by side have the same classes; report them apart"
             )
 
 
-def _said(count: int, names: tuple[str, ...] | None) -> str:
+def _classes(count: int, names: tuple[str, ...] | None) -> str:
     listed = f" ({', '.join(names[:5])}{', …' if count > 5 else ''})" if names else ""
     return f"{count} classes{listed}"

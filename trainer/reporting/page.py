@@ -140,11 +140,11 @@ def _series(run: RunRecord, key: str, scale: float) -> figures.Series | None:
 
 def _uncharted(runs: Sequence[RunRecord]) -> list[str]:
     """Return sentences on missing curves that a reader may look for."""
-    seen = {key for run in runs for line in run.history for key in line}
+    recorded = {key for run in runs for line in run.history for key in line}
     sentences = []
-    if "val_accuracy" not in seen:
+    if "val_accuracy" not in recorded:
         sentences.append("No validation curves: no run has validation data (train --val).")
-    if "train_kd_error" not in seen:
+    if "train_kd_error" not in recorded:
         sentences.append("No KD error: no run has a teacher's logits (train --store).")
     return sentences
 

@@ -31,14 +31,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure's column: key, heading, unit, how it is written, and whether more is better."""
+    """A figure's column: key, heading, unit, and whether more is better (None: neither)."""
 
     group: str
     key: str
     heading: str
     unit: str
-    write: Callable[[float], str]
     more_is_better: bool | None = None
+
+    def write(self, value: float) -> str:
+        """Return a figure in the column's unit."""
+        scale = {"%": 100, "‰": 1000}.get(self.unit)
+        return f"{value:.4f}" if scale is None else f"{scale * value:.2f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,44 +55,32 @@ class FigureRow:
     best: tuple[bool, ...]
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
-def _thousandths(value: float) -> str:
-    return f"{1000 * value:.2f}"
-
-
-def _decimals(value: float) -> str:
-    return f"{value:.4f}"
-
-
 PLAIN, TEACHER, FITTED = "", "against the teacher", "after one fitted temperature"
 
 COLUMNS = (
-    Column(PLAIN, "top1", "top-1", "%", _percent, True),
-    Column(PLAIN, "top5", "top-5", "%", _percent, True),
-    Column(PLAIN, "nll", "NLL", "nats", _decimals, False),
-    Column(PLAIN, "ece10", "ECE-10", "%", _percent, False),
-    Column(PLAIN, "ece15", "ECE-15", "%", _percent, False),
-    Column(PLAIN, "aurc", "AURC", "‰", _thousandths, False),
-    Column(PLAIN, "eaurc", "E-AURC", "‰", _thousandths, False),
-    Column(TEACHER, "kd_error", "KD error", "%", _percent),
-    Column(TEACHER, "agreement", "agree", "%", _percent),
-    Column(TEACHER, "kd_loss", "KD loss", "nats", _decimals),
-    Column(FITTED, "fitted_temperature", "T", "", _decimals),
-    Column(FITTED, "nll_fitted", "NLL", "nats", _decimals, False),
-    Column(FITTED, "ece10_fitted", "ECE-10", "%", _percent, False),
-    Column(FITTED, "ece15_fitted", "ECE-15", "%", _percent, False),
+    Column(PLAIN, "top1", "top-1", "%", True),
+    Column(PLAIN, "top5", "top-5", "%", True),
+    Column(PLAIN, "nll", "NLL", "nats", False),
+    Column(PLAIN, "ece10", "ECE-10", "%", False),
+    Column(PLAIN, "ece15", "ECE-15", "%", False),
+    Column(PLAIN, "aurc", "AURC", "‰", False),
+    Column(PLAIN, "eaurc", "E-AURC", "‰", False),
+    Column(TEACHER, "kd_error", "KD error", "%"),
+    Column(TEACHER, "agreement", "agree", "%"),
+    Column(TEACHER, "kd_loss", "KD loss", "nats"),
+    Column(FITTED, "fitted_temperature", "T", ""),
+    Column(FITTED, "nll_fitted", "NLL", "nats", False),
+    Column(FITTED, "ece10_fitted", "ECE-10", "%", False),
+    Column(FITTED, "ece15_fitted", "ECE-15", "%", False),
 )
 
 
 def run_tables(runs: Sequence[RunRecord]) -> tuple[list[Group], list[tuple[str, str]]]:
     """Return groups of rows, the outcome and settings that differ, and the shared settings."""
-    each = [settings(run) for run in runs]
-    names = [name for name in _FIRST if any(name in one for one in each)]
-    names += sorted({name for one in each for name in one} - set(names))
-    rows = [(name, tuple(_said(name, one.get(name)) for one in each)) for name in names]
+    columns = [settings(run) for run in runs]
+    names = [name for name in _FIRST if any(name in column for column in columns)]
+    names += sorted({name for column in columns for name in column} - set(names))
+    rows = [(name, tuple(_setting(name, column.get(name)) for column in columns)) for name in names]
     differing = [row for row in rows if len(set(row[1])) > 1]
     shared = [(name, cells[0]) for name, cells in rows if len(set(cells)) == 1]
     outcome = Group(title="Outcome", rows=_outcome(runs))
@@ -132,38 +124,31 @@ def _outcome(runs: Sequence[RunRecord]) -> list[tuple[str, Cells]]:
     rows: list[tuple[str, Callable[[RunRecord], str | None]]] = [
         ("epochs done", lambda run: f"{len(run.history)} of {run.config.epochs}"),
         ("best epoch", lambda run: None if run.best_epoch is None else str(run.best_epoch)),
-        ("validation accuracy, last", lambda run: _shared(run, "val_accuracy", -1)),
-        ("validation accuracy, best", lambda run: _shared(run, "val_accuracy", run.best_epoch)),
-        ("training accuracy, last", lambda run: _shared(run, "train_accuracy", -1)),
-        ("training KD error, last", lambda run: _shared(run, "train_kd_error", -1)),
-        ("training loss, last", lambda run: _last(run, "loss", lambda v: f"{v:.4f} nats")),
+        ("validation accuracy, last", lambda run: _figure(run, "val_accuracy", -1)),
+        ("validation accuracy, best", lambda run: _figure(run, "val_accuracy", run.best_epoch)),
+        ("training accuracy, last", lambda run: _figure(run, "train_accuracy", -1)),
+        ("training KD error, last", lambda run: _figure(run, "train_kd_error", -1)),
+        ("training loss, last", lambda run: _figure(run, "loss", -1, lambda v: f"{v:.4f} nats")),
         ("images/s (median)", _rate),
-        ("peak memory", _memory),
+        ("peak memory", lambda run: size(max(line["peak_memory"] for line in run.history))),
         ("time in epochs", _time),
     ]
     written = [(name, [ask(run) if run.history else None for run in runs]) for name, ask in rows]
     return [(name, tuple(cell or OFF for cell in cells)) for name, cells in written if any(cells)]
 
 
-def _last(run: RunRecord, key: str, write: Callable[[float], str]) -> str | None:
-    value = run.history[-1].get(key)
-    return None if value is None else write(value)
-
-
-def _shared(run: RunRecord, key: str, epoch: int | None) -> str | None:
-    """Return a share at an epoch (1 is the first, -1 the last) as percent."""
+def _figure(
+    run: RunRecord, key: str, epoch: int | None, write: Callable[[float], str] = percent
+) -> str | None:
+    """Return a figure at an epoch: 1 is the first, -1 the last."""
     if epoch is None:
         return None
     value = run.history[epoch if epoch < 0 else epoch - 1].get(key)
-    return None if value is None else percent(value)
+    return None if value is None else write(value)
 
 
 def _rate(run: RunRecord) -> str:
     return f"{median(line['images_per_second'] for line in run.history):,.0f}"
-
-
-def _memory(run: RunRecord) -> str:
-    return size(max(line["peak_memory"] for line in run.history))
 
 
 def _time(run: RunRecord) -> str:
@@ -178,7 +163,7 @@ def _epoch(run: RunRecord, weights: str) -> str:
     return f"last{also}, {len(run.history)}"
 
 
-def _said(name: str, value: Any) -> str:
+def _setting(name: str, value: Any) -> str:
     if value is None:
         return OFF
     if name == "root":

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from logitstore.errors import Unfinished
+from logitstore.storage.durable import os_errors_as_ours
 from logitstore.trainer.run.result import Line
+
+_FILE = "TensorBoard's events"
 
 
 class Events:
-    """TensorBoard's file of a run's history, written anew at each start: no epoch comes twice."""
+    """A file of a run's history, written anew at each start, so that no epoch comes twice."""
 
     def __init__(self, folder: Path, history: list[Line]) -> None:
         self._folder = folder
-        with self._explained():
+        with os_errors_as_ours(str(folder), _FILE):
             for stale in folder.glob("events.out.tfevents.*"):
                 stale.unlink()
             self._writer = SummaryWriter(str(folder))
@@ -26,21 +26,12 @@ class Events:
 
     def add(self, line: Line) -> None:
         """Write one epoch's numbers."""
-        with self._explained():
+        with os_errors_as_ours(str(self._folder), _FILE):
             for name, value in line.items():
                 if name != "epoch":
                     self._writer.add_scalar(name, value, line["epoch"])
             self._writer.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._writer.close()
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise Unfinished(
-                f"{self._folder}: TensorBoard's file cannot be written ({error}); free "
-                "some space and run the same command again"
-            ) from error

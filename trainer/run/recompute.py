@@ -93,7 +93,7 @@ def _in_sections(chain: nn.Module) -> Forward:
         if len(sections[-1]) >= isqrt(len(layers)) and _has(layer.parameters()):
             sections.append([])
         sections[-1].append(layer)
-    runs = [_recomputing(partial(_run, section), section) for section in sections]
+    runs = [_recomputing(nn.Sequential(*section), section) for section in sections]
 
     def forward(value: Tensor) -> Tensor:
         for run in runs:
@@ -101,12 +101,6 @@ def _in_sections(chain: nn.Module) -> Forward:
         return value
 
     return forward
-
-
-def _run(layers: Sequence[nn.Module], value: Any) -> Any:
-    for layer in layers:
-        value = layer(value)
-    return value
 
 
 def _recomputing(run: Forward, modules: Sequence[nn.Module]) -> Forward:

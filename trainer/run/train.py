@@ -7,7 +7,7 @@ Several ranks take the same steps, each with its part of the batch; only the fir
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -69,65 +69,81 @@ def _train(settings: TrainConfig, token: str | None, progress: Progress, ranks: 
     data = open_run_data(config, token)
     refuse_ranks(config, data.order, ranks)
     data = replace(data, order=replace(data.order, ranks=ranks))
-    source = data.source
+    source, teaching = data.source, data.source.teaching
     shape = first_shape(source)
     normalize = parse_normalize(config.normalize, shape[0])
-    kept = nullcontext() if budget is None else budget.kept()
-    enough = oom_as_input_error(config, config.micro_batch)
-    with own_randomness(config.seed, device), reproducible(device), kept, enough:
+    with ExitStack() as stack:
+        stack.enter_context(own_randomness(config.seed, device))
+        stack.enter_context(reproducible(device))
+        if budget is not None:
+            stack.enter_context(budget.kept())
+        stack.enter_context(oom_as_input_error(config, config.micro_batch))
         model = build_model(config.student, classes=source.classes, shape=shape)
         weights = None if config.init is None else initial_weights(config.init)
         if weights is not None:
             data = replace(data, notes=(*data.notes, *begin_with(model, weights)))
         learner = make_learner(config, model, device)
         ranks.same([*model.parameters(), *model.buffers()])
-        _warn_ranks(model, ranks, progress)
         network = Network(model, normalize, device, batch_size=1)
-        for each in (source, *data.eval_data.sources()):
-            network.check(each)
-        if settings.val != config.val:
-            progress.message(
-                f"validation: {config.val} of the training samples, as the test data must choose "
-                "nothing (--val for other ones)"
-            )
-        _announce(config, data, progress)
-        locked = run.lock() if ranks.first else nullcontext()
-        with locked, recomputed(model) if config.recompute else nullcontext():
-            tried = None if done else budget
-            step = TrainingStep(
-                method=config.method_object,
-                normalize=normalize,
-                precision=config.precision,
-                context=_context(config, data),
-                ranks=ranks,
-            )
-            micro = micro_batch(
-                config, run.inputs(), learner, source, data.order, step, tried, progress
-            )
-            step = replace(step, micro_batch=micro)
-            inputs = _inputs(data, weights, shape, device, micro)
-            ranks.agree(inputs.model_dump(mode="json"))
-            if ranks.first:
-                run.begin(config, inputs)
-            ranks.wait()
-            if done is not None:
-                return done
-            teaching = source.teaching
-            if teaching is not None:
-                teaching = teaching.prepared(config.read, Cache.default(config.cache), progress)
-                progress.message(teaching.readers[0].note)
-                data = replace(data, source=replace(source, teaching=teaching))
-                taught = taught_half(source, data.order.samples, teaching.reader(0), config.teach)
-                step = replace(step, context=step.context._replace(taught=taught))
-            epochs = Epochs(
-                config=config, run=run, data=data, step=step, progress=progress, budget=budget
-            )
-            opened = nullcontext() if teaching is None else closing(teaching)
-            with oom_as_input_error(config, micro), opened:
-                return epochs.run_to_end(learner)
+        for images in (source, *data.eval_data.sources()):
+            network.check(images)
+        _announce(settings, config, data, model, progress, ranks)
+        if ranks.first:
+            stack.enter_context(run.lock())
+        if config.recompute:
+            stack.enter_context(recomputed(model))
+        step = TrainingStep(
+            method=config.method_object,
+            normalize=normalize,
+            precision=config.precision,
+            context=_context(config, data),
+            ranks=ranks,
+        )
+        tried = None if done else budget
+        micro = micro_batch(
+            config, run.inputs(), learner, source, data.order, step, tried, progress
+        )
+        inputs = _inputs(data, weights, shape, device, micro)
+        ranks.agree(inputs.model_dump(mode="json"))
+        if ranks.first:
+            run.begin(config, inputs)
+        ranks.wait()
+        if done is not None:
+            return done
+        step = replace(step, micro_batch=micro)
+        stack.enter_context(oom_as_input_error(config, micro))
+        if teaching is not None:
+            teaching = teaching.prepared(config.read, Cache.default(config.cache), progress)
+            stack.enter_context(closing(teaching))
+            progress.message(teaching.readers[0].note)
+            data = replace(data, source=replace(source, teaching=teaching))
+            taught = taught_half(source, data.order.samples, teaching.reader(0), config.teach)
+            step = replace(step, context=step.context._replace(taught=taught))
+        epochs = Epochs(
+            config=config, run=run, data=data, step=step, progress=progress, budget=budget
+        )
+        return epochs.run_to_end(learner)
 
 
-def _announce(config: TrainConfig, data: RunData, progress: Progress) -> None:
+def _announce(
+    settings: TrainConfig,
+    config: TrainConfig,
+    data: RunData,
+    model: torch.nn.Module,
+    progress: Progress,
+    ranks: Ranks,
+) -> None:
+    """Say what is unexpected about a run, and what it is."""
+    if ranks.count > 1 and has_batchnorm(model):
+        progress.message(
+            f"warning: BatchNorm normalises each of {ranks.count} ranks' parts by its own "
+            "statistics, and the first one's are kept: the student differs from one of one process"
+        )
+    if settings.val != config.val:
+        progress.message(
+            f"validation: {config.val} of the training samples, as the test data must choose "
+            "nothing (--val for other ones)"
+        )
     values = hyper_parameters(config.method_object).items()
     chosen = ", ".join(f"{name} {value}" for name, value in values if value is not None)
     progress.message(f"method {config.method}: {summary(config.method)} {chosen}".rstrip())
@@ -138,14 +154,6 @@ def _announce(config: TrainConfig, data: RunData, progress: Progress) -> None:
         )
     for note in [*data.notes, *unseen_views(data.source, config.epochs)]:
         progress.message(note)
-
-
-def _warn_ranks(model: torch.nn.Module, ranks: Ranks, progress: Progress) -> None:
-    if ranks.count > 1 and has_batchnorm(model):
-        progress.message(
-            f"warning: BatchNorm normalises each of {ranks.count} ranks' parts by its own "
-            "statistics, and the first one's are kept: the student differs from one of one process"
-        )
 
 
 def _context(config: TrainConfig, data: RunData) -> StepContext:
