@@ -69,8 +69,8 @@ def least_kl(p: Floats, members: Sequence[Member]) -> Floats:
     moving = np.arange(len(q))
     predictions = [(member.classes, np.exp(member.log_p)) for member in members]
     for _ in range(MOST_ROUNDS if members else 0):
-        rows = [(classes, each[moving]) for classes, each in predictions]
-        mean = _shared_out(p[moving], q[moving], rows)
+        of_rows = [(classes, p_m[moving]) for classes, p_m in predictions]
+        mean = _mean(p[moving], q[moving], of_rows)
         moved = np.abs(mean / q[moving] - 1).max(axis=1)
         q[moving] = mean
         moving = moving[moved > TOLERANCE]
@@ -79,15 +79,14 @@ def least_kl(p: Floats, members: Sequence[Member]) -> Floats:
     return q
 
 
-def _shared_out(
-    p: Floats, q: Floats, members: Sequence[tuple[NDArray[np.int64], Floats]]
-) -> Floats:
+def _mean(p: Floats, q: Floats, members: Sequence[tuple[NDArray[np.int64], Floats]]) -> Floats:
+    """Return the mean (n, C) of p and the members' predictions; q divides the mass of a rest."""
     total = p.copy()
-    for classes, each in members:
+    for classes, p_m in members:
         rest = np.ones(p.shape[1], np.bool_)
         rest[classes] = False
-        total[:, classes] += each[:, :-1]
-        total[:, rest] += each[:, -1:] * q[:, rest] / q[:, rest].sum(axis=1, keepdims=True)
+        total[:, classes] += p_m[:, :-1]
+        total[:, rest] += p_m[:, -1:] * q[:, rest] / q[:, rest].sum(axis=1, keepdims=True)
     mean: Floats = np.maximum(total / (1 + len(members)), _TINY)
     return mean
 
@@ -98,9 +97,9 @@ def combined_rows(generalist: Logits, members: Sequence[Member]) -> Logits:
     best = generalist.argmax(axis=1)
     for k in np.unique(best):
         rows = np.flatnonzero(best == k)
-        having = [Member(m.classes, m.log_p[rows]) for m in members if k in m.classes]
-        if having:
-            log_q[rows] = np.log(least_kl(np.exp(log_q[rows]), having))
+        of_class = [Member(m.classes, m.log_p[rows]) for m in members if k in m.classes]
+        if of_class:
+            log_q[rows] = np.log(least_kl(np.exp(log_q[rows]), of_class))
     return log_q.astype(np.float32)
 
 
@@ -180,23 +179,24 @@ def _by_cluster(
     """Return the specialists with their clusters, in the plan's order."""
     by_names = {plan.outputs(cluster): cluster for cluster in plan.specialists}
     by_name: dict[str, Specialist] = {}
-    for each in specialists:
-        cluster = by_names.get(each.store.meta.class_names or ())
+    for specialist in specialists:
+        store = specialist.store
+        cluster = by_names.get(store.meta.class_names or ())
         if cluster is None:
             known = "; ".join(", ".join(names) for names in by_names)
             raise MismatchError(
-                f"{each.store.url}: its classes {each.store.meta.class_names} are no specialist's "
+                f"{store.url}: its classes {store.meta.class_names} are no specialist's "
                 f"of the plan ({known}): give a store built from a run with --specialist"
             )
         if cluster.name in by_name:
             raise InputError(
-                f"{by_name[cluster.name].store.url} and {each.store.url} are both of specialist "
+                f"{by_name[cluster.name].store.url} and {store.url} are both of specialist "
                 f"{cluster.name!r}: give one of them"
             )
-        by_name[cluster.name] = each
+        by_name[cluster.name] = specialist
     if not by_name:
         raise InputError("no specialist's store: give one for each specialist that is to answer")
-    return [(each, by_name[each.name]) for each in plan.specialists if each.name in by_name]
+    return [(c, by_name[c.name]) for c in plan.specialists if c.name in by_name]
 
 
 def _check_specialist(

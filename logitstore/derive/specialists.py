@@ -28,7 +28,7 @@ REST = "(rest)"
 """Name of a specialist's last output: all classes that are not its own."""
 
 N_INIT = 10
-"""How often K-means starts anew; the best start counts."""
+"""Starts of K-means; the best one counts."""
 
 _DECIMALS = 14
 """Covariances of probabilities in float64 are right to so many decimals."""
@@ -61,18 +61,18 @@ class SpecialistPlan(Document):
 
     @model_validator(mode="after")
     def _make_sense(self) -> Self:
-        names = [each.name for each in self.specialists]
-        sets = [each.classes for each in self.specialists]
+        names = [cluster.name for cluster in self.specialists]
+        sets = [cluster.classes for cluster in self.specialists]
         if len(set(names)) < len(names) or len(set(sets)) < len(sets):
             raise ValueError("two specialists have one name, or the same classes")
-        for each in self.specialists:
-            inside = min(each.classes) >= 0 and max(each.classes) < self.classes
-            if not inside or list(each.classes) != sorted(set(each.classes)):
+        for name, classes in zip(names, sets, strict=True):
+            inside = min(classes) >= 0 and max(classes) < self.classes
+            if not inside or list(classes) != sorted(set(classes)):
                 raise ValueError(
-                    f"the classes of {each.name!r} must rise and lie in 0..{self.classes - 1}"
+                    f"the classes of {name!r} must rise and lie in 0..{self.classes - 1}"
                 )
-            if len(each.classes) == self.classes:
-                raise ValueError(f"{each.name!r} has all classes: nothing is left for the rest")
+            if len(classes) == self.classes:
+                raise ValueError(f"{name!r} has all classes: nothing is left for the rest")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise ValueError(f"{len(self.class_names)} class_names for {self.classes} classes")
         if self.class_names is not None and REST in self.class_names:
@@ -86,10 +86,10 @@ class SpecialistPlan(Document):
 
     def cluster(self, name: str) -> Cluster:
         """Return the specialist of that name; UnknownName lists the others."""
-        for each in self.specialists:
-            if each.name == name:
-                return each
-        raise UnknownName.among("specialist", name, [each.name for each in self.specialists])
+        by_name = {cluster.name: cluster for cluster in self.specialists}
+        if name not in by_name:
+            raise UnknownName.among("specialist", name, by_name)
+        return by_name[name]
 
     def names_of(self, classes: Sequence[int]) -> list[str]:
         """Return the names of classes, or their numbers where they have none."""

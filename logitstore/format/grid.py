@@ -56,6 +56,11 @@ class Span(NamedTuple):
         """The samples, to index what has one entry per sample."""
         return slice(self.start, self.stop)
 
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The rows of the span, (view, sample) each."""
+        return [(self.view, sample) for sample in range(self.start, self.stop)]
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -1,4 +1,4 @@
-"""How many bytes a snapshot will have, from a sample of its logits: within about 2 %.
+"""Predict the bytes of a snapshot from a sample of its logits: within about 2 %.
 
 Rows times the sample's bytes per row, and what each shard and each snapshot takes besides.
 """

@@ -72,11 +72,11 @@ def discard(storage: Storage, name: str) -> None:
         raise InputError(
             f"{storage.url}: snapshot {name!r} is committed; only unfinished builds are discarded"
         )
-    doomed = [*storage.keys(f"{snapshot_folder(name)}/"), *storage.keys(f"{build_folder(name)}/")]
+    keys = [*storage.keys(f"{snapshot_folder(name)}/"), *storage.keys(f"{build_folder(name)}/")]
     if {*storage.names("snapshots/"), *storage.names(".build/")} <= {name}:
-        doomed += [*storage.keys("labels/"), *storage.keys("keys/")]
-        doomed += ["snapshots/zarr.json", "zarr.json"]
-    for key in doomed:
+        keys += [*storage.keys("labels/"), *storage.keys("keys/")]
+        keys += ["snapshots/zarr.json", "zarr.json"]
+    for key in keys:
         storage.delete(key)
     storage.sweep(emptied="")
 

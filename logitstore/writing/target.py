@@ -129,9 +129,8 @@ class Target:
         other = next((key for key in self.storage.keys("") if not is_temporary(key)), None)
         if other is None:
             return
-        self._document = get_or_none(
-            self.storage, "zarr.json"
-        )  # another build may have just begun it
+        # Another build may have just begun it.
+        self._document = get_or_none(self.storage, "zarr.json")
         if self._document is None:
             raise InputError(
                 f"{self.storage.url}: not a logit store, but not empty either ({other}); use "

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 import torch
 
 from logitstore.format.grid import Span
-from logitstore.precompute.building.batches import read_views, split_shards
 from logitstore.precompute.building.prepare import prepare
+from logitstore.precompute.building.prepared import split_rows
 from logitstore.precompute.building.run import write
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.forward import forward
 from logitstore.precompute.views import Views
+from logitstore.precompute.views.items import image_batches
 from tests.bench.harness import Sides, seconds
 from tests.bench.images import SIDE, Task, make_cifar, make_noise
 from tests.bench.workplace import CLASSES, Workplace
@@ -40,10 +41,10 @@ def _sides(place: Workplace, task: Task, classes: int) -> Sides:
     model = build_model(task.arch, classes=classes, shape=(3, SIDE, SIDE))
     model.load_state_dict(torch.load(task.checkpoint, weights_only=True))
     model.eval().to(memory_format=torch.channels_last)
-    spans = split_shards([Span(0, 0, len(dataset))], 256)
+    batches = split_rows(Span(0, 0, len(dataset)).pairs, 256)
 
     def bare() -> None:
-        for images in read_views(dataset, Views(()), spans, workers=0):
+        for images in image_batches(dataset, Views(()), batches, workers=0):
             forward(model, images, None, "fp32")
 
     repeats = max(5, place.sizes.few_repeats)

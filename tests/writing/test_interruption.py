@@ -24,7 +24,7 @@ import numpy as np
 from logitstore import storage
 from logitstore.writing.opening import open_writer
 from logitstore.writing.target import Target
-from logitstore.format.cards import Samples, EncodingCard, ImportCard, SnapshotPlan, StoreMeta
+from logitstore.format.cards import EncodingCard, ImportCard, Samples, SnapshotPlan, StoreMeta
 
 class Mortal(storage.LocalStorage):
     '''Dies at its n-th change: before it, or with half of the bytes in a temporary file.'''

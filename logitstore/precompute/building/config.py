@@ -87,7 +87,7 @@ class BuildConfig:
 
     @property
     def request(self) -> EncodingRequest:
-        """What is requested of the encoding; InputError if it contradicts itself."""
+        """The request for an encoding; InputError if it contradicts itself."""
         from logitstore.format.choice import EncodingRequest
 
         return EncodingRequest(

@@ -7,17 +7,16 @@ import torch
 from numpy.typing import NDArray
 
 from logitstore.errors import InputError, MismatchError
+from logitstore.format.cards import TeacherCard, ViewCard
 from logitstore.format.encodings.table import encoding_of
-from logitstore.format.grid import Span
-from logitstore.precompute.building.batches import read_views
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.checkpoints import load_into, load_weights
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.forward import forward, pick_device
-from logitstore.precompute.networks.teachers import find_teachers
+from logitstore.precompute.networks.teachers import TeacherSource, find_teachers
 from logitstore.precompute.views import views_of
 from logitstore.precompute.views.canaries import check_canaries
-from logitstore.precompute.views.items import joined
+from logitstore.precompute.views.items import ViewItems, stacked
 from logitstore.progress import Progress, Silent
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
@@ -50,25 +49,8 @@ def verify_teacher(
     (MismatchError).  A row may differ by the encoding's bound and rounding of the forward pass.
     """
     progress = progress or Silent()
-    card, view_card = snapshot.meta.teacher, snapshot.meta.view
-    if card is None or view_card is None:
-        raise InputError(
-            f"snapshot {snapshot.name!r} was imported: there is no teacher to recompute"
-        )
-    if snapshot.meta.combined is not None:
-        raise InputError(
-            f"snapshot {snapshot.name!r} combines several networks: recompute the snapshots that "
-            f"it was made from, the generalist's has root {snapshot.meta.combined.generalist}"
-        )
-    sources = find_teachers([teacher], archs=[arch] if arch else [])
-    source = next((s for s in sources if file_sha256(s.path) == card.weights_sha256), sources[0])
-    digest = file_sha256(source.path)
-    if digest != card.weights_sha256:
-        raise MismatchError(
-            f"{source.path} has sha256 {digest}, snapshot {snapshot.name!r} was made by "
-            f"{card.file} "
-            f"with {card.weights_sha256}: give that checkpoint"
-        )
+    card, view_card = _recomputable(snapshot)
+    source = _source_of(snapshot.name, card, teacher, arch)
     dataset = source.numbered(open_dataset(data))
     digest = dataset.samples().card().sha256
     if digest != store.meta.dataset.sha256:
@@ -76,32 +58,54 @@ def verify_teacher(
             f"{data}: labels and keys have sha256 {digest}, the store's dataset "
             f"({store.meta.dataset.name}) has {store.meta.dataset.sha256}"
         )
-    views = views_of(view_card)
-    packages = snapshot.meta.packages
-    for warning in check_canaries(view_card, dataset, views, packages=packages):
+    views, meta = views_of(view_card), snapshot.meta
+    for warning in check_canaries(view_card, dataset, views, packages=meta.packages):
         progress.message(warning)
-    if source.arch is None:
-        raise InputError(f"{source.path}: say which network this is with --arch")
     with torch.random.fork_rng(devices=[]):
-        model = build_model(source.arch, classes=snapshot.meta.classes, shape=card.input_shape)
+        model = build_model(source.architecture(), classes=meta.classes, shape=card.input_shape)
     load_into(model, load_weights(source.path, card.weights_key)[0], str(source.path))
     place = pick_device(device)
     model.eval().requires_grad_(False).to(place)
-    rng = np.random.default_rng(seed)
-    rows = snapshot.meta.views * snapshot.meta.samples
-    chosen = np.sort(rng.permutation(rows)[:sample])
-    progress.start("recompute", len(chosen), "rows")
-    for start in range(0, len(chosen), _BATCH):
-        pairs = [divmod(int(row), snapshot.meta.samples) for row in chosen[start : start + _BATCH]]
-        for view in sorted({view for view, _ in pairs}):
-            indices = np.array([index for v, index in pairs if v == view])
+    items = ViewItems(dataset, views)
+    rows = np.random.default_rng(seed).permutation(meta.views * meta.samples)[:sample]
+    progress.start("recompute", len(rows), "rows")
+    for view in range(meta.views):
+        of_view = np.sort(rows[rows // meta.samples == view] % meta.samples)
+        for start in range(0, len(of_view), _BATCH):
+            indices = of_view[start : start + _BATCH]
             number = view_card.first_view + view
-            singles = [Span(number, int(index), int(index) + 1) for index in indices]
-            images = joined(read_views(dataset, views, singles, workers=0))
-            live = forward(model, images.to(place), card.normalize, card.precision).numpy()
+            images = stacked(items.show(number, index) for index in indices.tolist()).to(place)
+            live = forward(model, images, card.normalize, card.precision).numpy()
             report.breaches += _differences(snapshot, live, indices, view)
-        report.rows_recomputed += len(pairs)
-        progress.advance(len(pairs))
+            report.rows_recomputed += len(indices)
+            progress.advance(len(indices))
+
+
+def _recomputable(snapshot: Snapshot) -> tuple[TeacherCard, ViewCard]:
+    """Return the cards of teacher and views; InputError if no single teacher made the rows."""
+    meta = snapshot.meta
+    if meta.teacher is None or meta.view is None:
+        raise InputError(
+            f"snapshot {snapshot.name!r} was imported: there is no teacher to recompute"
+        )
+    if meta.combined is not None:
+        raise InputError(
+            f"snapshot {snapshot.name!r} combines several networks: recompute the snapshots that "
+            f"it was made from, the generalist's has root {meta.combined.generalist}"
+        )
+    return meta.teacher, meta.view
+
+
+def _source_of(name: str, card: TeacherCard, teacher: str, arch: str | None) -> TeacherSource:
+    """Return the checkpoint at ``teacher`` that a snapshot names; MismatchError if none is it."""
+    sources = find_teachers([teacher], archs=[arch] if arch else [])
+    digests = [file_sha256(source.path) for source in sources]
+    if card.weights_sha256 not in digests:
+        raise MismatchError(
+            f"{sources[0].path} has sha256 {digests[0]}, snapshot {name!r} was made by "
+            f"{card.file} with {card.weights_sha256}: give that checkpoint"
+        )
+    return sources[digests.index(card.weights_sha256)]
 
 
 def _differences(
@@ -119,7 +123,6 @@ def _differences(
     distance = np.abs(stored - live).max(axis=1)
     return [
         f"{snapshot.name}: view {view}, sample {indices[row]}: stored logits are "
-        f"{distance[row]:.3g} "
-        f"away from the teacher's, at most {allowed[row]:.3g} is allowed"
+        f"{distance[row]:.3g} away from the teacher's, at most {allowed[row]:.3g} is allowed"
         for row in np.flatnonzero(~(distance <= allowed))
     ]

@@ -13,15 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from logitstore.errors import InputError, MismatchError, NonFinite
+from logitstore.format.encodings.base import Logits
 from logitstore.format.grid import Span
-from logitstore.precompute.building.batches import read_views, split_shards
 from logitstore.precompute.building.config import BuildConfig
-from logitstore.precompute.building.prepare import Prepared, prepare
-from logitstore.precompute.networks.forward import forward
+from logitstore.precompute.building.prepare import prepare
+from logitstore.precompute.building.prepared import Prepared, split_rows
 from logitstore.progress import Progress, Silent
 from logitstore.writing.opening import discard, open_writer
 from logitstore.writing.writer import SnapshotWriter
@@ -84,17 +83,10 @@ def _run(
     shards = [
         s for s in (writers[0].grid.shards() if writers else []) if any(s in m for m in missing)
     ]
-    batches = split_shards(shards, prepared.config.batch_size)
-    first = prepared.config.first_view
-    images = read_views(
-        prepared.dataset,
-        prepared.views,
-        [Span(first + batch.view, batch.start, batch.stop) for batch in batches],
-        workers=prepared.config.workers,
-        pin=prepared.device.type == "cuda",
-    )
+    # A batch never spans two shards: a resumed build forwards the same ones and gets the same bits.
+    size = prepared.config.batch_size
+    images = prepared.images(batch for shard in shards for batch in split_rows(shard.pairs, size))
     labels = prepared.dataset.labels
-    position = iter(batches)
     queue: deque[Future[None]] = deque()
     progress.start("build", sum(shard.rows for shard in shards), "rows")
     # One thread writes: zarr, zstd and fsync release the GIL, so the next forward runs meanwhile.
@@ -102,7 +94,7 @@ def _run(
         try:
             for shard in shards:
                 numbers = [i for i, todo in enumerate(missing) if shard in todo]
-                logits = _forward_shard(prepared, numbers, shard, images, position, progress)
+                logits = _forward_shard(prepared, numbers, shard.rows, images, progress)
                 for number, rows in zip(numbers, logits, strict=True):
                     while len(queue) >= _QUEUED_SHARDS * len(writers):
                         queue.popleft().result()
@@ -117,23 +109,19 @@ def _run(
 def _forward_shard(
     prepared: Prepared,
     numbers: Sequence[int],
-    shard: Span,
+    rows: int,
     images: Iterator[Tensor],
-    position: Iterator[Span],
     progress: Progress,
-) -> list[NDArray[np.float32]]:
+) -> list[Logits]:
     """Return the logits float32 (rows, C) of one shard of the teachers of these numbers."""
-    rows = shard.rows
-    classes = prepared.target.meta.classes
-    logits = [np.empty((rows, classes), np.float32) for _ in numbers]
+    logits = [np.empty((rows, prepared.target.meta.classes), np.float32) for _ in numbers]
     done = 0
     while done < rows:
-        batch = next(position)
-        moved = next(images).to(prepared.device, non_blocking=True)
-        for number, target in zip(numbers, logits, strict=True):
-            teacher = prepared.teachers[number]
-            output = forward(teacher.model, moved, teacher.normalize, prepared.config.precision)
-            target[done : done + len(moved)] = output.numpy()
-        done += batch.rows
-        progress.advance(batch.rows)
+        batch = next(images).to(prepared.device, non_blocking=True)
+        for number, of_teacher in zip(numbers, logits, strict=True):
+            of_teacher[done : done + len(batch)] = prepared.forward(
+                prepared.teachers[number], batch
+            )
+        done += len(batch)
+        progress.advance(len(batch))
     return logits

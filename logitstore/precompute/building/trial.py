@@ -25,9 +25,9 @@ from logitstore.format.fidelity import encoded
 from logitstore.format.grid import chunk_rows
 from logitstore.format.sizes import chunked_bytes
 from logitstore.precompute.building.config import BuildConfig
-from logitstore.precompute.building.prepare import Prepared, prepare
-from logitstore.precompute.building.sample import forward_batch, pair_batches
-from logitstore.precompute.views.items import default_workers, image_batches, joined
+from logitstore.precompute.building.prepare import prepare
+from logitstore.precompute.building.prepared import Prepared, split_rows
+from logitstore.precompute.views.items import default_workers, stacked
 from logitstore.progress import Progress, Silent
 from logitstore.storage import open_storage
 from logitstore.writing.estimate import Estimate, Trial, predict
@@ -72,7 +72,7 @@ def run_trial(prepared: Prepared, progress: Progress | None = None) -> Trial:
     progress = progress or Silent()
     pairs = sample_pairs(len(prepared.dataset), prepared.config.views, SAMPLE_ROWS)
     read = _reading_seconds(prepared, pairs, progress)
-    batches = pair_batches(pairs, prepared.config.batch_size)
+    batches = split_rows(pairs, prepared.config.batch_size)
     images = _views(prepared, [batches[0], *batches])
     names = [teacher.plan.name for teacher in prepared.teachers]
     logits: dict[str, list[Logits]] = {name: [] for name in names}
@@ -87,9 +87,9 @@ def run_trial(prepared: Prepared, progress: Progress | None = None) -> Trial:
             for teacher, rows in zip(prepared.teachers, before, strict=True):
                 encodings.append(pool.submit(_encoding_seconds, teacher.plan, rows))
             before, seconds = _forward(prepared, batch, next(images))
-            for name, rows, each in zip(names, before, seconds, strict=True):
+            for name, rows, duration in zip(names, before, seconds, strict=True):
                 logits[name].append(rows)
-                spent[name] += each
+                spent[name] += duration
             progress.advance(len(batch))
         together = perf_counter() - begun
     encoded_rows = len(names) * (len(batches[0]) + sum(map(len, batches[:-1])))
@@ -105,7 +105,7 @@ def run_trial(prepared: Prepared, progress: Progress | None = None) -> Trial:
 
 
 def _reading_seconds(prepared: Prepared, pairs: Sequence[Pair], progress: Progress) -> float:
-    parts = pair_batches(pairs, _portion_size(prepared, len(pairs)))
+    parts = split_rows(pairs, _portion_size(prepared, len(pairs)))
     progress.start("trial of reading", len(pairs), "images")
     stream = _views(prepared, [parts[0], *parts])
     next(stream)
@@ -118,20 +118,11 @@ def _reading_seconds(prepared: Prepared, pairs: Sequence[Pair], progress: Progre
 def _views(prepared: Prepared, batches: Sequence[Sequence[Pair]]) -> Iterator[Tensor]:
     """Yield uint8 (N, C, H, W) of each batch, through the build's reading path."""
     step = _portion_size(prepared, sum(map(len, batches)))
-    first = prepared.config.first_view
-    pieces = [
-        pair_batches([(first + view, sample) for view, sample in batch], step) for batch in batches
-    ]
-    stream = image_batches(
-        prepared.dataset,
-        prepared.views,
-        (piece for of_a_batch in pieces for piece in of_a_batch),
-        workers=prepared.config.workers,
-        pin=prepared.device.type == "cuda",
-    )
+    pieces = [split_rows(batch, step) for batch in batches]
+    stream = prepared.images(piece for of_a_batch in pieces for piece in of_a_batch)
     for of_a_batch in pieces:
         parts = list(islice(stream, len(of_a_batch)))
-        yield parts[0] if len(parts) == 1 else joined(parts)
+        yield parts[0] if len(parts) == 1 else stacked(image for part in parts for image in part)
 
 
 def _portion_size(prepared: Prepared, count: int) -> int:
@@ -151,7 +142,7 @@ def _forward(
     logits, seconds = [], []
     for teacher in prepared.teachers:
         begun = perf_counter()
-        logits.append(forward_batch(teacher, moved, batch, prepared.config.precision))
+        logits.append(prepared.try_forward(teacher, moved, batch))
         seconds.append(perf_counter() - begun)
     return logits, seconds
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -49,17 +50,17 @@ def read_class_map(path: str | None) -> ClassMap | None:
     if path is None:
         return None
     try:
-        found = json.loads(Path(path).read_text(), object_pairs_hook=_without_repeats)
+        mapping = json.loads(Path(path).read_text(), object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise NotFound(f"{path}: there is no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable class map ({error}): {_EXPECTED}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: not a class map but a {type(found).__name__}: {_EXPECTED}")
-    for key, value in found.items():
+    if not isinstance(mapping, dict):
+        raise InputError(f"{path}: not a class map but a {type(mapping).__name__}: {_EXPECTED}")
+    for key, value in mapping.items():
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise InputError(f"{path}: {key!r} leads to {value!r}, no name or number: {_EXPECTED}")
-    return found
+    return mapping
 
 
 def renumbered(
@@ -173,14 +174,14 @@ def _refuse_gaps(dataset: ImageDataset, numbers: NDArray[np.int32], class_map: C
 def _number(name: str | int, places: dict[str, list[int]], count: int, owner: str) -> int | None:
     """Return a class's number by its name, or else by the number itself; None if there is none."""
     if isinstance(name, str):
-        found = places.get(name, [])
-        if len(found) > 1:
+        numbers = places.get(name, [])
+        if len(numbers) > 1:
             raise InputError(
-                f"class map: {name!r} is the name of classes {found[0]} and {found[1]} of {owner}: "
-                "give the number in --class-map"
+                f"{name!r} is the name of classes {numbers[0]} and {numbers[1]} of {owner}: give "
+                "the number of one"
             )
-        if found:
-            return found[0]
+        if numbers:
+            return numbers[0]
         if not re.fullmatch(_NUMBER, name):
             return None
     return int(name) if 0 <= int(name) < count else None
@@ -204,37 +205,25 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
-        raise ValueError(f"{twice!r} stands twice")
-    return found
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{key!r} stands twice")
+    return dict(pairs)
 
 
 def class_numbers(
-    wanted: Sequence[str | int], names: Sequence[str] | None, count: int, owner: str
+    classes: Sequence[str | int], names: Sequence[str] | None, count: int, owner: str
 ) -> list[int]:
     """Return the numbers, each once, of classes given by name or number; names come first.
 
     UnknownName for a class that ``owner`` does not have, InputError for a name of several.
     """
     places = _places(names or ())
-    found: dict[int, None] = {}
-    for each in wanted:
-        numbers = places.get(each, []) if isinstance(each, str) else []
-        if len(numbers) > 1:
-            raise InputError(
-                f"{each!r} is the name of {len(numbers)} classes of {owner}: by number"
-            )
-        number = numbers[0] if numbers else _plain_number(each)
-        if number is None or not 0 <= number < count:
+    numbers: dict[int, None] = {}
+    for name in classes:
+        number = _number(name, places, count, owner)
+        if number is None:
             known = names or [str(number) for number in range(count)]
-            raise UnknownName.among(f"class of {owner}", str(each), known)
-        found[number] = None
-    return list(found)
-
-
-def _plain_number(text: str | int) -> int | None:
-    if isinstance(text, str):
-        return int(text) if re.fullmatch(_NUMBER, text) else None
-    return text
+            raise UnknownName.among(f"class of {owner}", str(name), known)
+        numbers[number] = None
+    return list(numbers)

@@ -20,18 +20,11 @@ from torch import Tensor, nn
 
 from logitstore.errors import InputError, NotFound, UnknownName
 
-WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "module",
-    "net",
-    "network",
-    "weights",
-    "params",
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
 )
-
-EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+"""Entries that hold a checkpoint's weights, in the order of preference: averaged ones last."""
 
 _HARMLESS = "num_batches_tracked"
 """A count that inference does not use: older checkpoints lack it."""
@@ -58,7 +51,7 @@ def load_weights(
         return _tensors(chosen), weights_key
     if _is_state(loaded):
         return _tensors(loaded), None
-    for key in (*WRAPPERS, *EMA_WRAPPERS):
+    for key in _WRAPPERS:
         if _is_state(loaded.get(key)):
             return _tensors(loaded[key]), key
     raise InputError(

@@ -38,6 +38,15 @@ class TeacherSource:
     classes: Classes | None = None
     class_map: ClassMap | None = None
 
+    def architecture(self) -> str:
+        """Return the network's spec; InputError if nothing names it."""
+        if self.arch is None:
+            raise InputError(
+                f"{self.path}: say which network this is with --arch (torchvision:NAME, "
+                "path/to/file.py:factory, resnet56, …)"
+            )
+        return self.arch
+
     def numbered(self, dataset: ImageDataset) -> ImageDataset:
         """Return the dataset with its classes numbered as the run's, if the run maps classes."""
         if self.classes is None:

@@ -23,13 +23,13 @@ from logitstore.errors import InputError, Unfinished
 from logitstore.precompute.processes.ranks import ALONE, Ranks, lost_rank_as_unfinished
 
 _PATIENCE = timedelta(hours=6)
-"""How long ranks wait for rank 0, which measures and writes alone.
+"""Time that ranks wait for rank 0, which measures and writes alone.
 
 A rank that ended is noticed long before: by its closed connections, or by torchrun.
 """
 
 _ARRIVAL = timedelta(minutes=10)
-"""How long ranks wait until all have started."""
+"""Time that ranks wait until all have started."""
 
 _GRACE = 5.0
 """Seconds that a silent rank waits so that the failing one can print first."""

@@ -38,7 +38,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes."""
+        """Tell whether this is the rank that writes."""
         return self.rank == 0
 
     def part(self, samples: int) -> slice:
@@ -82,12 +82,12 @@ class Ranks:
         if self.count == 1:
             return
         text = json.dumps(values, sort_keys=True)
-        mine, theirs = json.loads(text), json.loads(self._of_first(text.encode()))
-        for key in sorted(mine.keys() | theirs.keys()):
-            if mine.get(key) != theirs.get(key):
+        here, first = json.loads(text), json.loads(self._of_first(text.encode()))
+        for key in sorted(here.keys() | first.keys()):
+            if here.get(key) != first.get(key):
                 raise MismatchError(
-                    f"rank {self.rank} of {self.count} has {key} {mine.get(key)!r}, rank 0 "
-                    f"{theirs.get(key)!r}: give all ranks the same arguments, files and run folder"
+                    f"rank {self.rank} of {self.count} has {key} {here.get(key)!r}, rank 0 "
+                    f"{first.get(key)!r}: give all ranks the same arguments, files and run folder"
                 )
 
     def _of_first(self, data: bytes) -> bytes:

@@ -62,7 +62,7 @@ class Views:
 
     @property
     def random(self) -> bool:
-        """Whether two views of a sample may differ."""
+        """Tell whether two views of a sample may differ."""
         return self._draws or self.mix is not None
 
     def evaluation(self) -> Views:
@@ -77,8 +77,8 @@ class Views:
         if not self._steps and _is_plain(image):
             return _pixels(image)  # what the way through PIL gives, at a tenth of its time
         image = as_image(image, f"sample {sample}")
-        shown = self._drawn(image, sample, view) if self._draws else self._applied(image)
-        return _pixels(np.asarray(shown))
+        image = self._drawn(image, sample, view) if self._draws else self._applied(image)
+        return _pixels(np.asarray(image))
 
     def _drawn(self, image: Image.Image, sample: int, view: int) -> Image.Image:
         generator = torch.default_generator

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import THUMBNAIL_TOLERANCE, Canary, ViewCard
@@ -24,7 +23,7 @@ MAX_CANARY_VIEWS, CANARIES, THUMBNAIL = 16, 16, 8
 """Views that have canaries, canaries in a view, and the side of a thumbnail."""
 
 _DECODER_DISTANCE = 16
-"""Of 255: thumbnails differ by less between JPEG decoders or resizers, by more between images."""
+"""Largest difference, of 255, between thumbnails of one image by other decoders or resizers."""
 
 _DRAWING = ("pillow", "torch", "torchvision")
 """Packages whose version may change what a view looks like."""
@@ -40,7 +39,7 @@ def make_view_card(
     items = ViewItems(dataset, views)
     chosen = canary_samples(len(dataset))
     canaries = tuple(
-        _canary(items.show(view, sample), sample, view)
+        _canary(items, view, sample)
         for view in range(first_view, first_view + min(count, MAX_CANARY_VIEWS))
         for sample in chosen
     )
@@ -84,7 +83,7 @@ def check_canaries(
         return ["none of the checked views is of a sample that is here: matched by key and label"]
     items, near = ViewItems(dataset, views), 0
     for canary in chosen:
-        ours = _canary(items.show(canary.view, canary.sample), canary.sample, canary.view)
+        ours = _canary(items, canary.view, canary.sample)
         if ours.sha256 == canary.sha256:
             continue
         if not ours.resembles(canary):
@@ -102,8 +101,7 @@ def check_canaries(
 
 def _refuse_unstable(items: ViewItems, canary: Canary) -> None:
     """Refuse a sample that is another image when it is read again."""
-    again = _canary(items.show(canary.view, canary.sample), canary.sample, canary.view)
-    if again.sha256 != canary.sha256:
+    if _canary(items, canary.view, canary.sample).sha256 != canary.sha256:
         raise InputError(
             f"{items.dataset.name}: sample {canary.sample} is another image each time it is read, "
             "as if a random or stateful transform were at work inside the dataset: give the images "
@@ -145,8 +143,8 @@ def _other_versions(packages: Mapping[str, str]) -> str:
     return f" ({'; '.join(others)})" if others else ""
 
 
-def _canary(shown: Tensor, sample: int, view: int) -> Canary:
-    pixels = shown.numpy()
+def _canary(items: ViewItems, view: int, sample: int) -> Canary:
+    pixels = items.show(view, sample).numpy()
     small = [
         np.asarray(Image.fromarray(plane).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
         for plane in pixels

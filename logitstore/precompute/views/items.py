@@ -44,14 +44,14 @@ class ViewItems(Dataset[Any]):
 
         InputError if an image cannot be read, or two that are to be mixed differ in shape.
         """
-        own = self._alone(view, sample)
+        image = self._alone(view, sample)
         if self._mix is None:
-            return own
+            return image
         plan = self._mix.plan(sample, view)
         if plan.weight == 1:
-            return own
+            return image
         try:
-            return blend(own, self._alone(view, plan.partner), plan)
+            return blend(image, self._alone(view, plan.partner), plan)
         except InputError as error:
             raise InputError(
                 f"{self.dataset.name}: sample {sample} is mixed with sample {plan.partner} "
@@ -70,27 +70,25 @@ class ViewItems(Dataset[Any]):
             ) from error
 
 
-def stack_views(items: Sequence[Tensor | LogitstoreError]) -> Tensor | LogitstoreError:
-    """Stack views of one shape to uint8 (N, C, H, W), or return the first error."""
-    for item in items:
-        if isinstance(item, LogitstoreError):
-            return item
-    tensors = [item for item in items if isinstance(item, Tensor)]
-    shapes = {tuple(item.shape) for item in tensors}
+def stacked(images: Iterable[Tensor]) -> Tensor:
+    """Stack images to uint8 (N, C, H, W); InputError if they differ in shape."""
+    images = list(images)
+    shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
-        return InputError(
+        raise InputError(
             f"the images of one batch differ in shape ({', '.join(map(str, sorted(shapes)))}): "
             "give --size, or a --view-spec that crops or resizes"
         )
-    return torch.stack(tensors)
+    return torch.stack(images)
 
 
-def joined(batches: Iterable[Tensor]) -> Tensor:
-    """Join batches to one, uint8 (N, C, H, W); InputError if their images differ in shape."""
-    stacked = stack_views([image for batch in batches for image in batch])
-    if isinstance(stacked, LogitstoreError):
-        raise stacked
-    return stacked
+def _collate(items: Sequence[Tensor | LogitstoreError]) -> Tensor | LogitstoreError:
+    """Stack the items of a batch, or return the first error."""
+    errors = (item for item in items if isinstance(item, LogitstoreError))
+    try:
+        return next(errors, None) or stacked(item for item in items if isinstance(item, Tensor))
+    except InputError as error:
+        return error
 
 
 def default_workers(dataset: ImageDataset) -> int:
@@ -115,7 +113,7 @@ def image_batches(
         ViewItems(dataset, views),
         batch_sampler=items,
         num_workers=count,
-        collate_fn=stack_views,
+        collate_fn=_collate,
         pin_memory=pin,
         # A dataset from a user's file cannot be imported by a process that starts afresh.
         multiprocessing_context="fork" if count and sys.platform == "linux" else None,

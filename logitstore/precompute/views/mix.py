@@ -43,7 +43,7 @@ _GRID = 1 << 16
 
 
 class MixPlan(NamedTuple):
-    """How one sample is mixed in one view.
+    """The plan by which one sample is mixed in one view.
 
     ``weight`` is its own share of the image and of the label; ``partner`` has the rest.  ``box`` is
     (left, top, right, bottom) in shares of width and height: CutMix's, None for Mixup.
@@ -141,25 +141,25 @@ class Mix:
                 return cell
 
 
-def blend(own: Tensor, partner: Tensor, plan: MixPlan) -> Tensor:
+def blend(image: Tensor, partner: Tensor, plan: MixPlan) -> Tensor:
     """Mix two views as planned: uint8 (C, H, W) of both -> uint8 (C, H, W), the same everywhere.
 
     Mixup rounds to the nearest value, halves up; CutMix pastes the partner's box, its edges rounded
     to whole pixels.  InputError if the shapes differ.
     """
-    if own.shape != partner.shape:
+    if image.shape != partner.shape:
         raise InputError(
-            f"images of shape {tuple(own.shape)} and {tuple(partner.shape)} cannot be mixed: "
+            f"images of shape {tuple(image.shape)} and {tuple(partner.shape)} cannot be mixed: "
             "give --size, or a --view-spec that crops or resizes"
         )
     if plan.box is None:
         weight = round(plan.weight * _GRID)
-        mixed = own.int().mul_(weight).add_(partner.int(), alpha=_GRID - weight)
+        mixed = image.int().mul_(weight).add_(partner.int(), alpha=_GRID - weight)
         return (mixed.add_(_GRID // 2) >> 16).to(torch.uint8)
-    height, width = own.shape[-2:]
+    height, width = image.shape[-2:]
     left, right = (round(edge * width) for edge in plan.box[0::2])
     top, bottom = (round(edge * height) for edge in plan.box[1::2])
-    pasted = own.clone()
+    pasted = image.clone()
     pasted[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
     return pasted
 

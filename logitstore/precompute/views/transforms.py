@@ -78,7 +78,7 @@ def _auto_augment(policy: str = "imagenet", **arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How to make one transform, the types of its arguments, and whether it draws at random."""
+    """A transform: what makes it, the types of its arguments, and whether it draws at random."""
 
     make: Callable[..., Any]
     arguments: Mapping[str, Any]

@@ -11,12 +11,11 @@ from PIL import Image
 
 from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
 from logitstore.format.grid import Span
-from logitstore.precompute.building.batches import read_views
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.pixels import parse_normalize, to_input
 from logitstore.precompute.views import Views, parse_views, views_of
 from logitstore.precompute.views.canaries import check_canaries, make_view_card
-from logitstore.precompute.views.items import default_workers
+from logitstore.precompute.views.items import default_workers, image_batches
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 9, 7, 3)).astype(np.uint8)
@@ -41,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_arrays_come_through_as_they_are(npz: str) -> None:
     dataset = open_dataset(npz)
-    (views,) = read_views(dataset, Views(()), [Span(0, 0, 12)], workers=0)
+    (views,) = image_batches(dataset, Views(()), [Span(0, 0, 12).pairs], workers=0)
     assert (views.numpy() == IMAGES.transpose(0, 3, 1, 2)).all()
     assert (dataset.labels == LABELS).all()
     assert dataset.classes is None
@@ -60,9 +59,9 @@ def test_the_short_way_for_arrays_gives_what_pil_gives(npz: str) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_change_neither_order_nor_bytes(folder: Path, workers: int) -> None:
     dataset = open_dataset(f"imagefolder:{folder}")
-    spans = [Span(0, 0, 5), Span(0, 5, 12)]
-    alone = list(read_views(dataset, Views((), size=6), spans, workers=0))
-    shared = list(read_views(dataset, Views((), size=6), spans, workers=workers))
+    batches = [Span(0, 0, 5).pairs, Span(0, 5, 12).pairs]
+    alone = list(image_batches(dataset, Views((), size=6), batches, workers=0))
+    shared = list(image_batches(dataset, Views((), size=6), batches, workers=workers))
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
@@ -171,15 +170,15 @@ def test_a_broken_image_is_named(folder: Path) -> None:
     (folder / "class1/01.png").write_bytes(b"not an image")
     dataset = open_dataset(f"imagefolder:{folder}")
     with pytest.raises(InputError, match="sample 4 cannot be read"):
-        list(read_views(dataset, Views(()), [Span(0, 0, 12)], workers=1))
+        list(image_batches(dataset, Views(()), [Span(0, 0, 12).pairs], workers=1))
 
 
 def test_images_of_different_shapes_ask_for_a_size(folder: Path) -> None:
     Image.new("RGB", (20, 30)).save(folder / "class1/01.png")
     dataset = open_dataset(f"imagefolder:{folder}")
     with pytest.raises(InputError, match="give --size"):
-        list(read_views(dataset, Views(()), [Span(0, 0, 12)], workers=0))
-    (views,) = read_views(dataset, Views((), size=5), [Span(0, 0, 12)], workers=0)
+        list(image_batches(dataset, Views(()), [Span(0, 0, 12).pairs], workers=0))
+    (views,) = image_batches(dataset, Views((), size=5), [Span(0, 0, 12).pairs], workers=0)
     assert views.shape == (12, 3, 5, 5)
 
 
@@ -188,7 +187,7 @@ def test_items_that_are_no_images_are_refused(tmp_path: Path) -> None:
     file.write_text("import numpy as np\ndef make(): return [(np.zeros((3, 4, 4)), 0)] * 2\n")
     dataset = open_dataset(f"{file}:make")
     with pytest.raises(InputError, match="before any conversion to float"):
-        list(read_views(dataset, Views(()), [Span(0, 0, 2)], workers=0))
+        list(image_batches(dataset, Views(()), [Span(0, 0, 2).pairs], workers=0))
 
 
 def test_a_view_spec_is_a_checked_list_of_allowed_transforms(tmp_path: Path) -> None:

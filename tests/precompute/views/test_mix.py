@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from logitstore.errors import InputError
 from logitstore.format.grid import Span
-from logitstore.precompute.building.batches import read_views
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.views import Views
-from logitstore.precompute.views.items import ViewItems
+from logitstore.precompute.views.items import ViewItems, image_batches
 from logitstore.precompute.views.mix import Mix, MixPlan, blend, check_mix, parse_mix
 from logitstore.trainer import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
@@ -250,8 +249,8 @@ def test_a_mixed_view_costs_two_images_and_never_more() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_build_sees_each_sample_blended_with_its_partner(workers: int) -> None:
     dataset, views = digits(), Views((), size=12, seed=4, mix=BOTH)
-    spans = [Span(5, 0, 40), Span(5, 40, 60)]
-    shown = torch.cat(list(read_views(dataset, views, spans, workers=workers)))
+    batches = [Span(5, 0, 40).pairs, Span(5, 40, 60).pairs]
+    shown = torch.cat(list(image_batches(dataset, views, batches, workers=workers)))
     expected = torch.stack([by_hand(dataset, views, i, 5)[0] for i in range(60)])
     alone = torch.stack([views(dataset.item(i), sample=i, view=5) for i in range(60)])
     assert torch.equal(shown, expected)
