@@ -1,4 +1,4 @@
-"""The metrics: functions of whole arrays to one float, or a curve; in NumPy and float64.
+"""Compute the metrics from whole arrays, in NumPy and float64: one float each, or a curve.
 
 Logits are (N, C) float, labels (N,) integers; samples with label -1 are left out.  CPU tensors are
 taken as arrays.  InputError if nothing is left to measure.  Letters: N samples, C classes.
@@ -22,10 +22,10 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
     Of equal logits the one with the lowest index ranks first, as in argmax.
     """
     values, known = labelled(logits, labels)
-    own = values[np.arange(len(values)), known][:, None]
+    of_label = values[np.arange(len(values)), known][:, None]
     earlier = np.arange(values.shape[1]) < known[:, None]
     # not (<=) rather than (>): a row of NaN is wrong then, not right.
-    rank = (~(values <= own) | ((values == own) & earlier)).sum(axis=1)
+    rank = (~(values <= of_label) | ((values == of_label) & earlier)).sum(axis=1)
     return float((rank < k).mean())
 
 
@@ -50,7 +50,7 @@ def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Per bin of confidence, (bins,): mean confidence and accuracy (NaN if empty), and samples."""
+    """Holds mean confidence, accuracy (NaN if empty) and samples of each bin, (bins,)."""
 
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""The decoded copy: a snapshot's rows, decoded once on this disk and shared by all processes.
+"""Decode a snapshot's rows once on this machine, into a copy that all its processes share.
 
-``prepare.prepare_reading`` is the one front door; it also returns readers that need no copy.
+Call ``prepare.prepare_reading``; it also returns readers that need no copy.
 """

@@ -35,7 +35,7 @@ DEFAULT_MOST_BYTES = 64 << 30
 """Bytes of all copies together, unless LOGITSTORE_CACHE_BYTES sets another limit."""
 
 SMALL_BYTES = 64 << 20
-"""Bytes of the largest copy that is kept in memory: to decode it again takes about 0.1 s."""
+"""Bytes of the largest copy in memory: to decode it again takes about 0.1 s."""
 
 _POLL_SECONDS = 0.02
 """Seconds between two looks at a copy that another process makes."""
@@ -54,11 +54,11 @@ class Cache:
 
         LOGITSTORE_CACHE_BYTES is the limit, such as 20GiB or a number of bytes (default: 64 GiB).
         """
-        chosen = os.path.expanduser(folder or os.environ.get("LOGITSTORE_CACHE") or DEFAULT_FOLDER)
-        most = os.environ.get("LOGITSTORE_CACHE_BYTES")
+        path = os.path.expanduser(folder or os.environ.get("LOGITSTORE_CACHE") or DEFAULT_FOLDER)
+        limit = os.environ.get("LOGITSTORE_CACHE_BYTES")
         return cls(
-            Path(chosen if chosen.startswith("~") else os.path.abspath(chosen)),
-            parse_size("LOGITSTORE_CACHE_BYTES", most) if most else DEFAULT_MOST_BYTES,
+            Path(path if path.startswith("~") else os.path.abspath(path)),
+            parse_size("LOGITSTORE_CACHE_BYTES", limit) if limit else DEFAULT_MOST_BYTES,
         )
 
     def copy_of(
@@ -170,7 +170,7 @@ class Cache:
 
 
 def _is_damage(error: OSError) -> bool:
-    """Tell whether to make the copy again; without rights, locks or memory it would not help."""
+    """Return whether to make the copy again; without rights, locks or memory it would not help."""
     return isinstance(error, Damaged) or error.errno in (errno.EIO, errno.ENOTDIR, errno.EISDIR)
 
 

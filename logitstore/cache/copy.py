@@ -40,7 +40,7 @@ class ArrayIndex(Document):
 
 
 class CopyIndex(Document):
-    """Describes a copy's content; ``snapshot`` and ``store`` tell a person where it came from."""
+    """Describes a copy's content; ``snapshot`` and ``store`` are for people who look at it."""
 
     layout_version: Literal[1] = 1
     root: Sha256
@@ -87,7 +87,7 @@ class CopyIndex(Document):
 
 
 class Copy:
-    """All of a snapshot's rows, decoded and read-only, in this process's memory.
+    """Holds all of a snapshot's rows, decoded and read-only, in this process's memory.
 
     ``arrays`` are (V, N, width).  ``path`` is the folder that they are mapped from, None here.
     ``made`` is False if the copy was found; ``seconds`` is how long it took to make or find it.

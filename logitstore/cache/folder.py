@@ -1,4 +1,4 @@
-"""Manage the files in a cache's folder: who may touch them, and what goes when space is needed.
+"""Manage the files in a cache's folder: lock them, and remove copies when space is needed.
 
     DIGEST/           a whole copy (``mapped``); DIGEST covers the snapshot's root and the layout
     DIGEST.lock       held by the process that makes the copy; the others wait
@@ -89,7 +89,7 @@ class CacheFolder:
 
     @contextmanager
     def maker(self, digest: str) -> Iterator[str | None]:
-        """Become the only process that makes this copy: yields None, or the one that is."""
+        """Become the only process that makes this copy: yield None, or who it is."""
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / f"{digest}.lock"
         file = OpenFile(path, os.O_RDWR | os.O_CREAT)
@@ -106,7 +106,7 @@ class CacheFolder:
             file.unlock()
 
     def draft(self, digest: str) -> Path:
-        """Return a temporary folder name, for a copy being made or removed."""
+        """Return a temporary folder's name, for a copy that is being made or removed."""
         return self.path / f".{digest}.{secrets.token_hex(8)}.tmp"
 
     def sweep(self, making: str | None = None) -> None:

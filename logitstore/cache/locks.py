@@ -1,4 +1,4 @@
-"""Locks on files that end with the process that holds them, however it ends.
+"""Lock files until the process that holds the lock ends, however it ends.
 
 A lock is shared (a copy is in use) or exclusive (it is made or removed).
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class OpenFile:
-    """An open file, which closes when nothing refers to it any more.
+    """Opens a file, which closes when nothing refers to it any more.
 
     A thread that an interruption left behind may still write through it: after an earlier close its
     number could belong to another file.
@@ -40,7 +40,7 @@ class OpenFile:
         self._finalizer()
 
     def is_at(self, path: Path) -> bool:
-        """Tell whether this is still the file of that name."""
+        """Return whether this is still the file of that name."""
         try:
             return os.path.samestat(os.fstat(self.fd), os.stat(path))
         except FileNotFoundError:

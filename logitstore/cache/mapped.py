@@ -45,7 +45,7 @@ _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
 
 
 class MappedCopy(Copy):
-    """A copy in files, shared by processes; in use for as long as something refers to it."""
+    """Holds a copy in files, shared by processes; in use for as long as something refers to it."""
 
     def __init__(
         self, folder: Path, index: CopyIndex, arrays: Arrays, lock: OpenFile, *, made: bool

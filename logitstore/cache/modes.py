@@ -1,7 +1,4 @@
-"""The modes in which a teacher's rows can be read, by name.
-
-A run's settings name one before anything is opened, so this module imports nothing heavy.
-"""
+"""Name the modes in which a teacher's rows can be read; settings import this before any array."""
 
 from __future__ import annotations
 

@@ -42,10 +42,11 @@ class ShardReader:
 
     def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
         """Return encoded rows of these samples, as ``Snapshot.rows`` does."""
-        samples = self._snapshot.checked(indices, view)
-        arrays = self._snapshot.encoding.empty(len(samples))
-        Snapshot.gather(self._snapshot, samples, view, arrays)
-        return Rows(self._snapshot.encoding, arrays)
+        snapshot = self._snapshot
+        samples = snapshot.checked(indices, view)
+        arrays = snapshot.encoding.empty(len(samples))
+        Snapshot.gather(snapshot, samples, view, arrays)  # a served one's own asks the server
+        return Rows(snapshot.encoding, arrays)
 
     def close(self) -> None:
         """Let go of the decoded shards."""

@@ -43,7 +43,7 @@ class DatasetCard(Document):
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a dataset: labels int32 (N,), -1 where unknown, and keys if they have any."""
+    """Holds a dataset's samples: labels int32 (N,), -1 where unknown, and keys if it has any."""
 
     name: str
     labels: NDArray[np.int32]
@@ -58,7 +58,7 @@ class Samples:
 
 
 class StoreMeta(Document):
-    """Attributes of the root group."""
+    """Holds the attributes of the root group."""
 
     format_version: Literal[1] = 1
     classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
@@ -73,14 +73,14 @@ class StoreMeta(Document):
 
 
 class Normalize(Document):
-    """Per-channel mean and standard deviation of pixels in [0, 1]."""
+    """Holds the mean and standard deviation of each channel, of pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 class TeacherCard(Document):
-    """Which network, weights and arithmetic produced a snapshot."""
+    """Names the network, weights and arithmetic that produced a snapshot."""
 
     file: str
     weights_sha256: Sha256
@@ -103,7 +103,7 @@ class ImportCard(Document):
 
 
 class Canary(Document):
-    """One view's fingerprint: sha256 of its uint8 bytes and an 8x8 thumbnail (hex, C*8*8 bytes)."""
+    """Fingerprints a view: sha256 of its uint8 bytes, and an 8x8 thumbnail (hex, C*8*8 bytes)."""
 
     view: int
     sample: int
@@ -137,7 +137,7 @@ class ViewCard(Document):
 
 
 class EncodingCard(Document):
-    """Name and parameters of the row encoding."""
+    """Names the encoding of the rows, with its parameters."""
 
     name: str
     parameters: dict[str, int] = Field(default_factory=dict)
@@ -149,7 +149,7 @@ class EncodingCard(Document):
 
 
 class Divergence(Document):
-    """KL(teacher || decoded) in nats at one temperature, over all rows."""
+    """Holds KL(teacher || decoded) in nats at one temperature, over all rows."""
 
     temperature: float
     mean: float
@@ -164,7 +164,7 @@ class Fidelity(Document):
 
 
 class TranscodeCard(Document):
-    """The snapshot whose decoded rows were encoded again, and what its own encoding had lost."""
+    """Names the snapshot whose decoded rows were encoded again, and what its encoding had lost."""
 
     root: Sha256
     encoding: EncodingCard
@@ -172,14 +172,14 @@ class TranscodeCard(Document):
 
 
 class SpecialistCard(Document):
-    """One specialist that took part: its name in the plan, and the root of its snapshot."""
+    """Names a specialist by its name in the plan and the root of its snapshot."""
 
     name: str
     root: Sha256
 
 
 class CombinedCard(Document):
-    """The generalist and the specialists whose distributions became one, and how.
+    """Names the generalist and the specialists whose distributions were combined, and the rule.
 
     ``min-kl``: per row the q that minimises KL(generalist || q) plus, for each specialist that has
     the generalist's best class, KL(specialist || q with one class for the rest), at T=1.
@@ -238,7 +238,7 @@ class SnapshotPlan(Document):
 
 
 class SnapshotMeta(SnapshotPlan):
-    """Attributes of a snapshot's group: the plan and what the finished build measured.
+    """Holds the attributes of a snapshot's group: the plan, and what the build measured.
 
     ``top1`` is the share of labelled rows whose argmax is the label; None without labels.
     """

@@ -34,8 +34,8 @@ _ALWAYS_AT = (1.0, 4.0)
 _SAMPLED = 0.97
 """Share of the bound that ``auto`` aims at: the mean over all rows may exceed the sample's."""
 
-_LEVELS, _KEPT = (192, 160, 128, 96, 64), (10, 30, 100)
-"""Levels of uint8, and classes kept by topk, that are compared."""
+_LEVELS, _TOPK = (192, 160, 128, 96, 64), (10, 30, 100)
+"""Levels of uint8, and numbers of classes of topk, that are compared."""
 
 _UINT8_CLASSES = range(33, 4097)
 """Numbers of classes whose default encoding is uint8."""
@@ -76,7 +76,7 @@ class EncodingRequest:
 
     @property
     def bound(self) -> float | None:
-        """The largest mean KL, in nats; None if none was asked for."""
+        """The largest mean KL, in nats; None where there is no bound."""
         bounded = self.text == AUTO or (self._is_topk and self.temperature != 1)
         return MAX_KL if bounded and self.max_kl is None else self.max_kl
 
@@ -115,7 +115,7 @@ def candidates(classes: int) -> list[Encoding]:
     texts = [
         *(name for name in ENCODINGS if name != TopK.name),
         *(f"uint8:{levels}" for levels in _LEVELS),
-        *(f"topk:{kept}" for kept in _KEPT if kept <= classes // 4),
+        *(f"topk:{k}" for k in _TOPK if k <= classes // 4),
     ]
     return [parse_encoding(text, classes) for text in texts]
 

@@ -1,4 +1,4 @@
-"""Commits: a snapshot's objects with their digests, and the keys that everything lies under.
+"""List a snapshot's objects with their digests in a commit, and name the keys of all objects.
 
 A root is the digest of a commit.  This file does not know where objects lie or who writes them.
 """
@@ -18,7 +18,7 @@ ATTRIBUTE = "logitstore"
 
 
 class ObjectEntry(Document):
-    """Length in bytes and sha256 of one object."""
+    """Holds the length in bytes and the sha256 of one object."""
 
     length: Annotated[int, Field(ge=0)]
     sha256: Sha256
@@ -30,7 +30,7 @@ class ObjectEntry(Document):
 
 
 class ShardMark(Document):
-    """``.build/NAME/SHARD.json``: a finished shard's objects and its part of the statistics.
+    """Lists a finished shard's objects and its part of the statistics: ``.build/NAME/SHARD.json``.
 
     ``kl_sum`` and ``kl_max`` (nats) have one entry per temperature of the plan.
     """
@@ -47,7 +47,7 @@ class ShardMark(Document):
 
 
 class Commit(Document):
-    """``snapshots/NAME/commit.json``: every object of the snapshot and the store-level ones.
+    """Lists every object of a snapshot and of its store: ``snapshots/NAME/commit.json``.
 
     ``sha256`` covers the rest of the document, so that damage to the commit is seen when it is
     opened and not only when the damaged entry is used.

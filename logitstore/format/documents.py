@@ -1,4 +1,4 @@
-"""Documents: frozen pydantic models that are written as canonical JSON and read whole or refused.
+"""Write frozen pydantic models as canonical JSON, and read them whole or refuse them.
 
 It knows names, keys and digests; what the documents say is in ``cards`` and ``commits``.
 """
@@ -41,7 +41,7 @@ def canonical(document: object) -> bytes:
 
 
 class Document(BaseModel):
-    """A model that cannot be changed and has no unknown fields."""
+    """Refuses unknown fields, and cannot be changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -75,8 +75,8 @@ def _difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any] | None:
                 return difference
         return None
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for position, (left, right) in enumerate(zip(old, new, strict=True)):
-            difference = _difference(f"{path}[{position}]", left, right)
+        for position, values in enumerate(zip(old, new, strict=True)):
+            difference = _difference(f"{path}[{position}]", *values)
             if difference:
                 return difference
         return None

@@ -115,9 +115,9 @@ def _kl_by_moments(
     return np.maximum(kl, 0.0), trusted
 
 
-def _row_dot(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+def _row_dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     # NumPy sums pairwise; einsum's sums would depend on where a long row lies in its block.
-    dot: NDArray[np.float64] = (left * right).sum(axis=1).astype(np.float64)
+    dot: NDArray[np.float64] = (a * b).sum(axis=1).astype(np.float64)
     return dot
 
 

@@ -1,4 +1,4 @@
-"""How the rows of a snapshot are cut into shards: (view, sample) to shard, key and place.
+"""Cut the rows of a snapshot into shards: from (view, sample) to shard, key and place.
 
 Everything that writes, reads, copies or verifies rows asks a ``Grid``; nothing else computes with
 ``rows_per_shard``.  It does not know encodings, zarr or where bytes lie.
@@ -40,7 +40,7 @@ def chunk_rows(rows_per_shard: int, bytes_per_row: int) -> int:
 
 
 class Span(NamedTuple):
-    """Samples ``start .. stop-1`` of one view."""
+    """Holds samples ``start .. stop-1`` of one view."""
 
     view: int
     start: int
@@ -64,7 +64,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """``views`` times ``samples`` rows, cut into shards of ``shard_rows``: the last may be shorter.
+    """Cuts ``views`` times ``samples`` rows into shards of ``shard_rows``; the last may be shorter.
 
     A shard is the unit of work, of resuming and of verification; it never holds two views.
     """

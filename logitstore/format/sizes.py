@@ -1,4 +1,4 @@
-"""How many bytes encoded rows take when they are compressed as a shard's chunks are."""
+"""Count the bytes of encoded rows, compressed as the chunks of a shard are."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def pack(rows: Rows) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """The header of a safetensors document of ``length`` bytes, and the places of its arrays.
+    """Holds the header of a safetensors document of ``length`` bytes, and the places of its arrays.
 
     A place is an array's name, shape, dtype and first byte.
     """
@@ -133,7 +133,7 @@ def crc32c(data: bytes | NDArray[np.uint8]) -> str:
 
 
 class Reply(Document):
-    """Base of a server's answers: fields that a newer server adds are ignored."""
+    """Describes a server's answer; fields that a newer server adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 

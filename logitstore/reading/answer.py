@@ -28,7 +28,7 @@ class TooLong(HTTPError):
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer of a server; header names ignore case."""
+    """Holds a whole answer of a server; header names ignore case."""
 
     status: int
     headers: Mapping[str, str]

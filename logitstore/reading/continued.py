@@ -20,7 +20,7 @@ from logitstore.reading.snapshot import Snapshot
 
 
 class Continued:
-    """The views of all ``parts``, in order, with ``meta`` and ``rows`` as a Snapshot has them.
+    """Reads the views of all ``parts``, in order; ``meta`` and ``rows`` are those of a Snapshot.
 
     ``root`` is the sha256 of the parts' roots.  MismatchError names what differs between parts that
     are not the same teacher on the same sequence of views.
@@ -79,10 +79,10 @@ def _refuse_break(before: Snapshot, after: Snapshot) -> None:
             "build both with one --view-spec, --size, --mix and --seed",
         ),
     )
-    for left, right, remedy in pairs:
-        assert left is not None  # a snapshot with views has a teacher
-        assert right is not None
-        difference = first_difference(left, right)
+    for card, next_card, remedy in pairs:
+        assert card is not None  # a snapshot with views has a teacher
+        assert next_card is not None
+        difference = first_difference(card, next_card)
         if difference:
             field, of_first, of_second = difference
             raise MismatchError(
@@ -106,11 +106,12 @@ def _combination(meta: SnapshotMeta) -> CombinedCard | None:
     card = meta.combined
     if card is None:
         return None
-    names = tuple(each.model_copy(update={"root": ""}) for each in card.specialists)
+    names = tuple(one.model_copy(update={"root": ""}) for one in card.specialists)
     return card.model_copy(update={"generalist": "", "specialists": names})
 
 
 def _joined(parts: Sequence[Snapshot]) -> SnapshotMeta:
+    """Return the metadata of all parts as one: their views and canaries together."""
     meta = parts[0].meta
     cards = [part.meta.view for part in parts]
     canaries = tuple(canary for card in cards if card for canary in card.canaries)

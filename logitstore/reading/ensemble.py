@@ -36,7 +36,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
-    """Encoded rows of some samples by every member, averaged when they are decoded.
+    """Holds every member's encoded rows of some samples; they are averaged when decoded.
 
     ``weights`` sum to 1.  ``temperature`` is where the distributions are averaged; None: the logits
     themselves are, which is the geometric mean of the distributions at every temperature.
@@ -91,7 +91,7 @@ class Blend:
 
 
 class Ensemble:
-    """The weighted mean of several teachers, with ``meta`` and ``rows`` as a Snapshot has them.
+    """Reads the weighted mean of several teachers; ``meta`` and ``rows`` are as a Snapshot's.
 
     ``kind``: "geometric" averages logits (exact at every temperature); "arithmetic" averages the
     distributions at ``temperature``, which only it needs, so that its logits stand for their mean

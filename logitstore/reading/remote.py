@@ -132,7 +132,7 @@ class RemoteObjects:
 
 
 class RemoteSnapshot(Snapshot):
-    """A snapshot whose rows the server gathers; all else is as in ``Snapshot``."""
+    """Lets the server gather the rows; all else is as in ``Snapshot``."""
 
     def __init__(self, objects: RemoteObjects, name: str, commit: bytes) -> None:
         self._objects = objects

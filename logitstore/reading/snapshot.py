@@ -47,7 +47,7 @@ class ObjectSource(Protocol):
 
 
 class Snapshot:
-    """One teacher state's logits for all samples and views, (V, N, C).
+    """Reads one teacher's logits for all samples and views, (V, N, C).
 
     ``commit`` is the bytes of ``commit.json``; everything else is checked against it.  ``layouts``
     are those of the arrays.  ``rows`` decodes whole shards; a served snapshot (``remote``) asks the
@@ -100,21 +100,16 @@ class Snapshot:
         """Return an object's bytes, checked; Damaged says what is wrong and where."""
         entry = self.commit.objects.get(key)
         if entry is None:
-            raise Damaged(f"{self._source.url}: {key} is not in the commit of {self.name!r}")
+            raise Damaged(f"{self.url}: {key} is not in the commit of {self.name!r}")
+        where = f"{self.url}: {key}{self._rows_of(key)}"
         try:
             data = self._source.get(key)
         except NotFound:
-            raise Damaged(f"{self._source.url}: {key}{self._rows_of(key)} is missing") from None
+            raise Damaged(f"{where} is missing") from None
         if len(data) != entry.length:
-            raise Damaged(
-                f"{self._source.url}: {key}{self._rows_of(key)} has {len(data)} bytes, "
-                f"the commit lists {entry.length}"
-            )
+            raise Damaged(f"{where} has {len(data)} bytes, the commit lists {entry.length}")
         if ObjectEntry.of(data) != entry:
-            raise Damaged(
-                f"{self._source.url}: {key}{self._rows_of(key)} has other bytes than the commit "
-                "lists (sha256 differs)"
-            )
+            raise Damaged(f"{where} has other bytes than the commit lists (sha256 differs)")
         return data
 
     def rows(self, indices: ArrayLike, view: int = 0) -> Rows:

@@ -20,7 +20,7 @@ from logitstore.storage.local import is_temporary
 
 
 class LogitStore:
-    """One dataset's snapshots: ``meta``, ``labels`` int32 (N,), ``keys``, ``snapshots`` by name.
+    """Holds a dataset's ``meta``, ``labels`` int32 (N,), ``keys`` and ``snapshots`` by name.
 
     It does not know where its bytes lie: each snapshot reads its own.
     """
@@ -77,7 +77,7 @@ class LogitStore:
 
 
 class Snapshots(Mapping[str, Snapshot]):
-    """The snapshots of the store at ``url``, each opened when it is first used."""
+    """Opens each snapshot of the store at ``url`` when it is first used."""
 
     def __init__(self, url: str) -> None:
         self.url = url

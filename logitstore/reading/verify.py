@@ -33,7 +33,7 @@ _BLOCK_BYTES = 16 << 20
 
 @dataclass
 class Report:
-    """The result of a verification; ``breaches`` say which object or row is wrong, and how."""
+    """Holds a verification's result; ``breaches`` say which object or row is wrong, and how."""
 
     store: str
     objects: int = 0
@@ -188,7 +188,7 @@ class _SnapshotCheck:
         return np.concatenate(whole) if len(whole) == len(parts) else None
 
     def _check_rows(self, span: Span, keys: dict[str, str]) -> None:
-        """Decode one shard of all arrays, block by block: are its logits finite?"""
+        """Check that the logits of one shard are finite, block by block."""
         snapshot = self.snapshot
         arrays = {
             name: self._shard(snapshot.layouts[name], key, span.rows) for name, key in keys.items()

@@ -15,7 +15,7 @@ from logitstore.storage.local import LocalStorage
 
 
 class Storage(Protocol):
-    """Objects by key under one root; ``url`` names the root in messages."""
+    """Keeps objects by key under one root; ``url`` names the root in messages."""
 
     url: str
 
@@ -64,5 +64,5 @@ def get_or_none(storage: Storage, key: str) -> bytes | None:
 
 
 def is_url(location: str | Path) -> bool:
-    """Tell whether a store's location is the address of a server."""
+    """Return whether a store's location is the address of a server."""
     return str(location).startswith(("http://", "https://"))

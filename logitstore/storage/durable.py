@@ -1,4 +1,4 @@
-"""Whole files that outlast a power cut, and the operating system's errors as our own.
+"""Write whole files that outlast a power cut, and translate the operating system's errors.
 
 Every file that is written whole is written here: to a temporary sibling, which is synced and then
 takes its name.  It does not know stores, keys or formats.

@@ -1,4 +1,4 @@
-"""A store's objects as files under one folder: durable, atomic and write-once puts by key.
+"""Keep a store's objects as files under one folder, by durable and atomic writes.
 
 A key is a relative posix path.  ``put`` replaces an object whole or not at all, also through a
 power cut; ``create`` writes it only if there is none, which is what a commit relies on.  Nothing

@@ -156,8 +156,8 @@ def to_float16(below: NDArray[np.float32], spacing: NDArray[np.float32]) -> NDAr
     A value below 0 stays at least ``spacing`` (N,) below 0: closer, it would tie with the maximum.
     """
     least = -np.clip(spacing, 2.0**-24, 2.0**15).astype(np.float32)[:, None]
-    kept = np.maximum(below, np.float32(FLOAT16_FLOOR))
-    return np.where(below < 0, np.minimum(kept, least), np.float32(0)).astype(np.float16)
+    above_floor = np.maximum(below, np.float32(FLOAT16_FLOOR))
+    return np.where(below < 0, np.minimum(above_floor, least), np.float32(0)).astype(np.float16)
 
 
 def float16_bound(logits: Logits) -> NDArray[np.float64]:

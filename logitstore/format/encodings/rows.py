@@ -1,4 +1,4 @@
-"""Rows as they are stored, read and sent: arrays and the encoding that decodes them."""
+"""Join arrays with the encoding that decodes them: rows as they are stored, read and sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows of some samples, in the order asked for: each array is (N, …)."""
+    """Holds the encoded rows of some samples, in their order: each array is (N, …)."""
 
     encoding: Encoding
     arrays: Mapping[str, NDArray[Any]]

@@ -1,4 +1,4 @@
-"""The table of encodings, by name; make one from a name, a text or a card.
+"""List the encodings by name, and make one from a name, a text or a card.
 
 Losses do not change when a constant is added to all logits of a row, so an encoding may store a row
 relative to its maximum; ``scalars`` bring the absolute logits back.  Probabilities are never

@@ -71,9 +71,9 @@ class TopK(Encoding):
             scalars = row_scalars(block, FLOAT16_TOP_BITS)
             spacing = spacing_below(scalars)
             slots = self._slots(block, labels[rows])
-            kept = np.take_along_axis(block, slots, axis=1) - top[:, None]
+            below = np.take_along_axis(block, slots, axis=1) - top[:, None]
             arrays["indices"][rows] = slots
-            arrays["codes"][rows] = to_float16(kept, spacing)
+            arrays["codes"][rows] = to_float16(below, spacing)
             arrays["scalars"][rows, 0] = scalars[:, 0]
             arrays["scalars"][rows, 1] = self._tail(block, slots, top, spacing)
         return arrays
@@ -131,8 +131,8 @@ class TopK(Encoding):
         top, tail = arrays["scalars"][:, :1], arrays["scalars"][:, 1:]
         decoded = np.empty((len(top), self.classes), np.float32)
         decoded[:] = top + (tail - np.float32(self._log_share))
-        kept = top + arrays["codes"].astype(np.float32)
-        np.put_along_axis(decoded, arrays["indices"].astype(np.int64), kept, axis=1)
+        best = top + arrays["codes"].astype(np.float32)
+        np.put_along_axis(decoded, arrays["indices"].astype(np.int64), best, axis=1)
         return decoded
 
     def decode_tensor(self, arrays: Mapping[str, Tensor]) -> Tensor:
@@ -146,11 +146,10 @@ class TopK(Encoding):
         Whatever the label, the tail's logits lie between the (k + 1)-th largest and the smallest,
         and so does their share.
         """
-        kept = float16_bound(logits)
-        if not self._tail_classes:
-            return kept
-        place = self.classes - self.k - 1
+        rounding, place = float16_bound(logits), self._tail_classes
+        if not place:
+            return rounding
         widest = np.partition(logits, place, axis=1)[:, place].astype(np.float64)
         lowered = 2 * (np.abs(logits).max(axis=1).astype(np.float64) + 20) * 2.0**-22 + _TAIL_MARGIN
-        bound: NDArray[np.float64] = widest - logits.min(axis=1) + lowered + kept
+        bound: NDArray[np.float64] = widest - logits.min(axis=1) + lowered + rounding
         return bound
