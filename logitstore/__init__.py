@@ -15,21 +15,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from logitstore.cache.cache import Cache
-    from logitstore.cache.prepare import prepare_reading
-    from logitstore.errors import LogitstoreError
-    from logitstore.format.encodings.rows import Rows
-    from logitstore.reading.ensemble import Ensemble
-    from logitstore.reading.opening import open_store
-    from logitstore.reading.snapshot import Snapshot
-    from logitstore.reading.store import LogitStore
-    from logitstore.trainer import losses, metrics
-    from logitstore.trainer.config.settings import TrainConfig
-    from logitstore.trainer.evaluation.evaluate import evaluate
-    from logitstore.trainer.own_loop.dataset import LogitDataset
-    from logitstore.trainer.own_loop.loader import with_logits
-    from logitstore.trainer.run.train import train
-    from logitstore.version import __version__
+    from logitstore.cache.cache import Cache as Cache
+    from logitstore.cache.prepare import prepare_reading as prepare_reading
+    from logitstore.errors import LogitstoreError as LogitstoreError
+    from logitstore.format.encodings.rows import Rows as Rows
+    from logitstore.reading.ensemble import Ensemble as Ensemble
+    from logitstore.reading.opening import open_store as open_store
+    from logitstore.reading.snapshot import Snapshot as Snapshot
+    from logitstore.reading.store import LogitStore as LogitStore
+    from logitstore.trainer import losses as losses
+    from logitstore.trainer import metrics as metrics
+    from logitstore.trainer.config.settings import TrainConfig as TrainConfig
+    from logitstore.trainer.evaluation.evaluate import evaluate as evaluate
+    from logitstore.trainer.own_loop.dataset import LogitDataset as LogitDataset
+    from logitstore.trainer.own_loop.loader import with_logits as with_logits
+    from logitstore.trainer.run.train import train as train
+    from logitstore.version import __version__ as __version__
 
 _HOMES = {
     "Cache": "logitstore.cache.cache",
@@ -50,24 +51,7 @@ _HOMES = {
     "with_logits": "logitstore.trainer.own_loop.loader",
 }
 
-__all__ = [
-    "Cache",
-    "Ensemble",
-    "LogitDataset",
-    "LogitStore",
-    "LogitstoreError",
-    "Rows",
-    "Snapshot",
-    "TrainConfig",
-    "__version__",
-    "evaluate",
-    "losses",
-    "metrics",
-    "open_store",
-    "prepare_reading",
-    "train",
-    "with_logits",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -77,4 +61,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})

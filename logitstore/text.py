@@ -18,9 +18,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = []
     for row in cells:
-        first, *rest = (cell for cell in row)
-        padded = [first.ljust(widths[0])]
-        padded += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        padded[0] = row[0].ljust(widths[0])
         lines.append("  ".join(padded).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return lines
@@ -40,8 +39,8 @@ def parse_size(what: str, text: str) -> int:
 
     InputError names ``what``.
     """
-    read = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]iB)?", text.strip())
-    count = int(float(read[1]) * _SIZES[read[2]]) if read else 0
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]iB)?", text.strip())
+    count = int(float(parts[1]) * _SIZES[parts[2]]) if parts else 0
     if count == 0:
         raise InputError(
             f"{what} {text!r}: expected a size above 0 such as 2GiB, 1500MiB or plain bytes"

@@ -18,16 +18,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from logitstore.trainer import losses, metrics, schedules
-    from logitstore.trainer.config.settings import TrainConfig
-    from logitstore.trainer.evaluation.bias import correct_bias
-    from logitstore.trainer.evaluation.evaluate import evaluate
-    from logitstore.trainer.own_loop.dataset import LogitDataset
-    from logitstore.trainer.own_loop.loader import with_logits
-    from logitstore.trainer.reporting import report
-    from logitstore.trainer.run.result import Result
-    from logitstore.trainer.run.train import train
-    from logitstore.trainer.studies.sweep import sweep
+    from logitstore.trainer import losses as losses
+    from logitstore.trainer import metrics as metrics
+    from logitstore.trainer import schedules as schedules
+    from logitstore.trainer.config.settings import TrainConfig as TrainConfig
+    from logitstore.trainer.evaluation.bias import correct_bias as correct_bias
+    from logitstore.trainer.evaluation.evaluate import evaluate as evaluate
+    from logitstore.trainer.own_loop.dataset import LogitDataset as LogitDataset
+    from logitstore.trainer.own_loop.loader import with_logits as with_logits
+    from logitstore.trainer.reporting import report as report
+    from logitstore.trainer.run.result import Result as Result
+    from logitstore.trainer.run.train import train as train
+    from logitstore.trainer.studies.sweep import sweep as sweep
 
 _HOMES = {
     "LogitDataset": "own_loop.dataset",
@@ -35,35 +37,24 @@ _HOMES = {
     "TrainConfig": "config.settings",
     "correct_bias": "evaluation.bias",
     "evaluate": "evaluation.evaluate",
+    "losses": "losses",
+    "metrics": "metrics",
     "report": "reporting",
+    "schedules": "schedules",
     "sweep": "studies.sweep",
     "train": "run.train",
     "with_logits": "own_loop.loader",
 }
 
-__all__ = [
-    "LogitDataset",
-    "Result",
-    "TrainConfig",
-    "correct_bias",
-    "evaluate",
-    "losses",
-    "metrics",
-    "report",
-    "schedules",
-    "sweep",
-    "train",
-    "with_logits",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    if name in __all__:
-        return import_module(f"{__name__}.{name}")
+        home = import_module(f"{__name__}.{_HOMES[name]}")
+        return home if _HOMES[name] == name else getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})

@@ -7,7 +7,7 @@ Epochs count from 0.  ``fraction`` is how much of the epoch is done after the st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from logitstore.errors import UnknownName
@@ -33,8 +33,8 @@ def warmup_factor(position: float, *, warmup_epochs: int) -> float:
 def rising_share(epoch: int, *, epochs: int) -> float:
     """Return (epoch + 1) / epochs, at most 1; 1 if ``epochs`` is 0.
 
-    How DKD warms up over its first epochs (Zhao et al. 2022, its code counts epochs from 1) and how
-    PS-KD's trust in the past grows over all of them (Kim et al. 2021).
+    DKD warms up so over its first epochs (Zhao et al. 2022, its code counts epochs from 1), and
+    PS-KD's trust in the past grows so over all of them (Kim et al. 2021).
     """
     return min((epoch + 1) / epochs, 1.0) if epochs else 1.0
 
@@ -48,7 +48,7 @@ def distils(epoch: int, *, stop: int | None) -> bool:
 
 
 def teacher_at(epoch: int, *, stages: Sequence[tuple[int, T]]) -> T:
-    """Return who teaches in this epoch; ``stages`` are (first epoch, teacher), from epoch 0 on."""
+    """Return the teacher of this epoch; ``stages`` are (first epoch, teacher), from epoch 0 on."""
     return next(teacher for first, teacher in reversed(stages) if first <= epoch)
 
 
@@ -68,17 +68,14 @@ def learning_rate(
     The warm-up multiplies ``base``; the cosine runs over the epochs after it, milestones count from
     the first epoch of all.
     """
-    if schedule not in SCHEDULES:
-        raise UnknownName.among("schedule", schedule, SCHEDULES)
-    after = max(epoch - warmup_epochs, 0)
-    factor = SCHEDULES[schedule](epoch, after, epochs - warmup_epochs, milestones, decay)
+    match schedule:
+        case "constant":
+            factor = 1.0
+        case "step":
+            factor = step_factor(epoch, milestones=milestones, decay=decay)
+        case "cosine":
+            after = max(epoch - warmup_epochs, 0)
+            factor = cosine_factor(after, epochs=epochs - warmup_epochs)
+        case _:
+            raise UnknownName.among("schedule", schedule, ("constant", "step", "cosine"))
     return base * factor * warmup_factor(epoch + fraction, warmup_epochs=warmup_epochs)
-
-
-SCHEDULES: dict[str, Callable[[int, int, int, Sequence[int], float], float]] = {
-    "constant": lambda epoch, after, span, milestones, decay: 1.0,
-    "step": lambda epoch, after, span, milestones, decay: step_factor(
-        epoch, milestones=milestones, decay=decay
-    ),
-    "cosine": lambda epoch, after, span, milestones, decay: cosine_factor(after, epochs=span),
-}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import typer
 
 from logitstore.cli.console import emit
@@ -25,8 +27,6 @@ def cache_ls(cache: CacheDir = None, as_json: Json = False) -> None:
     \b
     logitstore cache ls
     """
-    from dataclasses import asdict
-
     from logitstore.cache.cache import Cache
     from logitstore.cli.show.stores import copy_lines
 
@@ -47,18 +47,16 @@ def cache_clear(cache: CacheDir = None, as_json: Json = False) -> None:
     \b
     logitstore cache clear
     """
-    from dataclasses import asdict
-
     from logitstore.cache.cache import Cache
 
     chosen = Cache.default(cache)
-    removed, kept = chosen.clear()
+    removed, in_use = chosen.clear()
     freed = size(sum(copy.bytes for copy in removed))
     lines = [f"{chosen.folder}: removed {len(removed)} copies, {freed}"]
-    lines += [f"in use and kept: {c.snapshot} of {c.store}, {size(c.bytes)}" for c in kept]
+    lines += [f"in use and kept: {c.snapshot} of {c.store}, {size(c.bytes)}" for c in in_use]
     document = {
         "folder": str(chosen.folder),
         "removed": [asdict(copy) for copy in removed],
-        "kept": [asdict(copy) for copy in kept],
+        "kept": [asdict(copy) for copy in in_use],
     }
     emit(as_json, document, lines)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -65,25 +65,23 @@ def run_demo(run: Run, out: Path, *, seeds: int) -> None:
     # Networks of 3,000 weights gain nothing from threads, and spinning ones lose a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     start = time.monotonic()
-    show = _Show(run)
     store, teacher = out / "digits.zarr", out / "teacher"
-    show.say("A teacher (MLP 2x256) on 1,200 digits; epochs 1, 5 and 60 are kept.")
-    show.run(
-        [
-            *("train", "--data", DATA, "--student", "mlp?hidden=256,256", "--method", "ce"),
-            *("--epochs", str(TEACHER_EPOCHS[-1])),
-            *("--snapshots", ",".join(map(str, TEACHER_EPOCHS)), "--val", TEST),
-            *("--out", str(teacher)),
-        ]
+    _say("A teacher (MLP 2x256) on 1,200 digits; epochs 1, 5 and 60 are kept.")
+    _run_visibly(
+        run,
+        *("train", "--data", DATA, "--student", "mlp?hidden=256,256", "--method", "ce"),
+        *("--epochs", str(TEACHER_EPOCHS[-1])),
+        *("--snapshots", ",".join(map(str, TEACHER_EPOCHS)), "--val", TEST),
+        *("--out", str(teacher)),
     )
-    show.say("One store of the three teachers' logits; the images are read once.")
-    show.run(["build", "--teacher", str(teacher), "--data", DATA, "--out", str(store)])
-    show.run(["verify", str(store)])
-    show.say("The store is served on loopback; students see neither teacher nor checkpoint.")
-    with _served(store, show) as url:
-        _train_students(show, out, url, seeds)
-    show.say(*_results(out, seeds))
-    show.say(
+    _say("One store of the three teachers' logits; the images are read once.")
+    _run_visibly(run, "build", "--teacher", str(teacher), "--data", DATA, "--out", str(store))
+    _run_visibly(run, "verify", str(store))
+    _say("The store is served on loopback; students see neither teacher nor checkpoint.")
+    with _served(store) as url:
+        _train_students(run, out, url, seeds)
+    _say(*_results(out, seeds))
+    _say(
         f"\nTook {time.monotonic() - start:.0f} s. Try next:",
         f"  logitstore inspect {store}",
         f"  logitstore verify {store} --teacher {teacher}/snapshots/epoch-0005.safetensors "
@@ -95,85 +93,102 @@ def run_demo(run: Run, out: Path, *, seeds: int) -> None:
     )
 
 
-class _Show:
-    """Tells what happens and runs the commands, each shown as a user would type it."""
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, flush=True)
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
 
-    def say(self, *lines: str) -> None:
-        for line in lines:
-            print(line, flush=True)
+def _typed(arguments: Sequence[str]) -> str:
+    """Return a command as a user would type it."""
+    return f"logitstore {shlex.join(arguments)}"
 
-    def say_command(self, arguments: Sequence[str], end: str = "") -> None:
-        self.say(f"$ logitstore {shlex.join(arguments)}{end}")
 
-    def run(self, arguments: list[str]) -> None:
-        """Run a command whose output is part of the demo."""
-        self.say_command(arguments)
-        self._finish(arguments)
-        self.say("")
+def _finish(run: Run, arguments: Sequence[str]) -> None:
+    code = run(list(arguments))
+    if code:
+        raise InputError(f"the demo stops: `{_typed(arguments)}` ended with {code}")
 
-    def run_quietly(self, arguments: list[str]) -> None:
-        """Run a command without its output."""
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            self._finish(arguments)
 
-    def _finish(self, arguments: list[str]) -> None:
-        code = self._run(arguments)
-        if code:
-            raise InputError(
-                f"the demo stops: `logitstore {shlex.join(arguments)}` ended with {code}"
-            )
+def _run_visibly(run: Run, *arguments: str) -> None:
+    """Run a command whose output is part of the demo."""
+    _say(f"$ {_typed(arguments)}")
+    _finish(run, arguments)
+    _say("")
+
+
+def _run_quietly(run: Run, arguments: Sequence[str]) -> None:
+    """Run a command without its output."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        _finish(run, arguments)
 
 
 @contextmanager
-def _served(store: Path, show: _Show) -> Iterator[str]:
+def _served(store: Path) -> Iterator[str]:
     """Serve a store with ``logitstore serve`` until the block ends; yields the store's URL."""
     from logitstore.cli.background_server import BackgroundServer, free_port
 
     port = free_port()
     command = ["serve", str(store), "--port", str(port)]
-    show.say_command(command, end=" &")
-    own_program = [sys.executable, "-m", "logitstore", *command]
-    with BackgroundServer(own_program, f"http://127.0.0.1:{port}") as server:
+    _say(f"$ {_typed(command)} &")
+    program = [sys.executable, "-m", "logitstore", *command]
+    with BackgroundServer(program, f"http://127.0.0.1:{port}") as server:
         yield f"{server.url}/{store.stem}"
 
 
-def _groups(images: int | None) -> list[tuple[str, int | None]]:
-    """Return (method, teacher's epoch) of the students of so many images; None are all."""
+class _Group(NamedTuple):
+    """Students that differ in their seeds: a line of the table.
+
+    ``images`` None are all; ``epoch`` is the teacher's, None without a teacher.
+    """
+
+    images: int | None
+    method: str = "ce"
+    epoch: int | None = None
+
+    def folder(self, out: Path, seed: int) -> Path:
+        """Return the folder of one student's run."""
+        teacher = f"-epoch{self.epoch}" if self.epoch else ""
+        return out / "students" / f"{self.method}{teacher}-{self.images or 'all'}-seed{seed}"
+
+    def command(self, out: Path, url: str, seed: int) -> list[str]:
+        """Return the command that trains one student."""
+        command = ["train", "--data", DATA, "--student", "mlp?hidden=32", "--method", self.method]
+        if self.epoch:
+            command += ["--store", url, "--snapshot", f"epoch-{self.epoch:04d}"]
+            command += ["--temperature", "4"]
+        if self.images:
+            command += ["--limit", str(self.images), "--limit-seed", str(seed)]
+        command += ["--epochs", "100" if self.images else "30", "--batch-size", "32"]
+        command += ["--seed", str(seed), "--val", TEST]
+        return [*command, "--out", str(self.folder(out, seed))]
+
+    def figures(self, out: Path, seeds: int, name: str) -> tuple[float, ...]:
+        """Return one figure of each student's run."""
+        values = []
+        for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+            result = json.loads((self.folder(out, seed) / "result.json").read_text())
+            values.append(float({**result, **result["metrics"]}[name]))
+        return tuple(values)
+
+
+def _taught(images: int | None) -> list[_Group]:
+    """Return the students of so many images that have a teacher."""
     epochs = TEACHER_EPOCHS if images else TEACHER_EPOCHS[-1:]
-    return [("ce", None), *(("kd", epoch) for epoch in epochs)]
+    return [_Group(images, "kd", epoch) for epoch in epochs]
 
 
-def _folder(out: Path, method: str, seed: int, epoch: int | None, images: int | None) -> Path:
-    teacher = f"-epoch{epoch}" if epoch else ""
-    return out / "students" / f"{method}{teacher}-{images or 'all'}-seed{seed}"
-
-
-def _train_students(show: _Show, out: Path, url: str, seeds: int) -> None:
+def _train_students(run: Run, out: Path, url: str, seeds: int) -> None:
     """Train them all; the first seed's commands are shown, the others differ in the seed only."""
     for number in range(seeds):
         seed = FIRST_SEED + number
         for images in (FEW, None):
-            for method, epoch in _groups(images):
-                folder = _folder(out, method, seed, epoch, images)
-                command = [*_student(url, method, seed, epoch, images), "--out", str(folder)]
+            for group in (_Group(images), *_taught(images)):
+                command = group.command(out, url, seed)
                 if number == 0:
-                    show.say_command(command)
-                show.run_quietly(command)
+                    _say(f"$ {_typed(command)}")
+                _run_quietly(run, command)
         done = f"seeds {FIRST_SEED} to {seed} done" if number else f"seed {seed} done"
-        show.say(f"  {done} ({number + 1} of {seeds})")
-
-
-def _student(url: str, method: str, seed: int, epoch: int | None, images: int | None) -> list[str]:
-    command = ["train", "--data", DATA, "--student", "mlp?hidden=32", "--method", method]
-    if epoch:
-        command += ["--store", url, "--snapshot", f"epoch-{epoch:04d}", "--temperature", "4"]
-    if images:
-        command += ["--limit", str(images), "--limit-seed", str(seed)]
-    command += ["--epochs", "100" if images else "30", "--batch-size", "32"]
-    return [*command, "--seed", str(seed), "--val", TEST]
+        _say(f"  {done} ({number + 1} of {seeds})")
 
 
 def _results(out: Path, seeds: int) -> list[str]:
@@ -189,21 +204,21 @@ def _results(out: Path, seeds: int) -> list[str]:
     rows: list[Sequence[str]] = []
     sentences: list[str] = []
     for images in (FEW, None):
-        plain = _figures(out, "ce", None, images, seeds, "val_accuracy")
+        plain = _Group(images).figures(out, seeds, "val_accuracy")
         gains: dict[int, float] = {}
-        for method, epoch in _groups(images):
-            reached = _figures(out, method, epoch, images, seeds, "val_accuracy")
-            accuracy = OverSeeds(reached).cell(1, percent=True)
-            row = [method, str(images or 1200), accuracy, "", "", ""]
-            if epoch:
+        for group in (_Group(images), *_taught(images)):
+            reached = group.figures(out, seeds, "val_accuracy")
+            cells = ["", "", ""]
+            if group.epoch:
                 gain = paired(reached, plain)
-                gains[epoch] = gain.mean
-                teacher = f"{100 * history[epoch - 1]['val_accuracy']:.1f}"
-                stored = size(snapshots[f"epoch-{epoch:04d}"].stored_bytes())
-                row = [f"kd from epoch {epoch}", *row[1:3], gain.cell(1, percent=True)]
-                row += [teacher, stored]
-            seconds = OverSeeds(_figures(out, method, epoch, images, seeds, "seconds"))
-            rows.append([*row, f"{seconds.mean:.1f}"])
+                gains[group.epoch] = gain.mean
+                teacher = f"{100 * history[group.epoch - 1]['val_accuracy']:.1f}"
+                stored = size(snapshots[f"epoch-{group.epoch:04d}"].stored_bytes())
+                cells = [gain.cell(1, percent=True), teacher, stored]
+            name = f"kd from epoch {group.epoch}" if group.epoch else group.method
+            accuracy = OverSeeds(reached).cell(1, percent=True)
+            seconds = OverSeeds(group.figures(out, seeds, "seconds")).mean
+            rows.append([name, str(images or 1200), accuracy, *cells, f"{seconds:.1f}"])
         best = max(gains, key=lambda epoch: gains[epoch])
         sentences.append(
             f"{images or 1200} images: the best teacher is that of epoch {best}, "
@@ -216,15 +231,3 @@ def _results(out: Path, seeds: int) -> list[str]:
         "",
         *sentences,
     ]
-
-
-def _figures(
-    out: Path, method: str, epoch: int | None, images: int | None, seeds: int, name: str
-) -> tuple[float, ...]:
-    """Return one figure of each seed's run."""
-    values = []
-    for number in range(seeds):
-        folder = _folder(out, method, FIRST_SEED + number, epoch, images)
-        result = json.loads((folder / "result.json").read_text())
-        values.append(float({**result, **result["metrics"]}[name]))
-    return tuple(values)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from logitstore.cli.console import emit, progress_on_stderr
 from logitstore.cli.options import Device, Json, Store, TokenFile, read_token
+from logitstore.errors import InputError
 from logitstore.text import size
 
 commands = typer.Typer()
@@ -88,16 +89,28 @@ def verify(
     logitstore verify c10.zarr
     logitstore verify c10.zarr --teacher resnet56.th --arch resnet56 --data 'npz:c10.npz?x=x&y=y'
     """
+    from logitstore.reading.opening import open_snapshot
     from logitstore.reading.verify import verify_store
 
-    if teacher is not None:
-        _check_recompute(data, sample)
+    if teacher is not None and data is None:
+        raise InputError("--teacher needs --data, the dataset that the store was built from")
+    if teacher is not None and sample < 1:
+        raise InputError(f"--sample must be at least 1, not {sample}")
     token = read_token(token_file)
     with progress_on_stderr() as progress:
         report = verify_store(store, snapshots=snapshot or (), token=token, progress=progress)
-        if teacher is not None and report.ok:
-            _recompute(
-                report, store, snapshot, teacher, arch, data, sample, device, token, progress
+        if teacher is not None and data is not None and report.ok:
+            from logitstore.precompute.building.recompute import verify_teacher
+
+            verify_teacher(
+                *open_snapshot(store, snapshot[0] if snapshot else None, token),
+                report,
+                teacher=teacher,
+                data=data,
+                arch=arch,
+                sample=sample,
+                device=device,
+                progress=progress,
             )
     document = {**vars(report), "ok": report.ok}
     verdict = "whole" if report.ok else f"{len(report.breaches)} breaches"
@@ -107,42 +120,3 @@ def verify(
     )
     emit(as_json, document, [*report.breaches, summary])
     raise typer.Exit(0 if report.ok else 1)
-
-
-def _check_recompute(data: str | None, sample: int) -> None:
-    from logitstore.errors import InputError
-
-    if data is None:
-        raise InputError("--teacher needs --data, the dataset that the store was built from")
-    if sample < 1:
-        raise InputError(f"--sample must be at least 1, not {sample}")
-
-
-def _recompute(
-    report: Any,
-    location: str,
-    snapshots: list[str] | None,
-    teacher: str,
-    arch: str | None,
-    data: str | None,
-    sample: int,
-    device: str | None,
-    token: str | None,
-    progress: Any,
-) -> None:
-    from logitstore.precompute.building.recompute import verify_teacher
-    from logitstore.reading.opening import chosen_snapshot, open_store
-
-    assert data is not None  # _check_recompute
-    store = open_store(location, token)
-    verify_teacher(
-        store,
-        chosen_snapshot(store, snapshots[0] if snapshots else None),
-        report,
-        teacher=teacher,
-        data=data,
-        arch=arch,
-        sample=sample,
-        device=device,
-        progress=progress,
-    )

@@ -11,7 +11,20 @@ from typing import Annotated, Literal
 
 import typer
 
+from logitstore.errors import InputError, NotFound
+
 Store = Annotated[str, typer.Argument(metavar="STORE|URL", help="A store's path or URL.")]
+
+SnapshotName = Annotated[
+    str | None, typer.Option("--snapshot", help="Name of the snapshot, if there are several.")
+]
+
+Trained = Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")]
+
+Student = Annotated[str | None, typer.Option(metavar="ARCH", help="Network of a checkpoint.")]
+
+ForwardSize = Annotated[int, typer.Option("--batch-size", help="Images in one forward pass.")]
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Data = Annotated[
@@ -104,8 +117,6 @@ def read_token(path: Path | None) -> str | None:
     """Return the client's token: from a file, else from the environment."""
     if path is None:
         return os.environ.get("LOGITSTORE_TOKEN")
-    from logitstore.errors import InputError, NotFound
-
     try:
         words = path.read_text().split()
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from logitstore.cli.options import (
     Fresh,
     Json,
     MaxKl,
+    SnapshotName,
     Store,
     TokenFile,
     read_token,
@@ -72,9 +73,7 @@ def discard(
 def transcode(
     store: Store,
     out: Annotated[str, typer.Option(metavar="STORE", help="Store to make or add to.")],
-    snapshot: Annotated[
-        str | None, typer.Option(help="Name of the snapshot, if there are several.")
-    ] = None,
+    snapshot: SnapshotName = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the new snapshot, if not the same.")
     ] = None,
@@ -96,15 +95,10 @@ def transcode(
     from logitstore.cli.show.builds import print_built
     from logitstore.derive.transcode import transcode as run
     from logitstore.format.choice import EncodingRequest
-    from logitstore.reading.opening import chosen_snapshot, open_store
+    from logitstore.reading.opening import open_snapshot
 
     request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
-    opened = open_store(store, read_token(token_file))
-    if snapshot is None and name is not None:
-        # Repeated into the same store, the command finds its own snapshot beside the other one.
-        others = [other for other in opened.snapshots if other != name]
-        snapshot = others[0] if len(others) == 1 else None
-    source = chosen_snapshot(opened, snapshot)
+    opened, source = open_snapshot(store, snapshot, read_token(token_file), besides=name)
     with progress_on_stderr() as progress:
         run(opened, source, out, request, name=name, fresh=fresh, progress=progress)
     print_built(out, [name or source.name], as_json, request)
@@ -114,9 +108,7 @@ def transcode(
 def export(
     store: Store,
     out: Annotated[str, typer.Option(metavar="FILE", help=".npy, .npz or .safetensors.")],
-    snapshot: Annotated[
-        str | None, typer.Option(help="Name of the snapshot, if there are several.")
-    ] = None,
+    snapshot: SnapshotName = None,
     token_file: TokenFile = None,
 ) -> None:
     """Write a snapshot's logits to one file.
@@ -127,9 +119,9 @@ def export(
     logitstore export c10.zarr --snapshot resnet56 --out logits.npy
     """
     from logitstore.derive.files import export_logits
-    from logitstore.reading.opening import chosen_snapshot, open_store
+    from logitstore.reading.opening import open_snapshot
 
-    opened = open_store(store, read_token(token_file))
+    opened, source = open_snapshot(store, snapshot, read_token(token_file))
     with progress_on_stderr() as progress:
-        shape = export_logits(opened, chosen_snapshot(opened, snapshot), out, progress)
+        shape = export_logits(opened, source, out, progress)
     typer.echo(f"{out}: float32 {shape}")

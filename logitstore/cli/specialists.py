@@ -16,16 +16,20 @@ from logitstore.cli.options import (
     Data,
     Device,
     Encoding,
+    ForwardSize,
     Fresh,
     Json,
     MaxKl,
     Normalization,
     Store,
+    Student,
     TokenFile,
+    Trained,
     read_token,
     split_listed,
 )
 from logitstore.cli.show.training import bias_lines
+from logitstore.errors import InputError
 from logitstore.text import percent
 
 commands = typer.Typer()
@@ -33,7 +37,7 @@ commands = typer.Typer()
 
 @commands.command("correct-bias")
 def correct_bias(
-    run: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")],
+    run: Trained,
     data: Data,
     class_: Annotated[
         list[str] | None,
@@ -66,11 +70,9 @@ def correct_bias(
         Path | None,
         typer.Option(metavar="CKPT.safetensors", help="File of the corrected weights."),
     ] = None,
-    student: Annotated[
-        str | None, typer.Option(metavar="ARCH", help="Network of a checkpoint.")
-    ] = None,
+    student: Student = None,
     normalize: Normalization = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
+    batch_size: ForwardSize = 256,
     device: Device = None,
     token_file: TokenFile = None,
     as_json: Json = False,
@@ -84,7 +86,6 @@ def correct_bias(
         --out new.safetensors
     logitstore correct-bias runs/without-3 --class 3 --data npz:train.npz --by prior --prior 0.1
     """
-    from logitstore.errors import InputError
     from logitstore.trainer.evaluation.bias import correct_bias as shift_bias
 
     if prior is not None and by != "prior":
@@ -140,23 +141,22 @@ def plan(
     logitstore specialists plan digits.zarr --snapshot generalist --clusters 3 --out plan.json
     """
     from logitstore.derive.specialists import plan_specialists, write_plan
-    from logitstore.reading.opening import chosen_snapshot, open_store
+    from logitstore.reading.opening import open_snapshot
 
-    opened = open_store(store, read_token(token_file))
-    chosen = chosen_snapshot(opened, snapshot)
+    opened, chosen = open_snapshot(store, snapshot, read_token(token_file))
     with progress_on_stderr() as progress:
-        made, notes = plan_specialists(
+        groups, notes = plan_specialists(
             opened, chosen, clusters=clusters, seed=seed, progress=progress
         )
-    write_plan(made, out)
+    write_plan(groups, out)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     lines = [
-        f"{each.name}: {len(each.classes)} classes, {percent(each.share)} of the samples: "
-        f"{', '.join(made.names_of(each.classes))}"
-        for each in made.specialists
+        f"{group.name}: {len(group.classes)} classes, {percent(group.share)} of the samples: "
+        f"{', '.join(groups.names_of(group.classes))}"
+        for group in groups.specialists
     ]
-    emit(as_json, made.model_dump(mode="json"), lines)
+    emit(as_json, groups.model_dump(mode="json"), lines)
 
 
 @commands.command()
@@ -203,18 +203,18 @@ def combine(
     from logitstore.format.choice import EncodingRequest
 
     request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
-    token, made = read_token(token_file), read_plan(specialists)
-    opened, chosen = _opened(generalist, token, besides=snapshot)
-    others = [Specialist(*_opened(store, token)) for store in stores]
-    if chosen.root != made.generalist:
+    token, groups = read_token(token_file), read_plan(specialists)
+    opened, chosen = _open_named(generalist, token, besides=snapshot)
+    others = [Specialist(*_open_named(store, token)) for store in stores]
+    if chosen.root != groups.generalist:
         typer.echo(
-            f"note: the plan was made from another snapshot, root {made.generalist}", err=True
+            f"note: the plan was made from another snapshot, root {groups.generalist}", err=True
         )
     with progress_on_stderr() as progress:
         run(
             opened,
             chosen,
-            made,
+            groups,
             others,
             out,
             snapshot,
@@ -226,20 +226,14 @@ def combine(
     print_built(out, [snapshot], as_json, request)
 
 
-def _opened(text: str, token: str | None, besides: str | None = None) -> Any:
-    """Open ``STORE[::SNAPSHOT]``: return the store and the snapshot.
-
-    ``besides`` is a snapshot that does not count: repeated into the same store, a command finds
-    its own one beside the other.
-    """
-    from logitstore.reading.opening import chosen_snapshot, open_store
+def _open_named(text: str, token: str | None, besides: str | None = None) -> Any:
+    """Open ``STORE[::SNAPSHOT]``: return the store and the snapshot."""
+    from logitstore.reading.opening import open_snapshot
 
     place, colons, name = text.rpartition("::")
-    store = open_store(place if colons else text, token)
-    if colons:
-        return store, store.snapshots[name]
-    others = [other for other in store.snapshots if other != besides]
-    return store, chosen_snapshot(store, others[0] if len(others) == 1 else None)
+    if not colons:
+        return open_snapshot(text, None, token, besides=besides)
+    return open_snapshot(place, name, token)
 
 
 def _prior(text: str | None) -> str | list[float]:

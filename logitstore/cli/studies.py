@@ -15,13 +15,17 @@ from logitstore.cli.options import (
     ConfigFile,
     Data,
     Device,
+    ForwardSize,
     Json,
     Normalization,
+    Student,
     TokenFile,
+    Trained,
     read_token,
 )
 from logitstore.cli.settings import RunCommand, given_settings
 from logitstore.cli.show.training import figure_lines
+from logitstore.errors import InputError
 from logitstore.text import size
 
 commands = typer.Typer()
@@ -29,12 +33,10 @@ commands = typer.Typer()
 
 @commands.command()
 def probe(
-    run: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")],
+    run: Trained,
     data: Data,
     test: Annotated[str, typer.Option(metavar="DATA", help="What the probe is measured on.")],
-    student: Annotated[
-        str | None, typer.Option(metavar="ARCH", help="A checkpoint's network.")
-    ] = None,
+    student: Student = None,
     classes: Annotated[
         int | None,
         typer.Option(
@@ -45,7 +47,7 @@ def probe(
     size_: Annotated[
         int | None, typer.Option("--size", help="Side of the image, if not the run's.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
+    batch_size: ForwardSize = 256,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -241,8 +243,6 @@ def sweep(
 
 
 def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    from logitstore.errors import InputError
-
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts):
         raise InputError(f"--{name} {text!r}: expected whole numbers such as 0,1,2")

@@ -18,10 +18,13 @@ from logitstore.cli.options import (
     ConfigFile,
     Data,
     Device,
+    ForwardSize,
     Json,
     MatchBy,
     Normalization,
+    Student,
     TokenFile,
+    Trained,
     read_token,
 )
 from logitstore.cli.settings import RunCommand, given_settings
@@ -66,7 +69,7 @@ def train(
 
 @commands.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run or a checkpoint.")],
+    run: Trained,
     data: Data,
     val: Annotated[
         str | None,
@@ -75,9 +78,7 @@ def evaluate(
             help="Data on which one temperature is fitted; calibration is then given with it too.",
         ),
     ] = None,
-    student: Annotated[
-        str | None, typer.Option(metavar="ARCH", help="Network of a checkpoint.")
-    ] = None,
+    student: Student = None,
     normalize: Normalization = None,
     store: Annotated[
         str | None,
@@ -91,7 +92,7 @@ def evaluate(
     ] = None,
     match_by: MatchBy = "index",
     class_map: ClassMap = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 256,
+    batch_size: ForwardSize = 256,
     device: Device = None,
     token_file: TokenFile = None,
     as_json: Json = False,
@@ -139,7 +140,7 @@ def methods(
     logitstore methods
     logitstore methods dkd --json
     """
-    from logitstore.trainer.methods.describe import describe_methods
+    from logitstore.trainer.methods.table import describe_methods
 
     entries = describe_methods(method)
     emit(as_json, entries, method_lines(entries))

@@ -50,6 +50,20 @@ def chosen_snapshot(store: LogitStore, name: str | None) -> Snapshot:
     return store.snapshots[name]
 
 
+def open_snapshot(
+    location: str, name: str | None, token: str | None, *, besides: str | None = None
+) -> tuple[LogitStore, Snapshot]:
+    """Open a store and return it with the named snapshot, or the only one.
+
+    ``besides`` does not count: repeated into the same store, a command meets its own snapshot.
+    """
+    store = open_store(location, token)
+    if name is None and besides is not None:
+        others = [other for other in store.snapshots if other != besides]
+        name = others[0] if len(others) == 1 else None
+    return store, chosen_snapshot(store, name)
+
+
 def chosen_views(store: LogitStore, name: str | None) -> Snapshot | Continued:
     """Return the named snapshot; ``a+b`` are the views of snapshot a, then those of b."""
     if name is None or "+" not in name:

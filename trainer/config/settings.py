@@ -20,12 +20,12 @@ from logitstore.trainer.config.checks import refuse_contradictions
 from logitstore.trainer.config.fields import Settings
 from logitstore.trainer.config.specs import HELD_OUT
 from logitstore.trainer.methods.base import Method
-from logitstore.trainer.methods.describe import summary
 from logitstore.trainer.methods.table import (
     find_method,
     hyper_parameter_types,
     hyper_parameters,
     make_method,
+    summary,
 )
 from logitstore.values import check_values
 

@@ -1,4 +1,4 @@
-"""The table of methods: from a name to a frozen dataclass.
+"""The table of methods: from a name to a frozen dataclass, and what there is to say of each.
 
 Its fields are the method's hyper-parameters with their defaults; they become settings of a run and
 options of the command line by themselves.  The training loop knows no method by name.
@@ -57,16 +57,39 @@ def make_method(name: str, given: Mapping[str, Any]) -> Method:
 
 def hyper_parameters(method: Method) -> dict[str, Any]:
     """Return a method's hyper-parameters with their values."""
-    return dict(asdict(method))
+    return asdict(method)
 
 
 def hyper_parameter_types() -> dict[str, Any]:
     """Return every hyper-parameter that a method has, with its type, in the table's order."""
-    found: dict[str, Any] = {}
+    types: dict[str, Any] = {}
     for kind in METHODS.values():
         hints = get_type_hints(kind)
-        found |= {name: hints[name] for name in _names(kind)}
-    return found
+        types |= {name: hints[name] for name in _names(kind)}
+    return types
+
+
+def describe_methods(name: str | None = None) -> list[dict[str, Any]]:
+    """Return each method (or the named one): summary, needs, hyper-parameters with defaults."""
+    chosen = METHODS if name is None else {name: find_method(name)}
+    return [
+        {
+            "method": name,
+            "summary": summary(name),
+            "needs_teacher": kind.needs_teacher,
+            "needs_past": kind().predictions_needed is not None,
+            "one_label": kind.one_label,
+            "per_batch": kind.per_batch,
+            "hyper_parameters": hyper_parameters(kind()),
+        }
+        for name, kind in chosen.items()
+    ]
+
+
+def summary(name: str) -> str:
+    """Return what the method minimises, in one line: the first of its docstring."""
+    first = (find_method(name).__doc__ or "").split("\n")[0]
+    return first.split("``: ", 1)[-1].replace("``", "")
 
 
 def _names(kind: type[Method]) -> list[str]:

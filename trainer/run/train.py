@@ -26,8 +26,7 @@ from logitstore.trainer.data.requirements import refuse_ranks
 from logitstore.trainer.data.run_data import RunData, open_run_data
 from logitstore.trainer.data.samples import taught_half
 from logitstore.trainer.measure.network import Network, first_shape
-from logitstore.trainer.methods.describe import summary
-from logitstore.trainer.methods.table import hyper_parameters
+from logitstore.trainer.methods.table import hyper_parameters, summary
 from logitstore.trainer.run.device import budgeted_device, own_randomness, reproducible
 from logitstore.trainer.run.epochs import Epochs
 from logitstore.trainer.run.folder import RunFolder
