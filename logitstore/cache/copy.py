@@ -38,6 +38,16 @@ class ArrayIndex(Document):
     shape: tuple[int, int, int]
     crc32c: tuple[int, ...] = ()
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return np.dtype(self.dtype).itemsize * self.shape[2]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all rows."""
+        return self.shape[0] * self.shape[1] * self.row_bytes
+
 
 class CopyIndex(Document):
     """Describes a copy's content; ``snapshot`` and ``store`` are for people who look at it."""
@@ -68,16 +78,7 @@ class CopyIndex(Document):
     @property
     def bytes(self) -> int:
         """Bytes of all rows."""
-        return sum(self.array_bytes(name) for name in self.arrays)
-
-    def array_bytes(self, name: str) -> int:
-        """Bytes of all rows of an array."""
-        views, samples, _ = self.arrays[name].shape
-        return views * samples * self.row_bytes(name)
-
-    def row_bytes(self, name: str) -> int:
-        """Bytes of one row of an array."""
-        return np.dtype(self.arrays[name].dtype).itemsize * self.arrays[name].shape[2]
+        return sum(array.bytes for array in self.arrays.values())
 
     @property
     def grid(self) -> Grid:

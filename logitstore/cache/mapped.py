@@ -68,14 +68,14 @@ def _reopened(folder: Path, index: CopyIndex) -> MappedCopy | None:
 def allocate(draft: Path, index: CopyIndex) -> dict[str, OpenFile]:
     """Create a copy's files in full length, so that a full disk is noticed before any work."""
     files = {}
-    for name in index.arrays:
+    for name, array in index.arrays.items():
         file = OpenFile(draft / f"{name}.bin", os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            os.posix_fallocate(file.fd, 0, index.array_bytes(name))
+            os.posix_fallocate(file.fd, 0, array.bytes)
         except OSError as error:
             if error.errno not in _NO_FALLOCATE:
                 raise
-            os.ftruncate(file.fd, index.array_bytes(name))
+            os.ftruncate(file.fd, array.bytes)
         files[name] = file
     return files
 
@@ -95,7 +95,7 @@ def fill(
         for name, file in files.items():
             data = rows[name].reshape(-1).view(np.uint8)
             sums[name, shard] = google_crc32c.value(data)
-            _write(file, data, index.grid.rows_of(shard).start * index.row_bytes(name))
+            _write(file, data, index.grid.rows_of(shard).start * index.arrays[name].row_bytes)
 
     decode_all(snapshot, keep, progress)
     for file in files.values():
@@ -153,14 +153,14 @@ def _content(index: CopyIndex) -> list[Any]:
 def _verify(folder: Path, index: CopyIndex, files: Mapping[str, OpenFile]) -> None:
     grid = index.grid
     shards = grid.shards()
-    for name, file in files.items():
-        length, expected = os.fstat(file.fd).st_size, index.array_bytes(name)
-        if length != expected or len(index.arrays[name].crc32c) != len(shards):
-            raise Damaged(f"{folder}/{name}.bin has {length} bytes, expected {expected}")
+    for name, array in index.arrays.items():
+        length = os.fstat(files[name].fd).st_size
+        if length != array.bytes or len(array.crc32c) != len(shards):
+            raise Damaged(f"{folder}/{name}.bin has {length} bytes, expected {array.bytes}")
 
     def check(task: tuple[str, Span, int]) -> None:
         name, shard, crc = task
-        size, rows = index.row_bytes(name), grid.rows_of(shard)
+        size, rows = index.arrays[name].row_bytes, grid.rows_of(shard)
         if _checksum(files[name], rows.start * size, shard.rows * size) != crc:
             raise Damaged(
                 f"{folder}/{name}.bin: rows {rows.start}..{rows.stop - 1} are damaged "
@@ -193,7 +193,7 @@ def _mapped(index: CopyIndex, files: Mapping[str, OpenFile]) -> Arrays:
     arrays = {}
     for name, file in files.items():
         array = index.arrays[name]
-        mapping = mmap.mmap(file.fd, index.array_bytes(name), mmap.MAP_SHARED, mmap.PROT_READ)
+        mapping = mmap.mmap(file.fd, array.bytes, mmap.MAP_SHARED, mmap.PROT_READ)
         arrays[name] = np.frombuffer(mapping, array.dtype).reshape(array.shape)
     return arrays
 

@@ -65,8 +65,9 @@ def _prepare(
     if read == "stream" and not served:
         raise not_served(parts[0].url)
     if read in ("auto", "materialise"):
+        small = sum(CopyIndex.of(part).bytes for part in parts) <= SMALL_BYTES
         try:
-            copies = _copies(parts, cache, progress)
+            copies = {part: cache.copy_of(part, progress, in_memory=small) for part in parts}
         except NoCache as error:
             if read == "materialise":
                 raise
@@ -80,13 +81,6 @@ def _prepare(
     how = "by whole shards, nothing decoded beforehand"
     by_shards = {part: ShardReader(part) for part in parts}
     return "direct", by_shards, f"rows: {_shape(parts)} {how}{why}"
-
-
-def _copies(
-    parts: Sequence[Snapshot], cache: Cache, progress: Progress | None
-) -> dict[Snapshot, Copy]:
-    small = sum(CopyIndex.of(part).bytes for part in parts) <= SMALL_BYTES
-    return {part: cache.copy_of(part, progress, in_memory=small) for part in parts}
 
 
 def _copied_note(copies: Mapping[Snapshot, Copy]) -> str:

@@ -6,6 +6,7 @@ the same images of the same samples: a mean over different images would mean not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -166,21 +167,20 @@ def leaves(*teachers: Teacher) -> tuple[Snapshot, ...]:
 
 def refuse_other_images(first: Teacher, other: Teacher) -> None:
     """Raise MismatchError unless both hold logits of the same views, samples and classes."""
-    ours, theirs = first.store_meta, other.store_meta
-    difference = first_difference(ours, theirs)
+    difference = first_difference(first.store_meta, other.store_meta)
     if difference:
-        field = difference[0].split(".")[0].split("[")[0]
-        raise _apart(first, other, difference, _REMEDIES[field])
-    if first.meta.views != other.meta.views:
-        views = ("views", first.meta.views, other.meta.views)
-        raise _apart(first, other, views, "build both with as many --views")
-    difference = _view_difference(first, other)
+        remedy = _REMEDIES[re.split(r"[.\[]", difference[0])[0]]
+    elif first.meta.views != other.meta.views:
+        difference = ("views", first.meta.views, other.meta.views)
+        remedy = "build both with as many --views"
+    else:
+        difference = _view_difference(first, other)
+        remedy = "build both with one --view-spec, --size, --mix, --seed and --first-view"
     if difference:
-        raise _apart(
-            first,
-            other,
-            difference,
-            "build both with one --view-spec, --size, --mix, --seed and --first-view",
+        field, of_first, of_other = difference
+        raise MismatchError(
+            f"{_located(other)} cannot teach together with {_located(first)}: {field} is "
+            f"{of_first!r} there and {of_other!r} here: {remedy}"
         )
 
 
@@ -190,6 +190,7 @@ _REMEDIES = {
     "classes": "build both from one dataset, with teachers of its classes",
     "class_names": "build both from one dataset, whose classes bear the same names",
 }
+"""What to do about stores that differ in a field."""
 
 
 def _view_difference(first: Teacher, other: Teacher) -> tuple[str, object, object] | None:
@@ -201,16 +202,6 @@ def _view_difference(first: Teacher, other: Teacher) -> tuple[str, object, objec
     difference = first_difference(ours.model_copy(update=plain), theirs.model_copy(update=plain))
     difference = difference or first_difference(ours, theirs)
     return None if difference is None else (f"view.{difference[0]}", *difference[1:])
-
-
-def _apart(
-    first: Teacher, other: Teacher, difference: tuple[str, object, object], remedy: str
-) -> MismatchError:
-    field, of_first, of_other = difference
-    return MismatchError(
-        f"{_located(other)} cannot teach together with {_located(first)}: {field} is {of_first!r} "
-        f"there and {of_other!r} here: {remedy}"
-    )
 
 
 def _located(teacher: Teacher) -> str:
