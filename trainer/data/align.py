@@ -1,7 +1,7 @@
 """Bring a dataset into a store's order and numbering of classes, or refuse it.
 
-A student that sees sample 17 and learns from sample 18's logits trains, and trains badly; nothing
-else would ever show it.  Images are not compared here but in ``precompute.views.canaries``.
+A student that sees sample 17 and learns from the logits of sample 18 trains without any error, and
+badly.  Images are not compared here but in ``precompute.views.canaries``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Bind a dataset to a store's rows, or refuse it where the teacher did not see these images.
-
-A student that sees sample 17 and learns from sample 18's logits trains, and trains badly; nothing
-else would ever show it.
-"""
+"""Bind a dataset to a store's rows, or refuse it where the teacher did not see these images."""
 
 from __future__ import annotations
 

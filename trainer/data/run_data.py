@@ -18,7 +18,7 @@ from logitstore.trainer.data.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class EvalData:
-    """What a run is measured on, None where there is nothing."""
+    """The data that a run is measured on; None where there are none."""
 
     val: Source | None
     test: Source | None

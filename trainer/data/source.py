@@ -47,7 +47,7 @@ class Source:
 
     @property
     def root(self) -> str | None:
-        """What identifies all teachers together."""
+        """The digest that identifies all teachers together."""
         return None if self.teaching is None else self.teaching.root
 
     def samples(self) -> Indices:

@@ -24,7 +24,7 @@ from logitstore.trainer.schedules import teacher_at
 
 @dataclass(frozen=True)
 class TeachingSchedule:
-    """Which teacher teaches in which epoch: ``stages`` are (first epoch, teacher), from epoch 0 on.
+    """The teachers of a run by epoch: ``stages`` are (first epoch, teacher), from epoch 0 on.
 
     ``readers`` read the rows of each stage's teacher; empty: the teachers themselves do.
     MismatchError unless all teachers saw the same images: these do not depend on the stage.
@@ -63,7 +63,7 @@ class TeachingSchedule:
         return replace(self, readers=prepare_readings(self.teachers, read, cache, progress))
 
     def close(self) -> None:
-        """Let go of what the readers hold."""
+        """Close all readers."""
         for reader in self.readers or self.teachers:
             reader.close()
 

@@ -1,4 +1,4 @@
-"""Trained weights, measured and corrected after the run.
+"""Measure and correct trained weights after the run.
 
 Reads run folders and checkpoints; trains nothing.
 """

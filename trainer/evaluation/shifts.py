@@ -1,4 +1,4 @@
-"""Shifts of the logits of classes that a student never saw.
+"""Find shifts for the logits of classes that a student never saw.
 
 Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 3: the soft targets of other images teach a
 class that is missing from the transfer set, all but its bias, which is learned far too low.  The

@@ -1,4 +1,4 @@
-"""Example training loops that learn from a store's logits.
+"""Show training loops that learn from a store's logits.
 
 ``python -m logitstore.trainer.examples.NAME …`` runs one.
 

@@ -1,4 +1,4 @@
-"""Distillation with transformers.
+"""Distil with transformers.
 
 python -m logitstore.trainer.examples.huggingface STORE SNAPSHOT DATA VAL
 
@@ -20,8 +20,6 @@ from logitstore.trainer import LogitDataset, losses, with_logits
 
 EPOCHS, BATCH, LR, TEMPERATURE = 10, 64, 3e-3, 4
 OPTIONS = {"logging_strategy": "epoch", "save_strategy": "epoch", "report_to": "none"}
-
-
 OPTIONS |= {"remove_unused_columns": False, "label_names": ["label"], "dataloader_num_workers": 2}
 
 

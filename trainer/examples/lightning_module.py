@@ -1,4 +1,4 @@
-"""Distillation with Lightning.
+"""Distil with Lightning.
 
 python -m logitstore.trainer.examples.lightning_module STORE SNAPSHOT DATA VAL
 

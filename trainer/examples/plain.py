@@ -1,4 +1,4 @@
-"""Distillation in a plain PyTorch loop.
+"""Distil in a plain PyTorch loop.
 
 python -m logitstore.trainer.examples.plain STORE SNAPSHOT DATA VAL
 """

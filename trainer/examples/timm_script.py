@@ -1,4 +1,4 @@
-"""Distillation with timm.
+"""Distil with timm.
 
 python -m logitstore.trainer.examples.timm_script STORE SNAPSHOT DATA VAL resnet18
 

@@ -1,4 +1,4 @@
-"""Figures of a network over a dataset: its logits gathered once, and what follows from them.
+"""Run a network over a dataset once, and compute figures from its logits.
 
 Trains nothing and opens no run.
 """

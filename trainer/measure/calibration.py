@@ -1,4 +1,4 @@
-"""Calibration by one temperature, which is fitted on validation data.
+"""Calibrate logits by one temperature, which is fitted on validation data.
 
 Dividing all logits by one number changes no prediction: accuracy stays, and only the confidence
 changes.  Guo et al. 2017, arXiv:1706.04599, section 4.2.

@@ -1,4 +1,4 @@
-"""A dataset for a user's own training loop: the images that a snapshot's teacher saw, by sample.
+"""Show a user's own training loop the images that a snapshot's teacher saw, by sample.
 
 An item carries the number of its view, so that it is joined with that view's logits and no others,
 however many workers a loader has and however much it prefetches (``loader``).

@@ -1,4 +1,4 @@
-"""Batches with the teacher's logits, for a user's own training loop.
+"""Add the teacher's logits to the batches of a user's own training loop.
 
 Only the thread that iterates calls the loader, because samplers and views draw from torch's global
 generator; one other thread reads rows ahead.

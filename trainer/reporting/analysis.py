@@ -1,4 +1,4 @@
-"""Compute what a report shows of logits beyond ``metrics``: arrays in, arrays out, no chance."""
+"""Compute a report's figures beyond ``metrics``; the same arrays give the same figures."""
 
 from __future__ import annotations
 

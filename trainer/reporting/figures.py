@@ -90,7 +90,9 @@ def curves(
     ``top`` ends the y axis; else it is logarithmic where the values span more than a factor of 30.
     """
     with style.context(_STYLE, after_reset=True):
-        figure, axes = _axes(720 if wide else 400, 330 if wide else 270)
+        width, height = (720, 330) if wide else (400, 270)
+        figure = Figure(figsize=(width / 72, height / 72))
+        axes = figure.add_axes((64 / width, 48 / height, 1 - 76 / width, 1 - 58 / height))
         for line in series:
             _draw(axes, line)
         values = np.concatenate([line.y for line in series])
@@ -194,12 +196,6 @@ def class_colours(classes: int) -> list[str]:
     if classes <= len(_POINTS_OF):
         return list(_POINTS_OF[:classes])
     return [to_hex(mpl.colormaps["turbo"](0.05 + 0.9 * n / (classes - 1))) for n in range(classes)]
-
-
-def _axes(width: int, height: int) -> tuple[Figure, Axes]:
-    """Make a figure of so many CSS pixels, with room for ticks and names at the left and below."""
-    figure = Figure(figsize=(width / 72, height / 72))
-    return figure, figure.add_axes((64 / width, 48 / height, 1 - 76 / width, 1 - 58 / height))
 
 
 def _draw(axes: Axes, line: Series) -> None:

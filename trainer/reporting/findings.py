@@ -1,6 +1,6 @@
-"""What a finished run answers on the report's data, computed once, and all that a page shows of it.
+"""Measure finished runs on the report's data, once, for all that a page shows of them.
 
-Logits are let go of as soon as a run is measured: thirty runs of a thousand classes would not fit.
+Logits are dropped as soon as a run is measured: thirty runs of a thousand classes would not fit.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from logitstore.trainer.run.result import BEST, CONFIG, MODEL, Inputs, Line, Res
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run's folder holds; ``number`` decides its colour, ``name`` is unique.
+    """The contents of a run's folder; ``number`` decides its colour, ``name`` is unique.
 
     ``inputs`` is None if the run has not begun, ``result`` unless it is finished.
     """

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -35,15 +36,6 @@ class Picture:
     heading: str
     caption: str = ""
     run: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassRow:
-    """A class with its samples, and its accuracy in percent in each run, None without samples."""
-
-    name: str
-    samples: int
-    accuracies: list[float | None]
 
 
 def render(
@@ -175,17 +167,18 @@ def _coverage(findings: Sequence[Findings]) -> Picture:
     return Picture(svg=Markup(svg), heading="")
 
 
-def _classes(findings: Sequence[Findings], names: Sequence[str]) -> list[ClassRow]:
+def _classes(findings: Sequence[Findings], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the listed classes: name, samples, and accuracy in percent of each run."""
     if not findings:
         return []
     count = findings[0].class_count
     chosen = analysis.shown_classes([each.class_accuracy for each in findings], count)
     return [
-        ClassRow(
-            name=names[number] if names[number] == str(number) else f"{number} {names[number]}",
-            samples=int(count[number]),
-            accuracies=[100 * float(each.class_accuracy[number]) for each in findings],
-        )
+        {
+            "name": names[number] if names[number] == str(number) else f"{number} {names[number]}",
+            "samples": int(count[number]),
+            "accuracies": [100 * float(each.class_accuracy[number]) for each in findings],
+        }
         for number in chosen
     ]
 

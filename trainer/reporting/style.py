@@ -1,4 +1,4 @@
-"""Colours and dashes of a report: CSS variables with their values on light and on dark pages."""
+"""Define the colours and dashes of a report as CSS variables, for light and for dark pages."""
 
 from __future__ import annotations
 

@@ -15,18 +15,11 @@ from logitstore.trainer.reporting.findings import Findings
 from logitstore.trainer.reporting.gather import ReportData, RunRecord
 
 Cells = tuple[str, ...]
+Rows = list[tuple[str, Cells]]
 OFF = "-"
 _HIDDEN = EXECUTION - {"store", "device", "memory_limit", "recompute"}
 _NEXT = ("student", "store", "snapshot", "root", "data", "val", "test", "epochs", "seed")
 _FIRST = ("method", *hyper_parameter_types(), *_NEXT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Rows of the table of runs: a name, then a cell for each run."""
-
-    title: str
-    rows: list[tuple[str, Cells]]
 
 
 @dataclass(frozen=True)
@@ -43,16 +36,6 @@ class Column:
         """Return a figure in the column's unit."""
         scale = {"%": 100, "‰": 1000}.get(self.unit)
         return f"{value:.4f}" if scale is None else f"{scale * value:.2f}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureRow:
-    """A run's figures on the report's data, of its last or its best epoch; ``best`` are bold."""
-
-    run: int
-    weights: str
-    cells: Cells
-    best: tuple[bool, ...]
 
 
 PLAIN, TEACHER, FITTED = "", "against the teacher", "after one fitted temperature"
@@ -75,16 +58,20 @@ COLUMNS = (
 )
 
 
-def run_tables(runs: Sequence[RunRecord]) -> tuple[list[Group], list[tuple[str, str]]]:
-    """Return groups of rows, the outcome and settings that differ, and the shared settings."""
+def run_tables(
+    runs: Sequence[RunRecord],
+) -> tuple[list[tuple[str, Rows]], list[tuple[str, str]]]:
+    """Return titles with rows, the outcome and settings that differ, and the shared settings.
+
+    A row is a name, then a cell for each run.
+    """
     columns = [settings(run) for run in runs]
     names = [name for name in _FIRST if any(name in column for column in columns)]
     names += sorted({name for column in columns for name in column} - set(names))
     rows = [(name, tuple(_setting(name, column.get(name)) for column in columns)) for name in names]
     differing = [row for row in rows if len(set(row[1])) > 1]
     shared = [(name, cells[0]) for name, cells in rows if len(set(cells)) == 1]
-    outcome = Group(title="Outcome", rows=_outcome(runs))
-    return [outcome, Group(title="Settings that differ", rows=differing)], shared
+    return [("Outcome", _outcome(runs)), ("Settings that differ", differing)], shared
 
 
 def settings(run: RunRecord) -> dict[str, Any]:
@@ -98,8 +85,11 @@ def settings(run: RunRecord) -> dict[str, Any]:
 
 def figure_table(
     runs: Sequence[RunRecord], findings: Sequence[Findings]
-) -> tuple[list[Column], list[FigureRow]]:
-    """Return the columns that some run has, and a row for each run's last and best epoch."""
+) -> tuple[list[Column], list[dict[str, Any]]]:
+    """Return the columns that some run has, and a row for each run's last and best epoch.
+
+    A row has ``run`` (number), ``weights``, ``cells``, and ``best``: which of the cells are bold.
+    """
     entries = [
         (finding.run, weights, figures)
         for finding in findings
@@ -109,18 +99,18 @@ def figure_table(
     written = [tuple(_cell(column, each) for column in columns) for *_, each in entries]
     tops = [_top(column, [each for *_, each in entries]) for column in columns]
     rows = [
-        FigureRow(
-            run=number,
-            weights=_epoch(runs[number], weights),
-            cells=cells,
-            best=tuple(cell == top for cell, top in zip(cells, tops, strict=True)),
-        )
+        {
+            "run": number,
+            "weights": _epoch(runs[number], weights),
+            "cells": cells,
+            "best": [cell == top for cell, top in zip(cells, tops, strict=True)],
+        }
         for (number, weights, _), cells in zip(entries, written, strict=True)
     ]
     return columns, rows
 
 
-def _outcome(runs: Sequence[RunRecord]) -> list[tuple[str, Cells]]:
+def _outcome(runs: Sequence[RunRecord]) -> Rows:
     rows: list[tuple[str, Callable[[RunRecord], str | None]]] = [
         ("epochs done", lambda run: f"{len(run.history)} of {run.config.epochs}"),
         ("best epoch", lambda run: None if run.best_epoch is None else str(run.best_epoch)),

@@ -84,8 +84,8 @@ class Budget:
         self._device, self._text, self._others = device, text, others
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Cap the allocator; afterwards it is as before.  InputError if nothing is left for it."""
+    def enforced(self) -> Iterator[None]:
+        """Cap the allocator inside; InputError if the context leaves nothing to it."""
         torch.cuda.empty_cache()
         before = torch.cuda.get_per_process_memory_fraction(self._device)
         self.tighten()

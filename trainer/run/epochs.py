@@ -41,7 +41,7 @@ from logitstore.trainer.run.step import TrainingStep, epoch_figures
 from logitstore.trainer.schedules import learning_rate
 
 _MEASURE_BATCH = 256
-"""Images that are measured at once at least, where no micro-batch limits them."""
+"""Fewest images per batch of an eval pass, where no micro-batch limits it."""
 
 _Tested = tuple[dict[str, float] | None, dict[str, float] | None]
 
@@ -50,7 +50,7 @@ _NOT_METRICS = ("epoch", "seconds", "images_per_second", "peak_memory")
 
 @dataclass(frozen=True, kw_only=True)
 class Epochs:
-    """What a run needs for its epochs, all opened and checked."""
+    """All that the epochs of a run need, opened and checked."""
 
     config: TrainConfig
     run: RunFolder

@@ -35,7 +35,7 @@ class PastPredictions:
     def begin(
         cls, samples: Indices, labels: NDArray[np.integer], classes: int, epochs: int = 1
     ) -> Self:
-        """Begin for samples (ascending) with labels int (n,), which are all known."""
+        """Return one-hot predictions of samples (ascending) with labels int (n,), all known."""
         codes = torch.zeros((epochs, len(samples), classes), dtype=torch.uint8)
         codes[:, torch.arange(len(samples)), torch.from_numpy(labels.astype(np.int64))] = _LEVELS
         return cls(samples, codes)

@@ -1,4 +1,4 @@
-"""Describe a run's records: the names of its files, what its specs led to, and its result."""
+"""Describe a run's records: the names of its files, the results of its specs, and its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def best_epoch(history: Sequence[Line]) -> int | None:
 
 
 class Inputs(Document):
-    """What a run's specs led to; a resumed run must find the same."""
+    """The results of a run's specs; a resumed run must find the same."""
 
     format_version: int = 1
     data: DatasetCard

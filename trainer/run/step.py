@@ -30,7 +30,7 @@ _TAIL = ("correct", "labelled", "differing")
 
 
 class StepContext(NamedTuple):
-    """What a loss may look at beside the batch.
+    """All that a loss may look at beside the batch.
 
     ``epochs`` of the run; the student's ``past`` predictions, which a step adds to if it shall
     ``remember_predictions``; ``taught`` bool (samples of the dataset,): where the teacher's terms

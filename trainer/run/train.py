@@ -75,7 +75,7 @@ def _train(settings: TrainConfig, token: str | None, progress: Progress, ranks: 
         stack.enter_context(own_randomness(config.seed, device))
         stack.enter_context(reproducible(device))
         if budget is not None:
-            stack.enter_context(budget.kept())
+            stack.enter_context(budget.enforced())
         stack.enter_context(oom_as_input_error(config, config.micro_batch))
         model = build_model(config.student, classes=source.classes, shape=shape)
         weights = None if config.init is None else initial_weights(config.init)
@@ -132,7 +132,7 @@ def _announce(
     progress: Progress,
     ranks: Ranks,
 ) -> None:
-    """Say what is unexpected about a run, and what it is."""
+    """Print what a run is, and what a user may not expect of it."""
     if ranks.count > 1 and has_batchnorm(model):
         progress.message(
             f"warning: BatchNorm normalises each of {ranks.count} ranks' parts by its own "

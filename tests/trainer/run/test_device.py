@@ -67,7 +67,7 @@ def test_the_cap_holds_and_is_lifted_afterwards() -> None:
     device, budget = budgeted_device("cuda", "fp32", "2GiB")
     assert budget is not None
     before = torch.cuda.get_per_process_memory_fraction(device)
-    with budget.kept():
+    with budget.enforced():
         assert 0 < budget.context < 2**31
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(2**31 - budget.context + 2**21, dtype=torch.uint8, device=device)
