@@ -161,7 +161,7 @@ def test_a_committed_snapshot_is_not_grown_but_told_how_to_add_views(place: Path
     [
         ({"view_spec": "eval", "views": 2}, "draws nothing at random"),
         ({"view_spec": "eval", "first_view": 1}, "draws nothing at random"),
-        ({"first_view": -1}, "must not be negative"),
+        ({"first_view": -1}, "first_view must be at least 0"),
         ({"mix": "mixpu:1"}, "mixpu"),
         ({"view_spec": "cifar-train"}, "cannot be done to an image of 8x8"),
     ],
