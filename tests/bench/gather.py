@@ -110,7 +110,8 @@ def _opened(place: Workplace, peer: str) -> Iterator[tuple[Any, float, int]]:
     """Yield the peer's reader, the share of the batches it is timed on, and its bytes on disk."""
     if peer == "memmap":
         maps = place.once(open_memmaps)
-        yield _read_memmaps(maps), 1.0, sum(array.nbytes for array in maps.values())
+        size = sum(array.nbytes for array in maps.values())
+        yield lambda indices: {name: array[indices] for name, array in maps.items()}, 1.0, size
     elif peer == "zarr-same":
         snapshot = place.once(open_synthetic)
         yield _read_arrays(snapshot), 0.004, _stored(snapshot)
@@ -122,10 +123,6 @@ def _opened(place: Workplace, peer: str) -> Iterator[tuple[Any, float, int]]:
         entry.write(path, place.once(make_records), rows_per_shard)
         with entry.open(path) as read:
             yield read, entry.share, disk_bytes(path)
-
-
-def _read_memmaps(maps: Mapping[str, NDArray[Any]]) -> Callable[..., Any]:
-    return lambda indices: {name: array[indices] for name, array in maps.items()}
 
 
 def _read_arrays(snapshot: Snapshot) -> Callable[..., Any]:

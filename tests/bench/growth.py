@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from logitstore.precompute.building.run import build as build_store
@@ -24,7 +24,7 @@ _NETWORK, _SIDE = "mlp?hidden=64", 4
 @contextmanager
 def build(place: Workplace) -> Iterator[Sides]:
     """Measure ``logitstore build`` with a small network."""
-    rows, shard = place.sizes.growth
+    shard = place.sizes.growth[1]
 
     def side(task: Task) -> Side:
         def run() -> float:
@@ -35,14 +35,13 @@ def build(place: Workplace) -> Iterator[Sides]:
 
         return run
 
-    small, large = (make_task(place, n, CLASSES, arch=_NETWORK, side=_SIDE) for n in _counts(rows))
-    yield _sides(place, side(large), side(small))
+    yield _sides(place, side)
 
 
 @contextmanager
 def train(place: Workplace) -> Iterator[Sides]:
     """Measure one epoch of ``logitstore train``, with a decoded copy in a cache of its own."""
-    rows, shard = place.sizes.growth
+    shard = place.sizes.growth[1]
 
     def side(task: Task) -> Side:
         out = place.new_folder("growth") / "s.zarr"
@@ -57,16 +56,16 @@ def train(place: Workplace) -> Iterator[Sides]:
 
         return run
 
-    small, large = (make_task(place, n, CLASSES, arch=_NETWORK, side=_SIDE) for n in _counts(rows))
-    yield _sides(place, side(large), side(small))
+    yield _sides(place, side)
 
 
-def _counts(rows: int) -> tuple[int, int]:
-    return rows, GROWTH * rows
-
-
-def _sides(place: Workplace, large: Side, small: Side) -> Sides:
+def _sides(place: Workplace, side: Callable[[Task], Side]) -> Sides:
+    """Compare the side of 10 N samples with that of N."""
     rows = place.sizes.growth[0]
+    small, large = (
+        side(make_task(place, count, CLASSES, arch=_NETWORK, side=_SIDE))
+        for count in (rows, GROWTH * rows)
+    )
     return Sides(
         ours=large,
         theirs=small,
@@ -86,8 +85,7 @@ def _peak(place: Workplace, arguments: Sequence[str]) -> float:
     log = folder / "log"
     with log.open("w") as output:
         command = [sys.executable, "-m", "logitstore", *arguments]
-        own = with_cache(folder)
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=own)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=with_cache(folder))
         with Watch(process.pid) as watch:
             code = process.wait()
     if code:

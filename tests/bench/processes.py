@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Thread
 
@@ -15,18 +13,6 @@ from tests.bench.harness import NotRun, program
 from tests.bench.workplace import Workplace
 
 MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Running:
-    """A server that answers at ``url``; ``pid`` is the process that was started."""
-
-    url: str
-    pid: int
-
-    def processes(self) -> list[int]:
-        """Return the server's process and all its descendants."""
-        return family(self.pid)
 
 
 def family(pid: int) -> list[int]:
@@ -99,31 +85,21 @@ def with_cache(folder: Path) -> dict[str, str]:
     return {**os.environ, "LOGITSTORE_CACHE": str(folder / "cache")}
 
 
-@contextmanager
-def running(command: Sequence[str], url: str, ready: str, folder: Path) -> Iterator[Running]:
+def start(command: Sequence[str], url: str, ready: str, folder: Path) -> BackgroundServer:
     """Start a server, with a cache of its own, and wait until ``ready`` answers."""
-    with (
-        (folder / "log").open("wb") as log,
-        BackgroundServer(
-            command, url, ready=ready, log=log, environment=with_cache(folder)
-        ) as server,
-    ):
-        yield Running(url, server.process.pid)
+    with (folder / "log").open("wb") as log:
+        return BackgroundServer(command, url, ready=ready, log=log, environment=with_cache(folder))
 
 
-@contextmanager
-def serve(place: Workplace, store: Path, *, pin: bool = False) -> Iterator[Running]:
+def serve(place: Workplace, store: Path, *, pin: bool = False) -> BackgroundServer:
     """Start ``logitstore serve`` of one store, with a cache folder of its own."""
     folder, port = place.new_folder("serve"), free_port()
     command = [sys.executable, "-m", "logitstore", "serve", str(store), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
-    started = pinned(command, 0) if pin else command
-    with running(started, url, "/readyz", folder) as server:
-        yield server
+    return start(pinned(command, 0) if pin else command, url, "/readyz", folder)
 
 
-@contextmanager
-def nginx(place: Workplace, files: Path) -> Iterator[Running]:
+def nginx(place: Workplace, files: Path) -> BackgroundServer:
     """Start nginx with one worker and a distribution's usual settings, serving a folder."""
     folder, port = place.new_folder("nginx"), free_port()
     user = "user root;" if os.geteuid() == 0 else ""  # else it may not read the folder
@@ -141,6 +117,4 @@ def nginx(place: Workplace, files: Path) -> Iterator[Running]:
     )
     url = f"http://127.0.0.1:{port}"
     command = pinned([program("nginx"), "-c", str(folder / "nginx.conf")], 0)
-    ready = f"/{next(files.iterdir()).name}"
-    with running(command, url, ready, folder) as server:
-        yield server
+    return start(command, url, f"/{next(files.iterdir()).name}", folder)

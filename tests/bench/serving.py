@@ -21,10 +21,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from logitstore.cli.background_server import BackgroundServer
 from logitstore.format import wire
 from tests.bench.harness import Side, Sides
 from tests.bench.materialise import reader_of
-from tests.bench.processes import Running, Watch, cpu_seconds, memory, nginx, pinned, serve
+from tests.bench.processes import Watch, cpu_seconds, family, memory, nginx, pinned, serve
 from tests.bench.workplace import BATCH, Workplace, make_store, shuffled_batches
 
 BODIES = 64
@@ -88,8 +89,8 @@ def memory_under_load(place: Workplace) -> Iterator[Sides]:
 
     def ours() -> float:
         with serve(place, store) as server:
-            idle = memory(server.processes())
-            with Watch(server.pid) as watch:
+            idle = memory(family(server.process.pid))
+            with Watch(server.process.pid) as watch:
                 url = f"{server.url}{_SNAPSHOT}/rows?view=0"
                 _post_until_there(url, batches[0].astype("<u4").tobytes())
                 key = "snapshots/teacher/codes/c/0/0/0"
@@ -99,13 +100,8 @@ def memory_under_load(place: Workplace) -> Iterator[Sides]:
                 ]
                 for load in loads:
                     _finished(load)
-            facts.update(
-                {
-                    "idle MiB": idle,
-                    "peak MiB": watch.anonymous,
-                    "peak with maps MiB": watch.resident,
-                }
-            )
+            facts["idle MiB"], facts["peak MiB"] = idle, watch.anonymous
+            facts["peak with maps MiB"] = watch.resident
         return watch.anonymous - idle
 
     yield Sides(
@@ -126,8 +122,8 @@ def write_bodies(place: Workplace, folder: Path) -> tuple[NDArray[np.int64], lis
 
 def _loaded(
     place: Workplace,
-    ours: tuple[Running, list[str]],
-    theirs: tuple[Running, list[str]],
+    ours: tuple[BackgroundServer, list[str]],
+    theirs: tuple[BackgroundServer, list[str]],
     facts: dict[str, Any],
     figure: Literal["rate", "cpu per answer"] = "rate",
 ) -> Sides:
@@ -141,7 +137,7 @@ def _loaded(
 
 def _load(
     place: Workplace,
-    server: Running,
+    server: BackgroundServer,
     target: list[str],
     facts: dict[str, Any],
     key: str,
@@ -154,9 +150,10 @@ def _load(
 
     def side() -> float:
         client = _start(place, target)
-        before = cpu_seconds(server.processes())
+        processes = family(server.process.pid)
+        before = cpu_seconds(processes)
         figures = _finished(client)
-        spent = cpu_seconds(server.processes()) - before
+        spent = cpu_seconds(processes) - before
         facts[f"cpu {key}"] = round(spent / figures["seconds"], 2)
         facts[f"cpu of client, {key}"] = round(figures["cpu"], 2)
         figures["cpu per answer"] = 1e6 * spent / figures["answers"]
@@ -181,8 +178,8 @@ def _finished(client: subprocess.Popen[str]) -> dict[str, float]:
     return figures
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url) as answer:
+def _get(request: str | urllib.request.Request) -> bytes:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         body: bytes = answer.read()
         return body
 
@@ -194,9 +191,7 @@ def _post_until_there(url: str, body: bytes) -> bytes:
     )
     for _ in range(240):
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                body: bytes = answer.read()
-                return body
+            return _get(request)
         except urllib.error.HTTPError as error:
             if error.code != 503:
                 raise RuntimeError(f"{url}: {json.load(error)}") from None
