@@ -2,7 +2,7 @@
 
 Progress goes to stderr, one line per benchmark, and the table to stdout.  The JSON file is written
 again after each benchmark, so that a run that is stopped keeps its figures.  The exit code is 1 if
-a benchmark failed, or if a ratio misses what is promised by more than a fifth.  The variable
+a benchmark failed, or if most turns miss what is promised by more than a fifth.  The variable
 LOGITSTORE_BENCH_DATA may name a folder of real data: ``*.npy`` logits (N, C) for the curve of bytes
 and KL, ``*.npz`` with images ``x`` and labels ``y`` for a build.
 """
@@ -57,7 +57,7 @@ def run(benchmark: Benchmark, place: Workplace) -> Outcome:
     module, _, function = benchmark.sides.rpartition(".")
     try:
         make = getattr(import_module(f"tests.bench.{module}"), function)
-        with make(place, *benchmark.given) as sides:
+        with make(place, *benchmark.arguments) as sides:
             turns = take_turns(sides)
     except NotRun as reason:
         return Outcome(benchmark=benchmark, state="not run", reason=str(reason))

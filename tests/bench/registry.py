@@ -47,7 +47,7 @@ def _reading() -> list[Benchmark]:
             unit="rows/s",
             reach=Reach(">=", 0.75),
             sides="gather.against",
-            given=("memmap",),
+            arguments=("memmap",),
         ),
     )
     others = [
@@ -58,7 +58,7 @@ def _reading() -> list[Benchmark]:
             unit="rows/s",
             reach=reach,
             sides="gather.against",
-            given=(peer,),
+            arguments=(peer,),
         )
         for peer, (against, reach) in _GATHERS.items()
     ]
@@ -121,7 +121,7 @@ def _training() -> list[Benchmark]:
             unit="s/step",
             reach=reach,
             sides="steps.distillation",
-            given=(name, side),
+            arguments=(name, side),
         )
         for name, by in _BY.items()
         for side, against, reach in (
@@ -129,7 +129,7 @@ def _training() -> list[Benchmark]:
             ("ce", "a cross-entropy step", Reach("<=", 1.10)),
         )
     ]
-    own = [
+    own_steps = [
         Benchmark(
             name=f"own-step-{name}",
             what=f"an own step with_logits, {by}",
@@ -137,7 +137,7 @@ def _training() -> list[Benchmark]:
             unit="s/step",
             reach=Reach("<=", 1.03),
             sides="own_loop.own_step",
-            given=(name,),
+            arguments=(name,),
         )
         for name, by in _BY.items()
     ]
@@ -149,11 +149,11 @@ def _training() -> list[Benchmark]:
             unit="s/sample",
             reach=None,
             sides="own_loop.replay",
-            given=(preset,),
+            arguments=(preset,),
         )
         for preset in ("cifar-train", "cifar-strong", "imagenet-train")
     ]
-    return [*steps, *own, *replays]
+    return [*steps, *own_steps, *replays]
 
 
 def _building() -> list[Benchmark]:
@@ -196,7 +196,7 @@ def _real_bytes(name: str, classes: int, file: Path | None) -> Benchmark:
         unit="B/row",
         reach=SMALLEST if classes == CLASSES else None,
         sides="sizes.real_curve",
-        given=(file,),
+        arguments=(file,),
     )
 
 
