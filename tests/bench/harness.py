@@ -46,9 +46,9 @@ class Reach:
 class Benchmark:
     """One line of the table; ``sides`` is ``module.function`` of this package.
 
-    The function is a context manager, called with the workplace and ``arguments``, that sets everything
-    up, checks that both sides do the same, and gives ``Sides``.  ``reach`` is promised, or the
-    ratio of ``today`` where that is worse.
+    The function is a context manager, called with the workplace and ``arguments``.  It sets
+    everything up, checks that both sides do the same, and gives ``Sides``.  ``reach`` is promised,
+    or the ratio of ``today`` where that is worse.
     """
 
     name: str
