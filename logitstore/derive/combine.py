@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.derive.specialists import Cluster, SpecialistPlan, refuse_topk
-from logitstore.derive.transcode import chosen_for, plan_from, write_from
+from logitstore.derive.transcode import chosen_for, write_from
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import CombinedCard, SpecialistCard, ViewCard
 from logitstore.format.choice import EncodingRequest
@@ -154,8 +154,18 @@ def combine(
         ),
     )
     entry = chosen_for(store, generalist, request, answers)
-    combined = plan_from(generalist, name, request, entry, combined=card)
-    return write_from(store, combined, out, answers, "combine", fresh=fresh, progress=progress)
+    return write_from(
+        store,
+        generalist,
+        out,
+        answers,
+        request,
+        entry,
+        {"name": name, "combined": card, "transcoded": None},
+        task="combine",
+        fresh=fresh,
+        progress=progress,
+    )
 
 
 def _check_generalist(store: LogitStore, generalist: Snapshot, plan: SpecialistPlan) -> None:
@@ -239,9 +249,9 @@ def _refuse_other_views(what: str, ours: ViewCard | None, theirs: ViewCard | Non
     plain = {"canaries": ()}
     difference = first_difference(ours.model_copy(update=plain), theirs.model_copy(update=plain))
     if difference:
-        field, here, there = difference
+        field, value, other = difference
         raise MismatchError(
-            f"{what}: the views' {field} is {there!r} there and {here!r} here: build both with one "
+            f"{what}: the views' {field} is {other!r} there and {value!r} here: build both with one "
             "--view-spec, --size, --mix and --seed"
         )
     for one, other in zip(ours.canaries, theirs.canaries, strict=True):

@@ -51,30 +51,8 @@ def import_logits(
     default encoding.  Raises InputError, NotFound, NonFinite.
     """
     check_name("snapshot", snapshot)
-    values, path = _read_array(file)
-    known, labels_path = _read_array(labels)
-    if values.ndim == 2:
-        values = values[None]
-    if values.ndim != 3 or values.dtype.kind not in "fiu" or 0 in values.shape:
-        raise InputError(
-            f"{path}: {values.dtype} {values.shape}, expected numbers (N, C) or (V, N, C)"
-        )
-    if known.ndim != 1 or known.dtype.kind not in "iu":
-        raise InputError(f"{labels_path}: {known.dtype} {known.shape}, expected integers (N,)")
+    values, known, path = _read_inputs(file, labels)
     views, count, classes = values.shape
-    if len(known) != count:
-        raise InputError(f"{labels_path}: {len(known)} labels for the {count} samples of {path}")
-    outside = np.flatnonzero((known < -1) | (known >= classes))
-    if len(outside):
-        raise InputError(
-            f"{labels_path}: sample {outside[0]} has label {known[outside[0]]}, expected -1 or "
-            f"0..{classes - 1}"
-        )
-    if classes > 1 and _looks_like_probabilities(values):
-        raise InputError(
-            f"{path}: these rows are probabilities (not negative, each sums to 1); give the "
-            "logits, or their logarithm: log-probabilities are logits"
-        )
     request = request or EncodingRequest()
     if request.bound is None:
         entry = request.unmeasured(classes)
@@ -82,9 +60,9 @@ def import_logits(
         _check_finite(values, path)
         view, chosen = np.array(sample_pairs(count, views, SAMPLE_ROWS)).T
         sample = np.asarray(values[view, chosen], np.float32)
-        entry = choose_encoding(request, [sample], known[chosen].astype(np.int32), path.name)
+        entry = choose_encoding(request, [sample], known[chosen], path.name)
     storage = open_storage(out)
-    samples, meta = _described(storage, known.astype(np.int32), classes)
+    samples, meta = _described(storage, known, classes)
     plan = SnapshotPlan(
         name=snapshot,
         views=views,
@@ -106,6 +84,35 @@ def import_logits(
         fresh=fresh,
         progress=progress,
     )
+
+
+def _read_inputs(file: str, labels: str) -> tuple[NDArray[Any], NDArray[np.int32], Path]:
+    """Return logits (V, N, C), labels int32 (N,) and the logits' path; refuse what is neither."""
+    values, path = _read_array(file)
+    known, labels_path = _read_array(labels)
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.dtype.kind not in "fiu" or 0 in values.shape:
+        raise InputError(
+            f"{path}: {values.dtype} {values.shape}, expected numbers (N, C) or (V, N, C)"
+        )
+    if known.ndim != 1 or known.dtype.kind not in "iu":
+        raise InputError(f"{labels_path}: {known.dtype} {known.shape}, expected integers (N,)")
+    count, classes = values.shape[1:]
+    if len(known) != count:
+        raise InputError(f"{labels_path}: {len(known)} labels for the {count} samples of {path}")
+    outside = np.flatnonzero((known < -1) | (known >= classes))
+    if len(outside):
+        raise InputError(
+            f"{labels_path}: sample {outside[0]} has label {known[outside[0]]}, expected -1 or "
+            f"0..{classes - 1}"
+        )
+    if classes > 1 and _looks_like_probabilities(values):
+        raise InputError(
+            f"{path}: these rows are probabilities (not negative, each sums to 1); give the "
+            "logits, or their logarithm: log-probabilities are logits"
+        )
+    return values, known.astype(np.int32), path
 
 
 def _described(
@@ -136,7 +143,8 @@ def export_logits(
     if path.is_dir():
         raise InputError(f"{out}: this is a folder; give a file's name")
     meta = snapshot.meta
-    shape = _flat((meta.views, meta.samples, meta.classes))
+    rows = (meta.samples, meta.classes)
+    shape = rows if meta.views == 1 else (meta.views, *rows)
     progress.start("export", meta.views * meta.samples, "rows")
     with os_errors_as_ours(str(path.parent), path.name), new_file(path) as file:
         if path.suffix == ".npy":
@@ -165,10 +173,6 @@ def _decoded(snapshot: Snapshot, progress: Progress) -> Iterator[Logits]:
     for shard in snapshot.grid.shards():
         yield snapshot.logits(np.arange(shard.start, shard.stop), shard.view)
         progress.advance(shard.rows)
-
-
-def _flat(shape: tuple[int, int, int]) -> tuple[int, ...]:
-    return shape[1:] if shape[0] == 1 else shape
 
 
 def _read_array(text: str) -> tuple[NDArray[Any], Path]:

@@ -7,13 +7,13 @@ snapshot from a snapshot (``combine``) chooses, plans and writes its rows here, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.errors import InputError
-from logitstore.format.cards import CombinedCard, EncodingCard, SnapshotPlan, TranscodeCard
+from logitstore.format.cards import EncodingCard, TranscodeCard
 from logitstore.format.choice import SAMPLE_ROWS, EncodingRequest, choose_encoding, sample_pairs
 from logitstore.format.documents import check_name
 from logitstore.format.encodings.base import Encoding, Logits
@@ -59,9 +59,17 @@ def transcode(
             "choose another --encoding, or copy the store"
         )
     made_from = TranscodeCard(root=snapshot.root, encoding=meta.encoding, fidelity=meta.fidelity)
-    plan = plan_from(snapshot, name, request, entry, transcoded=made_from, combined=meta.combined)
     return write_from(
-        store, plan, out, snapshot.logits, "transcode", fresh=fresh, progress=progress
+        store,
+        snapshot,
+        out,
+        snapshot.logits,
+        request,
+        entry,
+        {"name": name, "transcoded": made_from},
+        task="transcode",
+        fresh=fresh,
+        progress=progress,
     )
 
 
@@ -82,42 +90,32 @@ def chosen_for(
     return choose_encoding(request, [logits], store.labels[pairs[:, 1]], snapshot.name)
 
 
-def plan_from(
-    snapshot: Snapshot,
-    name: str,
-    request: EncodingRequest,
-    entry: Encoding,
-    *,
-    transcoded: TranscodeCard | None = None,
-    combined: CombinedCard | None = None,
-) -> SnapshotPlan:
-    """Return the plan of a snapshot with the teacher, views and samples of another one."""
-    changed = {
-        **encoded_as(entry),
-        "name": name,
-        "temperatures": request.temperatures,
-        "packages": {**snapshot.meta.packages, **package_versions()},
-        "transcoded": transcoded,
-        "combined": combined,
-    }
-    built = SnapshotPlan(**snapshot.meta.model_dump(exclude={"fidelity", "top1"}))
-    return built.model_copy(update=changed)
-
-
 def write_from(
     store: LogitStore,
-    plan: SnapshotPlan,
+    snapshot: Snapshot,
     out: str,
     answers: Answers,
-    task: str,
+    request: EncodingRequest,
+    entry: Encoding,
+    changes: Mapping[str, object],
     *,
+    task: str,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Write, or go on writing, a snapshot of ``store``'s samples to ``out``; return its root.
+    """Write, or go on writing, new rows of a snapshot's samples and views; return the new root.
 
+    ``changes`` are fields of the plan that differ from those of ``snapshot``, its name among them.
     MismatchError if ``out`` holds something else.
     """
+    plan = snapshot.meta.plan().model_copy(
+        update={
+            **encoded_as(entry),
+            "temperatures": request.temperatures,
+            "packages": {**snapshot.meta.packages, **package_versions()},
+            **changes,
+        }
+    )
     return write_snapshot(
         Target.read(open_storage(out), store.meta, store.samples()),
         plan,

@@ -245,3 +245,7 @@ class SnapshotMeta(SnapshotPlan):
 
     fidelity: Fidelity
     top1: float | None
+
+    def plan(self) -> SnapshotPlan:
+        """Return the plan by which the snapshot was built."""
+        return SnapshotPlan(**self.model_dump(exclude={"fidelity", "top1"}))

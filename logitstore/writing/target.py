@@ -166,8 +166,7 @@ class Target:
                     )
 
     def _refuse_other_commit(self, plan: SnapshotPlan) -> None:
-        meta, where = self._snapshot(plan.name).meta, self.storage.url
-        built = SnapshotPlan(**meta.model_dump(exclude={"fidelity", "top1"}))
+        built, where = self._snapshot(plan.name).meta.plan(), self.storage.url
         if built.view is not None and plan.view is not None and plan.views > built.views:
             first, more = built.view.first_view + built.views, plan.views - built.views
             raise MismatchError(

@@ -58,7 +58,7 @@ class SnapshotWriter:
 
         False if another build has committed the snapshot meanwhile; nothing of it is touched.
         """
-        if not self.storage.create(self._plan_key, self.plan.to_bytes()):
+        if not self.storage.create(plan_key(self.plan.name), self.plan.to_bytes()):
             self._check_plan()
             if self.root is not None:
                 return False
@@ -189,7 +189,7 @@ class SnapshotWriter:
 
     def _check_plan(self) -> None:
         """Notice a build beside this one: an equal one that is finished, or another one."""
-        plan = get_or_none(self.storage, self._plan_key)
+        plan = get_or_none(self.storage, plan_key(self.plan.name))
         if plan == self.plan.to_bytes():
             return
         commit = get_or_none(self.storage, commit_key(self.plan.name))
@@ -200,10 +200,6 @@ class SnapshotWriter:
             f"{self.storage.url}: another build of {self.plan.name!r} has taken this one's place "
             "(begun with --fresh, or at the same moment): wait for it, or use another --snapshot"
         )
-
-    @property
-    def _plan_key(self) -> str:
-        return plan_key(self.plan.name)
 
     def _mark_key(self, shard: Span) -> str:
         return mark_key(self.plan.name, shard.view, self.grid.number(shard))

@@ -65,19 +65,12 @@ class WriterStore(Store):
     async def delete(self, key: str) -> None:
         raise AssertionError(f"zarr asked to delete {key}; empty chunks are always written")
 
-    async def _nothing(self) -> AsyncIterator[str]:
-        nothing: tuple[str, ...] = ()
-        for key in nothing:
+    async def _no_keys(self, prefix: str = "") -> AsyncIterator[str]:
+        keys: tuple[str, ...] = ()
+        for key in keys:
             yield key
 
-    def list(self) -> AsyncIterator[str]:
-        return self._nothing()
-
-    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        return self._nothing()
-
-    def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        return self._nothing()
+    list = list_prefix = list_dir = _no_keys
 
 
 def create_array(

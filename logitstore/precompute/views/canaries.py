@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import numpy as np
 from PIL import Image
@@ -121,7 +121,7 @@ def _difference(teachers: Canary, ours: Canary, packages: Mapping[str, str]) -> 
     what = f"is not the image that the teacher saw (thumbnails differ by {distance}/255)"
     versions = _other_versions(packages)
     if distance <= _DECODER_DISTANCE:
-        return f"{what}: another image decoder or resizer is at work{versions or ''}"
+        return f"{what}: another image decoder or resizer is at work{versions}"
     if versions:
         return (
             f"{what}: either a library draws or paints it otherwise{versions}, or the dataset is "
@@ -132,14 +132,11 @@ def _difference(teachers: Canary, ours: Canary, packages: Mapping[str, str]) -> 
 
 def _other_versions(packages: Mapping[str, str]) -> str:
     """Return " (pillow 11.0 there, 12.1 here)", or nothing."""
-    others = []
-    for name in _DRAWING:
-        try:
-            ours = version(name)
-        except PackageNotFoundError:
-            ours = "none"
-        if packages.get(name, ours) != ours:
-            others.append(f"{name} {packages[name]} there, {ours} here")
+    others = [
+        f"{name} {packages[name]} there, {here} here"
+        for name, here in ((name, version(name)) for name in _DRAWING)
+        if packages.get(name, here) != here
+    ]
     return f" ({'; '.join(others)})" if others else ""
 
 
