@@ -1,4 +1,4 @@
-"""Fields of a dataclass as options of the command line: names, types, defaults, help, parsing.
+"""Make a dataclass's fields options of the command line: names, types, defaults, help, parsing.
 
 A field ``kd_weight`` is ``--kd-weight 0.9`` or ``--kd-weight=0.9``, one that is true or false is
 ``--standardize`` or ``--no-standardize``.  The option of a tuple has commas or is repeated, that of
@@ -23,7 +23,7 @@ from logitstore.text import figure
 
 @dataclass(frozen=True)
 class Written:
-    """How a field is written on the command line, where its name and type do not say it."""
+    """Spells a field on the command line, where its name and type do not."""
 
     metavar: str
     name: str | None = None
@@ -45,12 +45,12 @@ class Option:
 
     @property
     def is_switch(self) -> bool:
-        """Whether it is given without a value."""
+        """Return whether it takes no value."""
         return self.kinds == (bool,)
 
     @property
     def off(self) -> str:
-        """The flag that turns a switch off."""
+        """Return the flag that turns a switch off."""
         return f"--no-{self.flag[2:]}"
 
     def record(self) -> tuple[str, str]:

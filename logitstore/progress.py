@@ -1,4 +1,4 @@
-"""Reports of long work: a bar with rate and ETA on a terminal, plain lines elsewhere.
+"""Report long work: a bar with rate and ETA on a terminal, plain lines elsewhere.
 
 Libraries take a ``Progress``; only the command line makes a visible one.
 """
@@ -13,7 +13,7 @@ from logitstore.text import size
 
 
 class Progress(Protocol):
-    """What a long piece of work calls to report itself."""
+    """Receives the reports of a long piece of work."""
 
     def start(self, task: str, total: int, unit: str) -> None:
         """Begin a piece of work of ``total`` units."""
@@ -39,7 +39,7 @@ class Silent:
 
 
 class Lines:
-    """Plain lines on a stream, at most one every ``every`` seconds."""
+    """Prints plain lines on a stream, at most one every ``every`` seconds."""
 
     def __init__(self, stream: TextIO | None = None, every: float = 5.0) -> None:
         self._stream, self._every = stream or sys.stderr, every
@@ -74,7 +74,7 @@ def _amounts(done: float, total: float, rate: float, unit: str) -> str:
 
 
 class Bar:
-    """A rich progress bar; use as a context manager."""
+    """Shows a rich progress bar; ``close`` ends it."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -37,12 +37,12 @@ class Spec:
 
     def portable(self, head: str) -> str:
         """Return this spec, the same on every machine: with another head, no folders, no slice."""
-        kept = "&".join(
+        options = "&".join(
             f"{key}={value}"
             for key, value in self.options.items()
             if key not in ("root", "download", "samples")
         )
-        return f"{head}?{kept}" if kept else head
+        return f"{head}?{options}" if options else head
 
     def only(self, *known: str) -> None:
         """Refuse options that this spec does not have."""

@@ -1,4 +1,4 @@
-"""The types that settings have, with their ranges, and the check of a dataclass's values.
+"""Define the types of settings, with their ranges, and check a dataclass's values against them.
 
 The settings of builds, runs and methods are checked alike, with the same messages.
 """

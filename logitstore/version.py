@@ -1,3 +1,3 @@
-"""The version of this package, stated once: everything else reads it here."""
+"""State the version of this package, once: everything else reads it here."""
 
 __version__ = "0.4.0"

@@ -211,10 +211,10 @@ def _decoupled(
 
 def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits of (label, all others together), (N, 2), and of the others, (N, C - 1)."""
-    own = labels[:, None]
+    index = labels[:, None]
     others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
-    rest = logits.gather(1, others + (others >= own))
-    return torch.cat([logits.gather(1, own), rest.logsumexp(1, keepdim=True)], 1), rest
+    rest = logits.gather(1, others + (others >= index))
+    return torch.cat([logits.gather(1, index), rest.logsumexp(1, keepdim=True)], 1), rest
 
 
 def _designed(like: Tensor, labels: Tensor, correct: float, other: float) -> Tensor:

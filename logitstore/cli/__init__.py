@@ -1,4 +1,4 @@
-"""The command line: one file per noun; this one registers all commands.
+"""Register all commands of the command line; there is one file for each noun.
 
 A command is a signature and one library call.  Commands alone import ``logitstore.api`` and
 ``logitstore.trainer``, and they import what is heavy inside their bodies.

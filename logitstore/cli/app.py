@@ -1,4 +1,4 @@
-"""The command line itself: its name, its help, its exit codes and ``--version``."""
+"""Define the command line itself: its name, its help, its exit codes and ``--version``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A server in a process of its own, for as long as a block of code needs it.
+"""Run a server in a process of its own, for as long as a block of code needs it.
 
 The demo, the tests and the benchmarks start their servers with it.  It knows a command and the URL
-at which that answers, not what is served.
+at which the server answers, and nothing of what is served.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ENDS_WITHIN_SECONDS = 20
 
 
 class BackgroundServer:
-    """Start a server and wait until it answers; at the end of the block it is told to stop.
+    """Start a server and wait until it answers; at the end of the block it gets SIGTERM.
 
     ``url`` is where it answers and ``process`` what runs.  ``log`` gets what it writes.
     Raises Unreachable if it ends, or does not answer ``ready`` with 200 within a minute.

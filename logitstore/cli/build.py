@@ -1,4 +1,4 @@
-"""The commands ``build`` and ``plan``: a teacher's logits, and what they will cost."""
+"""Store teachers' logits, or say what that will cost: the commands ``build`` and ``plan``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from logitstore.cli.console import emit, progress_on_stderr
 from logitstore.cli.options import Json
-from logitstore.cli.settings import BuildCommand, given_settings
+from logitstore.cli.settings import BuildCommand, command_settings
 from logitstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def build(
         --data 'npz:cifar10.npz?x=x_train&y=y_train' --out c10.zarr
     logitstore build --teacher runs/teacher --data digits --out digits.zarr
     """
-    config = _build_config(given_settings(ctx))
+    config = _build_config(command_settings(ctx))
     if dry_run:
         _print_estimate(config, 30, as_json)
         return
@@ -72,7 +72,7 @@ def plan(
         --data 'npz:cifar10.npz?x=x_train&y=y_train' --view-spec cifar-train --views 8 --epochs 60
     """
     with TemporaryDirectory() as folder:
-        _print_estimate(_build_config({"out": folder, **given_settings(ctx)}), epochs, as_json)
+        _print_estimate(_build_config({"out": folder, **command_settings(ctx)}), epochs, as_json)
 
 
 def _build_config(settings: dict[str, Any]) -> BuildConfig:

@@ -1,4 +1,4 @@
-"""How the command line reports: errors as one message and an exit code, progress, JSON or lines.
+"""Report on the command line: errors as one message and an exit code, progress, JSON or lines.
 
 The top imports nothing but the standard library and typer, as every start of a command runs it.
 """

@@ -1,4 +1,4 @@
-"""The options that several commands have, as types with their help, and how their texts are read.
+"""Define the options that several commands have, as types with their help, and read their texts.
 
 Nothing but the standard library and typer is imported here.
 """

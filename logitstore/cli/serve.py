@@ -1,4 +1,4 @@
-"""The command ``serve``: stores over HTTP."""
+"""Serve stores over HTTP: the command ``serve``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that take the fields of a dataclass of settings as options.
+"""Make commands that take the fields of a dataclass of settings as options.
 
 The options are made when such a command runs or is asked for its help, so that no other command
 pays for them.
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class SettingsCommand(TyperCommand):
-    """A command with its own options and, under headings, those of settings.
+    """Takes its own options and, under headings, those of settings.
 
-    A setting that an option of its own replaces, or that is in ``without``, is none of them.
+    A setting that its own option replaces, or that is in ``without``, is no option.
     Words without an option belong to the setting ``positional``.
     """
 
@@ -65,7 +65,7 @@ class SettingsCommand(TyperCommand):
 
 
 class RunCommand(SettingsCommand):
-    """A command that takes the settings of a training run."""
+    """Takes the settings of a training run."""
 
     def all_options(self) -> dict[str, list[Option]]:
         from logitstore.trainer.config.fields import options_by_heading
@@ -74,7 +74,7 @@ class RunCommand(SettingsCommand):
 
 
 class BuildCommand(SettingsCommand):
-    """A command that takes the settings of a build."""
+    """Takes the settings of a build."""
 
     positional = "teachers"
 
@@ -85,8 +85,8 @@ class BuildCommand(SettingsCommand):
         return {"The build": options_of(BuildConfig)}
 
 
-def given_settings(ctx: typer.Context) -> dict[str, Any]:
-    """Return the settings that the command line gives, by name."""
+def command_settings(ctx: typer.Context) -> dict[str, Any]:
+    """Return the settings that stand on the command line, by name."""
     from logitstore.options import parse_options
 
     command = ctx.command

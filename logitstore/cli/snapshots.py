@@ -1,4 +1,4 @@
-"""The commands that move snapshots: ``import``, ``export``, ``transcode`` and ``discard``."""
+"""Move snapshots: the commands ``import``, ``export``, ``transcode`` and ``discard``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands about classes: ``correct-bias``, ``specialists plan`` and ``combine``.
+"""Work on classes: the commands ``correct-bias``, ``specialists plan`` and ``combine``.
 
 What is heavy is imported inside the bodies.
 """

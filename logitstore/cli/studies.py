@@ -1,4 +1,4 @@
-"""The commands that study trained students: ``sweep``, ``probe``, ``report`` and ``reproduce``.
+"""Study trained students: the commands ``sweep``, ``probe``, ``report`` and ``reproduce``.
 
 What is heavy is imported inside the bodies.
 """
@@ -23,7 +23,7 @@ from logitstore.cli.options import (
     Trained,
     read_token,
 )
-from logitstore.cli.settings import RunCommand, given_settings
+from logitstore.cli.settings import RunCommand, command_settings
 from logitstore.cli.show.training import figure_lines
 from logitstore.errors import InputError
 from logitstore.text import size
@@ -115,7 +115,7 @@ def report(
     from logitstore.trainer import report as make
 
     with progress_on_stderr() as progress:
-        made = make(
+        page = make(
             runs,
             out,
             data=data,
@@ -126,8 +126,8 @@ def report(
             device=device,
             progress=progress,
         )
-    written = f"{made.path}: {len(runs)} runs, {size(made.path.stat().st_size)}"
-    emit(as_json, {"report": str(made.path), **made.figures}, [written])
+    summary = f"{page.path}: {len(runs)} runs, {size(page.path.stat().st_size)}"
+    emit(as_json, {"report": str(page.path), **page.figures}, [summary])
 
 
 @commands.command()
@@ -175,8 +175,8 @@ def reproduce(
         emit(as_json, {"commands": spelled}, spelled)
         return
     with progress_on_stderr() as progress:
-        made = run(scaled, lambda arguments: app(arguments, standalone_mode=False), progress)
-    emit(as_json, made.document(), made.lines())
+        reproduced = run(scaled, lambda arguments: app(arguments, standalone_mode=False), progress)
+    emit(as_json, reproduced.document(), reproduced.lines())
 
 
 class _SweepCommand(RunCommand):
@@ -223,14 +223,14 @@ def sweep(
     logitstore sweep --config runs/kd/config.toml --snapshot 'all,mean(epoch-0005,epoch-0030)' \\
         --out runs/sweep
     """
-    given = given_settings(ctx)
+    settings = command_settings(ctx)
     from logitstore.trainer.config.settings import read_settings
     from logitstore.trainer.studies.sweep import sweep as run
     from logitstore.trainer.studies.sweep_table import sweep_lines
 
     with progress_on_stderr() as progress:
         table = run(
-            given if config is None else read_settings(config, {**given, "method": methods}),
+            settings if config is None else read_settings(config, {**settings, "method": methods}),
             out,
             snapshots=snapshot,
             methods=[name.strip() for name in methods.split(",")],

@@ -1,4 +1,4 @@
-"""The commands that train and measure one student: ``train``, ``evaluate`` and ``methods``.
+"""Train and measure one student: the commands ``train``, ``evaluate`` and ``methods``.
 
 What is heavy is imported inside the bodies; settings are checked before torch is loaded.
 """
@@ -27,7 +27,7 @@ from logitstore.cli.options import (
     Trained,
     read_token,
 )
-from logitstore.cli.settings import RunCommand, given_settings
+from logitstore.cli.settings import RunCommand, command_settings
 from logitstore.cli.show.training import figure_lines, method_lines
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def train(
         --snapshot epoch-0005 --method kd --temperature 4 --epochs 60 --out runs/kd
     logitstore train --config runs/kd/config.toml --method dkd --beta 2 --out runs/dkd
     """
-    with _said_once():
-        settings, token = train_config(config, given_settings(ctx)), read_token(token_file)
+    with _one_report():
+        settings, token = train_config(config, command_settings(ctx)), read_token(token_file)
         from logitstore.precompute.processes.launch import this_rank
         from logitstore.trainer import train as run
 
@@ -146,18 +146,18 @@ def methods(
     emit(as_json, entries, method_lines(entries))
 
 
-def train_config(file: Path | None, given: dict[str, Any]) -> TrainConfig:
-    """Return the settings of a run: those of the command line, and then those of the file."""
+def train_config(file: Path | None, settings: dict[str, Any]) -> TrainConfig:
+    """Return the settings of a run: those of the command line win over the file's."""
     from logitstore.trainer.config.settings import TrainConfig, refuse_missing
 
     if file is not None:
-        return TrainConfig.from_toml(file, given)
-    refuse_missing(given)
-    return TrainConfig(**given)
+        return TrainConfig.from_toml(file, settings)
+    refuse_missing(settings)
+    return TrainConfig(**settings)
 
 
-def _said_once() -> AbstractContextManager[None]:
-    """Of several ranks only the first that fails reports; a single process needs no torch here."""
+def _one_report() -> AbstractContextManager[None]:
+    """Let only the first failing rank of several report; a single process needs no torch here."""
     if "RANK" not in os.environ:
         return nullcontext()
     from logitstore.precompute.processes.launch import first_error_only

@@ -1,4 +1,4 @@
-"""The settings of a run that contradict each other, refused with the ways out before any work.
+"""Refuse settings of a run that contradict each other, with the ways out, before any work.
 
 Only the settings are looked at: no file is opened and no device is asked.
 """

@@ -1,4 +1,4 @@
-"""The settings of a training run: one dataclass for each concern, all of them in ``Settings``.
+"""Define the settings of a training run: a dataclass a concern, all of them in ``Settings``.
 
 A field is also a line of a run's ``config.toml`` and an option of ``logitstore train``; the text
 under it is the option's help.  None means "off", or "the default of the method or the optimizer".
@@ -21,7 +21,7 @@ from logitstore.values import Count, Positive, Precision, Weight, WholeNumber
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is trained, by which method and for how long, and where the run lies."""
+    """Says what is trained, by which method and for how long, and where the run lies."""
 
     out: Annotated[str, Written("RUN")]
     """Folder of the run. The same command again resumes the run in it."""
@@ -43,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Whose logits a student learns from, and how they are found and read."""
+    """Says whose logits a student learns from, and how they are found and read."""
 
     store: Annotated[str | None, Written("STORE|URL")] = None
     """Store with the teacher's logits."""
@@ -78,7 +78,7 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """The data on which a student is measured."""
+    """Names the data on which a student is measured."""
 
     val: Annotated[str | None, Written("DATA|split:SHARE")] = None
     """Data that are measured after each epoch and choose the best one. split:0.1 holds a tenth of
@@ -90,7 +90,7 @@ class Measuring:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Which samples are trained on, and with which labels."""
+    """Says which samples are trained on, and with which labels."""
 
     limit: Count | None = None
     """Train on this many samples of the data."""
@@ -109,7 +109,7 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """How the student's images are prepared."""
+    """Says how the student's images are prepared."""
 
     augment: Annotated[str | None, Written("PRESET|FILE")] = None
     """Views of the student's own, new ones in each epoch, instead of the store's."""
@@ -121,7 +121,7 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """How the weights begin and how they change."""
+    """Says how the weights begin and how they change."""
 
     init: Annotated[str | None, Written("RUN|CKPT")] = None
     """Begin with these weights. The last layer may differ in shape, and is then a fresh one."""
@@ -147,7 +147,7 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    """What stays in the run's folder beside the result."""
+    """Says what stays in the run's folder beside the result."""
 
     snapshots: Annotated[
         tuple[int, ...] | Literal["every-epoch"] | None, Written("every-epoch|EPOCH,…")
@@ -162,7 +162,7 @@ class Keeping:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where and how fast a run is computed."""
+    """Says where and how fast a run is computed."""
 
     device: Annotated[str | None, Written("cpu|cuda|cuda:N")] = None
     """Where the student is trained; without it a GPU if there is one."""
@@ -182,7 +182,7 @@ class Machine:
 if TYPE_CHECKING:
 
     class HyperParameters:
-        """The hyper-parameters of all methods; only the methods know their names."""
+        """Joins the hyper-parameters of all methods; only the methods know their names."""
 
         def __init__(self, **hyper_parameters: Any) -> None: ...
 
@@ -202,7 +202,7 @@ else:
 class Settings(
     HyperParameters, Machine, Keeping, Optimisation, Images, Samples, Measuring, Teacher, Run
 ):
-    """All settings of a run, in the order of ``HEADINGS``."""
+    """Joins all settings of a run, in the order of ``HEADINGS``."""
 
 
 HEADINGS: dict[str, type[Any]] = {

@@ -72,12 +72,12 @@ class TrainConfig(Settings):
 
     @property
     def base_lr(self) -> float:
-        """The learning rate that the schedule scales."""
+        """Return the learning rate that the schedule scales."""
         return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
 
     @cached_property
     def method_object(self) -> Method:
-        """The method with this run's hyper-parameters, defaults filled in; made once."""
+        """Return the method with this run's hyper-parameters, defaults filled in; made once."""
         return make_method(
             self.method, {name: getattr(self, name) for name in hyper_parameter_types()}
         )
@@ -135,28 +135,28 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
         raise NotFound(f"{path}: there is no such file") from None
     except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable TOML file: {error}") from None
-    given = overrides or {}
-    if "method" in document and given.get("method", document["method"]) != document["method"]:
+    overrides = overrides or {}
+    method = document.get("method")
+    if method is not None and overrides.get("method", method) != method:
         others = hyper_parameter_types()
         document = {key: value for key, value in document.items() if key not in others}
-    document = _without_stale_defaults(document, given)
-    values = {**document, **given}
-    known = [field.name for field in fields(TrainConfig)]
+    document = _without_stale_defaults(document, overrides)
+    values = {**document, **overrides}
     for key in values:
-        if key not in known:
-            raise UnknownName.among(f"setting in {path}", key, known)
+        if key not in settings():
+            raise UnknownName.among(f"setting in {path}", key, settings())
     return values
 
 
 def _without_stale_defaults(
-    document: Mapping[str, Any], given: Mapping[str, Any]
+    document: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a run's file without the defaults that are others now, because of what is given."""
+    """Return a run's file without the defaults that other settings replace now."""
     kind = find_method(document.get("method", "ce"))
-    old, new = kind.defaults(document), kind.defaults({**document, **given})
+    old, new = kind.defaults(document), kind.defaults({**document, **overrides})
     were = {field.name: field.default for field in fields(kind)} | old
     before = document.get("optimizer", "sgd")
-    if given.get("optimizer", before) != before:
+    if overrides.get("optimizer", before) != before:
         were, old = were | {"lr": LEARNING_RATES.get(before)}, {**old, "lr": before}
     stale = {name for name in {*old, *new} if old.get(name) != new.get(name)}
     return {

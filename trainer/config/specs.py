@@ -1,4 +1,4 @@
-"""The small grammars inside a run's settings: ``split:SHARE`` and ``FILE.json:NAME``."""
+"""Read the small grammars inside a run's settings: ``split:SHARE`` and ``FILE.json:NAME``."""
 
 from __future__ import annotations
 

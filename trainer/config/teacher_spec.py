@@ -1,4 +1,4 @@
-"""The grammar of ``--snapshot``, which says who teaches and from which epoch on.
+"""Read the grammar of ``--snapshot``, which says who teaches and from which epoch on.
 
     STAGE[,STAGE@EPOCH]…                  from that epoch on (1 is the first) the next stage teaches
     STAGE   MEMBER                        a snapshot
@@ -38,7 +38,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage of a teaching schedule: who teaches from epoch ``first`` (from 0) on.
+    """Says who teaches in a stage of a schedule, from epoch ``first`` (from 0) on.
 
     ``kind`` is how an ensemble is averaged, None for a single member.
     """
@@ -49,7 +49,7 @@ class Stage:
 
 
 class _Piece(NamedTuple):
-    """A part of the text of ``--snapshot`` that begins ``at`` a character of it."""
+    """Holds a part of the text of ``--snapshot`` that begins ``at`` a character of it."""
 
     whole: str
     at: int

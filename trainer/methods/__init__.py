@@ -1,4 +1,4 @@
-"""The methods: what they are, and the table that names them."""
+"""Define the methods, and name them in one table."""
 
 from logitstore.trainer.methods.base import Method, Outputs
 from logitstore.trainer.methods.table import METHODS, find_method, hyper_parameters, make_method

@@ -1,4 +1,4 @@
-"""What a method is: its hyper-parameters, what it needs, and the terms of a batch's loss.
+"""Define what a method is: its hyper-parameters, its needs, and the terms of a batch's loss.
 
 The text under a hyper-parameter is its help.  Torch is loaded where a loss is computed, not here.
 """
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Mixed(NamedTuple):
-    """Partners' labels int64 (N,), -1 for unknown, and the own share ``weight`` float32 (N,)."""
+    """Holds the partners' labels int64 (N,), -1 for unknown, and the image's share float32 (N,)."""
 
     labels: Tensor
     weight: Tensor
 
 
 class Outputs(NamedTuple):
-    """What a loss may look at.
+    """Holds what a loss may look at.
 
     Student logits (N, C), labels (N,) int64 with -1 for unknown, teacher logits (N, C) or None, and
     what the images were mixed with or None.  ``past`` are probabilities (N, C), the student's own
@@ -44,16 +44,16 @@ class Outputs(NamedTuple):
     epochs: int = 1
 
     def by_label(self, measure: Callable[[Tensor], Tensor]) -> Tensor:
-        """``measure(labels)``, (N,); of mixed images that of both labels, each by its share."""
-        own = measure(self.labels)
+        """Return ``measure(labels)``, (N,); for mixed images of both labels, each by its share."""
+        measured = measure(self.labels)
         if self.mixed is None:
-            return own
+            return measured
         weight = self.mixed.weight
-        return weight * own + (1 - weight) * measure(self.mixed.labels)
+        return weight * measured + (1 - weight) * measure(self.mixed.labels)
 
 
 class PredictionsNeeded(NamedTuple):
-    """Of how many epochs a student remembers its own predictions, and which ones.
+    """Says of how many epochs a student remembers its own predictions, and which ones.
 
     ``from_eval_pass``: those of a pass in eval mode after each epoch, else those of the steps.
     """
@@ -79,23 +79,23 @@ class Method(ABC):
         check_values(self)
 
     @classmethod
-    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the defaults that depend on the hyper-parameters that were given."""
+    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults that depend on the hyper-parameters that were chosen."""
         return {}
 
     @property
     def predictions_needed(self) -> PredictionsNeeded | None:
-        """Which of its own predictions a student must remember, None: none."""
+        """Return which of its own predictions a student must remember, None: none."""
         return None
 
     @property
     def teacher_temperature(self) -> float | None:
-        """The one temperature at which the teacher's distribution is used, None: none or more."""
+        """Return the one temperature at which the teacher is used, None: none or several."""
         return None
 
     @property
     def ensemble_temperature(self) -> float | None:
-        """Where the distributions of several teachers are averaged, None: nowhere.
+        """Return the temperature at which several teachers' distributions are averaged, None: none.
 
         A method that only compares itself with a teacher compares at temperature 1.
         """
@@ -103,7 +103,7 @@ class Method(ABC):
 
     @property
     def needs_tail(self) -> str | None:
-        """Why ``topk`` rows, which share the tail's mass evenly, cannot teach this method.
+        """Return why ``topk`` rows, which share the tail's mass evenly, cannot teach this method.
 
         None: they can, if they are good at the teacher's temperature.
         """

@@ -1,4 +1,4 @@
-"""The methods that learn from a teacher's rows."""
+"""Define the methods that learn from a teacher's rows."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class Softened(Taught):
     """Temperature that softens the teacher."""
 
     @classmethod
-    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {"temperature": 2.0, "kd_weight": 9.0} if given.get("standardize") else {}
+    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"temperature": 2.0, "kd_weight": 9.0} if values.get("standardize") else {}
 
     @property
     def teacher_temperature(self) -> float | None:
@@ -191,7 +191,7 @@ class Relations(Softened):
     kd_weight: Weight = 2.0
 
     @classmethod
-    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         return {}  # standardised logits were published with KD and DKD
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The methods that learn from labels, without a teacher's rows."""
+"""Define the methods that learn from labels, without a teacher's rows."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class TeacherFreeReg(Weighted):
     """The regulariser as the paper has it, or as its code does."""
 
     @classmethod
-    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {"kd_weight": 10.0} if given.get("variant") == "code" else {}
+    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"kd_weight": 10.0} if values.get("variant") == "code" else {}
 
     def terms(self, batch: Outputs, epoch: int) -> dict[str, Tensor]:
         from logitstore.trainer import losses

@@ -1,4 +1,4 @@
-"""The table of methods: from a name to a frozen dataclass, and what there is to say of each.
+"""Name the methods: the table leads from a name to a frozen dataclass, and describes each.
 
 Its fields are the method's hyper-parameters with their defaults; they become settings of a run and
 options of the command line by themselves.  The training loop knows no method by name.
@@ -38,13 +38,13 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def make_method(name: str, given: Mapping[str, Any]) -> Method:
+def make_method(name: str, values: Mapping[str, Any]) -> Method:
     """Return the method with these hyper-parameters; None means its default.
 
     InputError for one that the method does not have, naming the methods that do.
     """
     kind = find_method(name)
-    chosen = {key: value for key, value in given.items() if value is not None}
+    chosen = {key: value for key, value in values.items() if value is not None}
     for key in chosen:
         if key not in _names(kind):
             others = [other for other, entry in METHODS.items() if key in _names(entry)]

@@ -1,4 +1,4 @@
-"""The words of the commands that write snapshots, and of ``plan``, about what they did."""
+"""Write what the commands that make snapshots did, and what ``plan`` expects, as lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from logitstore.text import duration, percent, size, table
 from logitstore.writing.estimate import Estimate
 
 MUCH_KL = 1e-3
-"""Nats; a loss above this is noted where the user named no encoding."""
+"""Nats of mean KL above which a note is printed if the user named no encoding."""
 
 
 def print_built(out: str, names: list[str], as_json: bool, request: EncodingRequest) -> None:
@@ -43,15 +43,15 @@ def built_lines(store: dict[str, Any], request: EncodingRequest) -> list[str]:
 
 
 def built_notes(store: dict[str, Any], request: EncodingRequest) -> list[str]:
-    """Return what looks like a mistake, though it may be none."""
+    """Return notes on what looks like a mistake, though it may be none."""
     notes, at = [], f"T={request.temperature:g}"
     for entry in store["snapshots"]:
         near_chance = entry["top1"] is not None and entry["top1"] < 1.5 / entry["classes"]
         if near_chance and entry["classes"] > 2:
-            ask = "is --normalize right, and " if entry["teacher"] else ""
+            question = "is --normalize right, and " if entry["teacher"] else ""
             notes.append(
-                f"{entry['name']} is near chance on these labels: {ask}do the classes come in the "
-                "teacher's order?"
+                f"{entry['name']} is near chance on these labels: {question}do the classes come "
+                "in the teacher's order?"
             )
         if request.text is None and _mean_kl(entry, request) > MUCH_KL:
             notes.append(
@@ -85,14 +85,14 @@ def estimate_lines(estimate: Estimate) -> list[str]:
     """Return an estimate as a table of facts, one of teachers and one of encodings."""
     count = len(estimate.teachers)
     done = f"; {estimate.rows_done:,} are done" if estimate.rows_done else ""
-    left = f", {duration(estimate.seconds_left)} of it left" if estimate.rows_done else ""
+    remaining = f", {duration(estimate.seconds_left)} of it left" if estimate.rows_done else ""
     facts = {
         "dataset": f"{estimate.dataset}: {estimate.samples:,} samples, {estimate.classes} classes",
         "rows": f"{estimate.rows:,} ({estimate.views} x {estimate.samples:,} samples, {count} "
         f"teacher{'s' if count > 1 else ''}){done}",
         "bytes": f"{size(estimate.bytes)} as {estimate.encoding}: "
         f"{estimate.bytes_per_row:.1f} bytes per row, metadata included",
-        "time": f"{duration(estimate.seconds)}{left}; {estimate.rows_per_second:,.0f} rows/s "
+        "time": f"{duration(estimate.seconds)}{remaining}; {estimate.rows_per_second:,.0f} rows/s "
         f"(reading alone {1 / estimate.read_seconds_per_image:,.0f} images/s)",
         "live": f"a student of {estimate.epochs} epochs with its teacher beside it waits "
         f"{duration(estimate.live_seconds)} for the teacher",
@@ -101,17 +101,17 @@ def estimate_lines(estimate: Estimate) -> list[str]:
         "measured": f"on {estimate.sample_rows:,} views",
     }
     teachers = [
-        (each.name, f"{1 / each.forward_seconds_per_image:,.0f}", percent(each.top1))
-        for each in estimate.teachers
+        (entry.name, f"{1 / entry.forward_seconds_per_image:,.0f}", percent(entry.top1))
+        for entry in estimate.teachers
     ]
     encodings = [
         (
-            each.name,
-            f"{each.bytes_per_row:.1f}",
-            size(each.bytes),
-            *(f"{kl:.1g}" for kl in each.kl.values()),
+            entry.name,
+            f"{entry.bytes_per_row:.1f}",
+            size(entry.bytes),
+            *(f"{kl:.1g}" for kl in entry.kl.values()),
         )
-        for each in estimate.encodings
+        for entry in estimate.encodings
     ]
     losses = [f"KL, nats, at T={temperature:g}" for temperature in estimate.encodings[0].kl]
     return [

@@ -67,7 +67,7 @@ def _snapshot_lines(snapshot: dict[str, Any]) -> list[str]:
             f"combined  with specialists: least KL, dustbin by {card['dustbin']}, plan sha256 "
             f"{card['plan_sha256']}",
             f"          generalist root {card['generalist']}",
-            *(f"          {each['name']} root {each['root']}" for each in card["specialists"]),
+            *(f"          {part['name']} root {part['root']}" for part in card["specialists"]),
         ]
     if snapshot["transcoded"]:
         before = snapshot["transcoded"]

@@ -1,4 +1,4 @@
-"""The words of the commands about methods, training and evaluation."""
+"""Write methods, figures of runs and corrected biases as lines for a person."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def figure_lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def bias_lines(shifted: dict[str, Any]) -> list[str]:
-    """Return what ``correct-bias`` changed and what came of it."""
+    """Return what ``correct-bias`` changed, and the errors before and after."""
     shifts = ", ".join(
         f"class {name} by {shift:+.4f}"
         for name, shift in zip(

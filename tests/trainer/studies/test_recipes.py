@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from logitstore.cli import app
-from logitstore.cli.settings import given_settings
+from logitstore.cli.settings import command_settings
 from logitstore.cli.train import train_config
 from logitstore.errors import InputError, NotFound, UnknownName
 from logitstore.precompute.building.config import BuildConfig
@@ -128,11 +128,11 @@ def test_every_command_of_a_recipe_is_one_that_the_command_line_takes(
     for command in scaled.commands():
         ctx = parsed(list(command.arguments))
         if ctx.info_name == "train":
-            config = train_config(None, given_settings(ctx))
+            config = train_config(None, command_settings(ctx))
             assert Path(config.out) not in made
             made.add(Path(config.out))
         if ctx.info_name == "build":
-            assert BuildConfig(**given_settings(ctx)).teachers
+            assert BuildConfig(**command_settings(ctx)).teachers
         made.add(command.save)
     assert all(place in made for places in scaled.rows().values() for place in places)
 
