@@ -251,8 +251,8 @@ def _refuse_other_views(what: str, ours: ViewCard | None, theirs: ViewCard | Non
     if difference:
         field, value, other = difference
         raise MismatchError(
-            f"{what}: the views' {field} is {other!r} there and {value!r} here: build both with one "
-            "--view-spec, --size, --mix and --seed"
+            f"{what}: the views' {field} is {other!r} there and {value!r} here: build both with "
+            "one --view-spec, --size, --mix and --seed"
         )
     for one, other in zip(ours.canaries, theirs.canaries, strict=True):
         if not one.resembles(other):
