@@ -24,7 +24,7 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored
 from logitstore.specs import Spec, file_sha256
 from logitstore.storage import Storage, open_storage
-from logitstore.storage.durable import new_file, os_errors_as_ours
+from logitstore.storage.durable import new_file, os_errors_as_ours, refuse_place
 from logitstore.writing.opening import write_snapshot
 from logitstore.writing.plan import encoded_as, package_versions
 from logitstore.writing.target import Target
@@ -138,10 +138,7 @@ def export_logits(
     path = Path(out)
     if path.suffix not in FORMATS:
         raise InputError(f"{out}: expected a name that ends in {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise NotFound(f"{path.parent}: there is no such folder")
-    if path.is_dir():
-        raise InputError(f"{out}: this is a folder; give a file's name")
+    refuse_place(path)
     meta = snapshot.meta
     rows = (meta.samples, meta.classes)
     shape = rows if meta.views == 1 else (meta.views, *rows)

@@ -23,6 +23,7 @@ from logitstore.progress import Progress, Silent
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.storage import open_storage
+from logitstore.storage.durable import refuse_place
 
 REST = "(rest)"
 """Name of a specialist's last output: all classes that are not its own."""
@@ -230,8 +231,7 @@ def write_plan(plan: SpecialistPlan, path: str | Path) -> None:
     """Write a plan; InputError if another file is there."""
     text = json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     place = Path(path)
-    if not place.parent.is_dir():
-        raise NotFound(f"{place.parent}: there is no such folder")
+    refuse_place(place)
     storage = open_storage(place.parent)
     if not storage.create(place.name, text.encode()) and storage.get(place.name) != text.encode():
         raise InputError(f"{path}: another file is there: use another --out, or remove it")

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from logitstore.errors import Denied, InputError, Unfinished
+from logitstore.errors import Denied, InputError, NotFound, Unfinished
 
 TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
 """The name of a temporary file; it holds the number of the process that writes it."""
@@ -52,6 +52,14 @@ def os_errors_as_ours(url: str, key: str) -> Iterator[None]:
         if isinstance(error, FileExistsError):
             raise InputError(f"{url}: a file is in the way of {key}") from error
         raise
+
+
+def refuse_place(path: Path) -> None:
+    """Refuse to write a file where no folder is above it (NotFound) or a folder is (InputError)."""
+    if not path.parent.is_dir():
+        raise NotFound(f"{path.parent}: there is no such folder: make it, or choose another place")
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder; give a file's name")
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:

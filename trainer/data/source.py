@@ -54,6 +54,11 @@ class Source:
         """Return the samples that have an image, ascending."""
         return np.arange(len(self.dataset)) if self.subset is None else self.subset
 
+    def teacher_logits(self) -> NDArray[np.float32]:
+        """Return the first epoch's teacher's logits (N, C) of all samples, in its first view."""
+        assert self.snapshot is not None
+        return self.snapshot.logits(self.samples())
+
     def evaluation(self, subset: Indices | None) -> Source:
         """Return other samples of the dataset, without teachers and without what is random."""
         return Source(

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from logitstore.errors import InputError, NotFound
+from logitstore.errors import InputError
 from logitstore.precompute.data.classes import class_numbers
 from logitstore.reading.opening import open_store
-from logitstore.storage.durable import write_file
+from logitstore.storage.durable import refuse_place, write_file
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.source import Source
 from logitstore.trainer.evaluation.shifts import (
@@ -175,8 +175,5 @@ def _target(out: str | Path) -> Path:
     path = Path(out)
     if path.suffix != ".safetensors":
         raise InputError(f"--out {out}: expected a name that ends in .safetensors")
-    if not path.parent.is_dir():
-        raise NotFound(f"{path.parent}: there is no such folder")
-    if path.is_dir():
-        raise InputError(f"--out {out}: this is a folder; give a file's name")
+    refuse_place(path)
     return path

@@ -86,9 +86,9 @@ def evaluate(
         network.check(chosen)
         fitted = fit_temperature(network.logits(chosen), labels_of(chosen))
         measured |= fitted_figures(logits, labels_of(source), fitted)
-    if taught is not None and taught.snapshot is not None:
+    if taught is not None:
         ours = logits if taught is source else network.logits(taught)
-        measured |= compare(ours, taught.snapshot.logits(taught.samples()), at)
+        measured |= compare(ours, taught.teacher_logits(), at)
     return measured
 
 

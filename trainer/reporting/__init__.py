@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitstore.errors import InputError, NotFound
+from logitstore.errors import InputError
 from logitstore.progress import Progress, Silent
-from logitstore.storage.durable import write_file
+from logitstore.storage.durable import refuse_place, write_file
 
 _BEGINS = b"<!doctype html"
 
@@ -70,12 +70,7 @@ def report(
 
 
 def _place(path: Path) -> Path:
-    if not path.parent.is_dir():
-        raise NotFound(
-            f"--out {path}: there is no folder {path.parent}: make it, or choose another"
-        )
-    if path.is_dir():
-        raise InputError(f"--out {path}: this is a folder: name a file in it, such as report.html")
+    refuse_place(path)
     if path.is_file():
         with path.open("rb") as file:
             begins = file.read(len(_BEGINS)).lower()

@@ -48,13 +48,11 @@ class TeacherRequest:
 class Comparison:
     """The difference of a student's logits from ``teacher``'s on the samples of ``data``.
 
-    ``difference`` is ``analysis.correlation_difference``, ``mean`` its mean off the diagonal;
-    ``whole`` tells whether these are the report's data, all of them.
+    ``difference`` is ``analysis.correlation_difference``, ``mean`` its mean off the diagonal.
     """
 
     teacher: str
     data: str
-    whole: bool
     difference: NDArray[np.float64]
     mean: float
 
@@ -122,12 +120,11 @@ def _find(
     if isinstance(taught, str):
         compared = taught
     else:
-        ours, theirs = _finite(network.logits(taught.source), run), taught.rows()
+        ours, theirs = _finite(network.logits(taught.source), run), taught.source.teacher_logits()
         difference = analysis.correlation_difference(ours, theirs)
         compared = Comparison(
             teacher=taught.teacher,
             data=taught.data,
-            whole=taught.whole,
             difference=difference,
             mean=analysis.mean_difference(difference),
         )
@@ -154,16 +151,12 @@ def _find(
 
 @dataclass(frozen=True, kw_only=True)
 class _Taught:
-    """Samples with a teacher's rows, as that teacher saw them."""
+    """Samples with a teacher's rows; ``whole``: they are the report's data, all of them."""
 
     source: Source
     teacher: str
     data: str
     whole: bool
-
-    def rows(self) -> Logits:
-        assert self.source.snapshot is not None
-        return self.source.snapshot.logits(self.source.samples())
 
 
 def _best(
@@ -173,7 +166,7 @@ def _best(
     figures = measure(_finite(network.logits(source), run), labels_of(source))
     if isinstance(taught, str) or not taught.whole:
         return figures
-    return figures | compare(network.logits(taught.source), taught.rows(), 1.0)
+    return figures | compare(network.logits(taught.source), taught.source.teacher_logits(), 1.0)
 
 
 def _recorded(run: RunRecord, data: ReportData, weights: str) -> dict[str, float]:

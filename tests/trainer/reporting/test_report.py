@@ -296,7 +296,7 @@ def test_bad_input_is_refused_before_anything_is_written(
         ([ce, runs / "kd" / ".." / "ce"], out, {}, InputError, "given twice"),
         ([ce] * (style.MOST_RUNS + 1), out, {}, InputError, "33 runs"),
         ([], out, {}, InputError, "0 runs"),
-        ([ce], tmp_path / "absent" / "r.html", {}, NotFound, "no folder"),
+        ([ce], tmp_path / "absent" / "r.html", {}, NotFound, "no such folder"),
         ([ce], tmp_path, {}, InputError, "this is a folder"),
         ([ce], out, {"snapshot": "teacher"}, InputError, "--snapshot without a store"),
         ([ce], out, {"store": str(tmp_path / "absent.zarr")}, NotFound, "absent.zarr"),
