@@ -43,7 +43,7 @@ def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
     dataset = open_dataset(place.once(make_noise).data)
     with opened(place, by) as (location, reader):
         source, _ = bind(open_store(location), reader.teacher, dataset)
-        schedule = TeachingSchedule(((0, reader.teacher),), (reader,))
+        schedule = TeachingSchedule((reader.teacher,), readers=(reader,))
         source = replace(source, teaching=schedule)
         order = BatchOrder(
             samples=np.arange(len(dataset)), seed=0, batch_size=BATCH, view_count=1, epochs=10**6

@@ -130,7 +130,7 @@ def bind(
         fresh=card is None,
         subset=samples,
         class_map=class_map,
-        teaching=TeachingSchedule.always(snapshot),
+        teaching=TeachingSchedule((snapshot,)),
     )
     return source, notes + warnings
 

@@ -45,11 +45,6 @@ class Source:
         """The first epoch's teacher; all teachers saw the same images."""
         return None if self.teaching is None else self.teaching.first
 
-    @property
-    def root(self) -> str | None:
-        """The digest that identifies all teachers together."""
-        return None if self.teaching is None else self.teaching.root
-
     def samples(self) -> Indices:
         """Return the samples that have an image, ascending."""
         return np.arange(len(self.dataset)) if self.subset is None else self.subset

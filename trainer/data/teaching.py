@@ -24,39 +24,29 @@ from logitstore.trainer.schedules import teacher_at
 
 @dataclass(frozen=True)
 class TeachingSchedule:
-    """The teachers of a run by epoch: ``stages`` are (first epoch, teacher), from epoch 0 on.
+    """The teachers of a run, each with the first epoch in which it teaches, from 0 on.
 
-    ``readers`` read the rows of each stage's teacher; empty: the teachers themselves do.
-    MismatchError unless all teachers saw the same images: these do not depend on the stage.
+    ``readers`` read the teachers' rows; empty: the teachers themselves do.  MismatchError unless
+    all teachers saw the same images: these do not depend on the epoch.
     """
 
-    stages: tuple[tuple[int, Teacher], ...]
+    teachers: tuple[Teacher, ...]
+    first_epochs: tuple[int, ...] = (0,)
     readers: tuple[TeacherReader, ...] = ()
 
     def __post_init__(self) -> None:
-        for _, later in self.stages[1:]:
+        for later in self.teachers[1:]:
             refuse_other_images(self.first, later)
-
-    @classmethod
-    def always(cls, teacher: Teacher) -> TeachingSchedule:
-        """Return the schedule of one teacher for every epoch."""
-        return cls(((0, teacher),))
 
     @property
     def first(self) -> Teacher:
         """The teacher of the first epoch."""
-        return self.stages[0][1]
-
-    @property
-    def teachers(self) -> tuple[Teacher, ...]:
-        """All teachers, in the order of their stages."""
-        return tuple(teacher for _, teacher in self.stages)
+        return self.teachers[0]
 
     def reader(self, epoch: int) -> RowReader:
         """Return what reads the rows of this epoch's teacher; epochs count from 0."""
         readers: Sequence[RowReader] = self.readers or self.teachers
-        first_epochs = [first for first, _ in self.stages]
-        return teacher_at(epoch, stages=tuple(zip(first_epochs, readers, strict=True)))
+        return teacher_at(epoch, stages=tuple(zip(self.first_epochs, readers, strict=True)))
 
     def prepared(self, read: str, cache: Cache, progress: Progress) -> TeachingSchedule:
         """Return this schedule with a prepared reader of each teacher, all in one mode."""
@@ -70,15 +60,16 @@ class TeachingSchedule:
     @property
     def name(self) -> str:
         """The teachers' names, each but the first with its first epoch, from 1."""
-        later = [f"{teacher.name}@{first + 1}" for first, teacher in self.stages[1:]]
-        return ",".join([self.first.name, *later])
+        stages = zip(self.first_epochs, self.teachers, strict=True)
+        return ",".join(f"{t.name}@{first + 1}" if first else t.name for first, t in stages)
 
     @property
     def root(self) -> str:
-        """The only teacher's root, or the sha256 over the stages' first epochs and roots."""
-        if len(self.stages) == 1:
+        """The only teacher's root, or the sha256 over all first epochs and roots."""
+        if len(self.teachers) == 1:
             return self.first.root
-        stages = [[first, teacher.root] for first, teacher in self.stages]
+        roots = [teacher.root for teacher in self.teachers]
+        stages = [[first, root] for first, root in zip(self.first_epochs, roots, strict=True)]
         return sha256(canonical(stages)).hexdigest()
 
 
@@ -98,7 +89,7 @@ def open_schedule(
     what opening another store raises.
     """
     if text is None:
-        return TeachingSchedule.always(chosen_views(store, None))
+        return TeachingSchedule((chosen_views(store, None),))
     stages = parse_teachers(text)
     stores: dict[str | None, LogitStore] = {None: store}
     for location in (member.store for stage in stages for member in stage.members):
@@ -107,7 +98,8 @@ def open_schedule(
             allowed = token if _same_server(store.url, location) else None
             stores[location] = open_store(location, allowed, patience=patience)
     return TeachingSchedule(
-        tuple((stage.first, _teacher(stage, stores, temperature)) for stage in stages)
+        teachers=tuple(_teacher(stage, stores, temperature) for stage in stages),
+        first_epochs=tuple(stage.first for stage in stages),
     )
 
 

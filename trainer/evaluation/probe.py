@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from logitstore.errors import InputError
 from logitstore.precompute.data.sources import open_dataset
@@ -94,16 +95,11 @@ def _head(network: Network, source: Source, classes: int, trained: Trained) -> n
     called: list[tuple[nn.Linear, Tensor]] = []
 
     def note(layer: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
-        assert isinstance(layer, nn.Linear)
-        called.append((layer, inputs[0]))
+        if isinstance(layer, nn.Linear):
+            called.append((layer, inputs[0]))
 
-    layers = [layer for layer in network.model.modules() if isinstance(layer, nn.Linear)]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    try:
+    with register_module_forward_hook(note):
         network.logits(replace(source, subset=source.samples()[:1]))
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not called or called[-1][0].out_features != classes or called[-1][1].ndim != 2:
         raise InputError(
             f"{trained.path}: the outputs of {trained.arch} do not come from a Linear layer, whose "
@@ -121,11 +117,8 @@ def _features(network: Network, head: nn.Linear, source: Source) -> tuple[Featur
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         batches.append(inputs[0].float().cpu())
 
-    hook = head.register_forward_pre_hook(keep)
-    try:
+    with head.register_forward_pre_hook(keep):
         network.logits(replace(source, subset=known))
-    finally:
-        hook.remove()
     features: Features = torch.cat(batches).numpy()
     return features, labels[labels >= 0]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -43,8 +44,6 @@ from logitstore.trainer.schedules import learning_rate
 _MEASURE_BATCH = 256
 """Fewest images per batch of an eval pass, where no micro-batch limits it."""
 
-_Tested = tuple[dict[str, float] | None, dict[str, float] | None]
-
 _NOT_METRICS = ("epoch", "seconds", "images_per_second", "peak_memory")
 
 
@@ -75,8 +74,8 @@ class Epochs:
         self.progress.start(f"training {self.run.path}", ahead, "images")
         pin = learner.device.type == "cuda"
         stream = batches(self.data.source, order, workers=config.workers, pin=pin)
-        events = Events(self.run.path, history) if ranks.first else None
-        try:
+        writer = closing(Events(self.run.path, history)) if ranks.first else nullcontext()
+        with closing(stream), writer as events:
             for epoch in range(start.epoch, config.epochs):
                 first = start.step if epoch == start.epoch else 0
                 line = self._epoch(learner, order, islice(stream, order.steps - first), epoch, sums)
@@ -86,14 +85,9 @@ class Epochs:
                     self._save_epoch(learner, history)
                     events.add(line)
                 self.progress.message(_summary(line, config.epochs))
-        finally:
-            stream.close()
-            if events is not None:
-                events.close()
         if ranks.first:
             self.run.put(MODEL, pack_weights(learner.model))
-            tested = self._tested(learner, history)
-            self.run.put_result(self._result(history, learner.device, tested))
+            self.run.put_result(self._result(learner, history))
         ranks.wait()
         result = self.run.finished(config)
         assert result is not None
@@ -154,7 +148,9 @@ class Epochs:
         codes = encoded(torch.from_numpy(self._network(learner).logits(part)))
         context.past.put(samples, ranks.gathered(codes, len(samples)), epoch)
 
-    def _tested(self, learner: Learner, history: list[Line]) -> _Tested:
+    def _tested(
+        self, learner: Learner, history: list[Line]
+    ) -> tuple[dict[str, float] | None, dict[str, float] | None]:
         """Return the figures on the test data of the last weights, and of the best ones."""
         if self.data.eval_data.test is None:
             return None, None
@@ -193,7 +189,8 @@ class Epochs:
     def _put_checkpoint(self, learner: Learner, position: Position, sums: Tensor | None) -> None:
         self.run.put(LAST, pack(learner, position, sums, self.step.context.past))
 
-    def _result(self, history: list[Line], device: torch.device, tested: _Tested) -> Result:
+    def _result(self, learner: Learner, history: list[Line]) -> Result:
+        test, test_best = self._tested(learner, history)
         best = best_epoch(history)
         chosen = None if best is None else history[best - 1]
         return Result(
@@ -204,13 +201,13 @@ class Epochs:
             },
             best_epoch=best,
             best=chosen and {name: chosen[name] for name in chosen if name.startswith("val_")},
-            test=tested[0],
-            test_best=tested[1],
+            test=test,
+            test_best=test_best,
             views_seen=views_seen(self.data.source, len(history)),
             notes=self.data.notes,
             micro_batch=self.step.micro_batch,
             peak_memory=max(line["peak_memory"] for line in history),
-            peak_reserved=peak_reserved(device),
+            peak_reserved=peak_reserved(learner.device),
             context_memory=None if self.budget is None else self.budget.context,
             seconds=sum(line["seconds"] for line in history),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import replace
 
@@ -49,7 +49,8 @@ def micro_batch(
     """
     size = config.micro_batch if recorded is None else recorded.micro_batch
     if budget is not None:
-        batch = _first_batch(source, order)
+        with closing(batches(source, replace(order, epochs=1), workers=0)) as stream:
+            batch = next(stream)
         known = size if recorded is None else size or config.batch_size
         sizes = halvings(len(batch.labels)) if known is None else [known]
         fitting = find_micro_batch(learner, batch, sizes, _trial(step), budget.tighten)
@@ -66,14 +67,6 @@ def _trial(step: TrainingStep) -> Trial:
     context = step.context._replace(remember_predictions=False)
     alone = replace(step, context=context, ranks=ALONE)
     return lambda learner, batch, size: replace(alone, micro_batch=size).take(learner, batch, 0.0)
-
-
-def _first_batch(source: Source, order: BatchOrder) -> Batch:
-    stream = batches(source, replace(order, epochs=1), workers=0)
-    try:
-        return next(stream)
-    finally:
-        stream.close()
 
 
 def _announce(progress: Progress, size: int, batch_size: int, batchnorm: bool) -> None:

@@ -179,7 +179,7 @@ def _inputs(
         data=source.dataset.samples().card(),
         val=None if eval_data.val is None else eval_data.val.dataset.samples().card(),
         test=None if eval_data.test is None else eval_data.test.dataset.samples().card(),
-        root=source.root,
+        root=None if source.teaching is None else source.teaching.root,
         classes=source.classes,
         class_names=source.dataset.class_names,
         class_map=None if source.class_map is None else dict(source.class_map),
