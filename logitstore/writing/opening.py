@@ -21,8 +21,9 @@ from logitstore.writing.writer import SnapshotWriter
 def open_writer(target: Target, plan: SnapshotPlan, *, fresh: bool = False) -> SnapshotWriter:
     """Create or resume a snapshot in a new or existing store.
 
-    The same plan goes on where it stopped; ``fresh`` forgets an unfinished build first.  Raises
-    what ``Target.refuse`` raises, before anything is written.
+    The same plan goes on where it stopped, also if another version of logitstore began it;
+    ``fresh`` forgets an unfinished build first.  Raises what ``Target.refuse`` raises, before
+    anything is written.
     """
     target.refuse(plan, fresh=fresh)
     commit = target.commits.get(plan.name)
@@ -32,6 +33,8 @@ def open_writer(target: Target, plan: SnapshotPlan, *, fresh: bool = False) -> S
         return writer
     if fresh:
         discard(target.storage, plan.name)
+    else:
+        plan = target.going_on(plan)
     writer = SnapshotWriter(target.storage, plan, target.begin(plan))
     if writer.start():
         return writer

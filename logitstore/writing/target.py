@@ -1,9 +1,9 @@
 """The store that a build writes to: it is read once and then asked for every snapshot.
 
-A store grows snapshot by snapshot under one dataset card; an unfinished build goes on only with an
-equal plan; a committed snapshot is never changed.  Refusals come before anything is written.
-Another build may work on the store after it was read: what must not be lost is created only if it
-is absent, and where that fails the store is read again.
+A store grows snapshot by snapshot under one dataset card; an unfinished build goes on only with a
+plan that is equal but for the version of logitstore; a committed snapshot is never changed.
+Refusals come before anything is written.  Another build may work on the store after it was read:
+what must not be lost is created only if it is absent, and where that fails the store is read again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.storage import Storage, get_or_none
 from logitstore.storage.local import is_temporary
 from logitstore.writing.shared import shared_of, write_shared
+
+_OURSELVES = "logitstore"
+"""Name of this package in a plan's ``packages``."""
 
 
 class Target:
@@ -77,9 +80,21 @@ class Target:
             self._refuse_other_dataset(self._document)
             self._refuse_other_images(plan)
         if committed:
-            self._refuse_other_commit(plan)
+            self._refuse_other_commit(self.going_on(plan))
         elif not fresh:
-            self._refuse_other_plan(plan)
+            self._refuse_other_plan(self.going_on(plan))
+
+    def going_on(self, plan: SnapshotPlan) -> SnapshotPlan:
+        """Return the plan with the version of logitstore that began this snapshot, if one did.
+
+        Versions that write the same plan write the same bytes, so that each goes on with what
+        another began; the finished snapshot names the one that began it.
+        """
+        begun = self._begun(plan.name)
+        if begun is None or not {_OURSELVES} <= begun.packages.keys() & plan.packages.keys():
+            return plan
+        packages = {**plan.packages, _OURSELVES: begun.packages[_OURSELVES]}
+        return plan.model_copy(update={"packages": packages})
 
     def continued_by(self, plan: SnapshotPlan) -> SnapshotMeta | None:
         """Return the committed snapshot whose views end where those of a plan begin, if any.
@@ -124,6 +139,14 @@ class Target:
         if name not in self._snapshots:
             self._snapshots[name] = Snapshot(self.storage, name, self.commits[name])
         return self._snapshots[name]
+
+    def _begun(self, name: str) -> SnapshotPlan | None:
+        """Return the plan of a finished or an unfinished snapshot, if the store has one."""
+        if name in self.commits:
+            return self._snapshot(name).meta.plan()
+        data = self.plans.get(name)
+        where = f"{self.storage.url}: {plan_key(name)} (--fresh forgets it)"
+        return None if data is None else SnapshotPlan.parse(where, data)
 
     def _refuse_other_files(self) -> None:
         other = next((key for key in self.storage.keys("") if not is_temporary(key)), None)
@@ -182,15 +205,14 @@ class Target:
         )
 
     def _refuse_other_plan(self, plan: SnapshotPlan) -> None:
-        data = self.plans.get(plan.name)
-        if data is None:
+        begun = self._begun(plan.name)
+        if begun is None:
             return
-        where = f"{self.storage.url}: {plan_key(plan.name)}"
-        begun = SnapshotPlan.parse(f"{where} (--fresh forgets it)", data)
-        if begun.to_bytes() != data:
+        if begun.to_bytes() != self.plans[plan.name]:
             raise MismatchError(
-                f"{where} was begun by another version of logitstore, whose rows may have other "
-                "bytes: finish it with that version, or start over with --fresh"
+                f"{self.storage.url}: {plan_key(plan.name)} was begun by another version of "
+                "logitstore, whose rows may have other bytes: finish it with that version, or "
+                "start over with --fresh"
             )
         _refuse_difference(
             begun,

@@ -238,6 +238,26 @@ def test_another_build_of_the_same_name_is_refused_with_the_field(
     assert tree(tmp_path / "s") == before
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_version_of_logitstore_goes_on_with_what_one_began(
+    tmp_path: Path, finished: bool
+) -> None:
+    begun, ours = {"logitstore": "1", "numpy": "9"}, {"logitstore": "2", "numpy": "9"}
+    straight = writer_for(tmp_path / "straight", packages=begun)
+    fill(straight, drawn())
+    root = straight.commit()
+    writer = writer_for(tmp_path / "s", packages=begun)
+    if finished:
+        fill(writer, drawn())
+        writer.commit()
+    again = writer_for(tmp_path / "s", packages=ours)
+    fill(again, drawn())
+    assert again.commit() == root
+    assert tree(tmp_path / "s") == tree(tmp_path / "straight")
+    with pytest.raises(MismatchError, match=r"packages\.numpy is '9' there and '8' here"):
+        writer_for(tmp_path / "s", packages={**ours, "numpy": "8"})
+
+
 def test_a_store_grows_and_keeps_what_it_had(tiny_store: Build, tmp_path: Path) -> None:
     path = tiny_store(tmp_path / "s", ("one",))
     before = tree(path)
