@@ -1,8 +1,9 @@
 """Make a dataclass's fields options of the command line: names, types, defaults, help, parsing.
 
 A field ``kd_weight`` is ``--kd-weight 0.9`` or ``--kd-weight=0.9``, one that is true or false is
-``--standardize`` or ``--no-standardize``.  The option of a tuple has commas or is repeated, that of
-another sequence is repeated: its texts may hold commas.  The text under a field is its help.
+``--standardize`` or ``--no-standardize``.  The option of a tuple has commas, that of another
+sequence is repeated: its texts may hold commas.  Of an option that is given twice the last value
+counts, but for a sequence, and for a tuple that ``repeats``.  The text under a field is its help.
 Nothing here knows what the fields mean.
 """
 
@@ -23,10 +24,14 @@ from logitstore.text import figure
 
 @dataclass(frozen=True)
 class Written:
-    """Spells a field on the command line, where its name and type do not."""
+    """Spells a field on the command line, where its name and type do not.
+
+    The values of a tuple's option that ``repeats`` are joined.
+    """
 
     metavar: str
     name: str | None = None
+    repeats: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,7 @@ class Option:
     metavar: str
     default: Any
     help: str
+    repeats: bool = False
 
     @property
     def is_switch(self) -> bool:
@@ -107,10 +113,9 @@ def parse_options(
             if not rest:
                 raise InputError(f"{flag} needs a value")
             text = rest.pop(0)
-        value, earlier = _value(option, text), values.get(option.field)
-        if isinstance(value, tuple) and isinstance(earlier, tuple):
-            value = earlier + value
-        values[option.field] = value
+        value = _value(option, text)
+        earlier = values.get(option.field, ()) if option.repeats else ()
+        values[option.field] = (*earlier, *value) if earlier else value
     return values
 
 
@@ -124,6 +129,7 @@ def _option(name: str, kind: Any, annotated: Any, default: Any, helps: dict[str,
         metavar=written.metavar,
         default=None if default is MISSING else default,
         help=helps.get(name, ""),
+        repeats=written.repeats or get_origin(_kinds(kind)[0]) is Sequence,
     )
 
 

@@ -20,7 +20,7 @@ class Cake:
     icing: Literal["sugar", "cream"] | None = "sugar"
     """What is
     on top."""
-    fruits: Annotated[tuple[str, ...], Written("FRUIT,…", "fruit")] = ()
+    fruits: Annotated[tuple[str, ...], Written("FRUIT,…", "fruit", repeats=True)] = ()
     cuts: tuple[int, ...] | Literal["none"] | None = None
     warm: bool = False
     weight: float = 0.5
@@ -55,6 +55,7 @@ def test_values_come_back_as_the_field_s_type() -> None:
     assert parse("--no-warm", "--layers=1", "--layers", "2") == {"warm": False, "layers": 2}
     assert parse("--fruit", "fig, plum", "--fruit", "pear") == {"fruits": ("fig", "plum", "pear")}
     assert parse("--cuts", "1,5") == {"cuts": (1, 5)}
+    assert parse("--cuts", "1,5", "--cuts", "2") == {"cuts": (2,)}
     assert parse("--cuts", "none") == {"cuts": "none"}
     with pytest.raises(InputError, match=r"--cuts '1,x': expected whole numbers .* or none"):
         parse("--cuts", "1,x")

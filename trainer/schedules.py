@@ -47,9 +47,9 @@ def distils(epoch: int, *, stop: int | None) -> bool:
     return stop is None or epoch < stop
 
 
-def teacher_at(epoch: int, *, stages: Sequence[tuple[int, T]]) -> T:
-    """Return the teacher of this epoch; ``stages`` are (first epoch, teacher), from epoch 0 on."""
-    return next(teacher for first, teacher in reversed(stages) if first <= epoch)
+def teacher_at(epoch: int, *, turns: Sequence[tuple[int, T]]) -> T:
+    """Return the teacher of this epoch; ``turns`` are (first epoch, teacher), from epoch 0 on."""
+    return next(teacher for first, teacher in reversed(turns) if first <= epoch)
 
 
 def learning_rate(

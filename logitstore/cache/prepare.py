@@ -21,12 +21,12 @@ from logitstore.text import size
 
 
 def prepare_reading(
-    teacher: Teacher,
+    snapshot: Teacher,
     read: str = "auto",
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> TeacherReader:
-    """Return a reader of this teacher's rows, after the work that its mode begins with.
+    """Return a reader of this snapshot's rows, after the work that its mode begins with.
 
     ``materialise``: each shard is fetched once, verified and decoded into a copy (see ``Cache``; in
     memory up to 64 MiB).  ``stream``: a server is asked for each batch's rows.  ``direct``: whole
@@ -40,7 +40,7 @@ def prepare_reading(
     >>> reader.rows([3, 1, 4], view=0).logits().shape             # doctest: +SKIP
     (3, 10)
     """
-    return prepare_readings([teacher], read, cache, progress)[0]
+    return prepare_readings([snapshot], read, cache, progress)[0]
 
 
 def prepare_readings(

@@ -96,8 +96,10 @@ class Samples:
     """Train on this many samples of the data."""
     limit_seed: WholeNumber = 0
     """Seed of which samples --limit takes and split:SHARE holds out."""
-    omit_classes: Annotated[tuple[str | int, ...], Written("CLASS,…", "omit-class")] = ()
-    """Names or numbers of classes that are not trained on."""
+    omit_classes: Annotated[
+        tuple[str | int, ...], Written("CLASS,…", "omit-class", repeats=True)
+    ] = ()
+    """Names or numbers of classes that are not trained on; repeat, or with commas."""
     specialist: Annotated[str | None, Written("PLAN.json:NAME")] = None
     """Train this specialist of a plan that `logitstore specialists plan` wrote."""
     label_noise: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -150,7 +152,7 @@ class Keeping:
     """Says what stays in the run's folder beside the result."""
 
     snapshots: Annotated[
-        tuple[int, ...] | Literal["every-epoch"] | None, Written("every-epoch|EPOCH,…")
+        Literal["every-epoch"] | tuple[int, ...] | None, Written("every-epoch|EPOCH,…")
     ] = None
     """Keep the weights after these epochs, such as 1,5,60. They can be teachers."""
     record_logits: bool = False

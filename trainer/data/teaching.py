@@ -46,7 +46,7 @@ class TeachingSchedule:
     def reader(self, epoch: int) -> RowReader:
         """Return what reads the rows of this epoch's teacher; epochs count from 0."""
         readers: Sequence[RowReader] = self.readers or self.teachers
-        return teacher_at(epoch, stages=tuple(zip(self.first_epochs, readers, strict=True)))
+        return teacher_at(epoch, turns=tuple(zip(self.first_epochs, readers, strict=True)))
 
     def prepared(self, read: str, cache: Cache, progress: Progress) -> TeachingSchedule:
         """Return this schedule with a prepared reader of each teacher, all in one mode."""

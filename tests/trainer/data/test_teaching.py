@@ -199,7 +199,7 @@ def test_each_epoch_is_taught_by_its_turn(config: TrainConfig) -> None:
 
 def test_who_teaches_is_a_function_of_the_epoch() -> None:
     stages = [(0, "a"), (10, "b"), (30, "c")]
-    found = [teacher_at(epoch, stages=stages) for epoch in (0, 9, 10, 29, 30, 300)]
+    found = [teacher_at(epoch, turns=stages) for epoch in (0, 9, 10, 29, 30, 300)]
     assert found == ["a", "a", "b", "b", "c", "c"]
 
 
