@@ -61,10 +61,16 @@ def entry_of(module: str) -> str | None:
 
 
 @cache
+def parsed(module: str) -> ast.Module:
+    """The syntax tree of one of our modules."""
+    return ast.parse(FILES[module].read_text())
+
+
+@cache
 def imports(module: str) -> frozenset[str]:
     """Our modules that this one imports anywhere: in functions and for types, too."""
     found = set()
-    for node in ast.walk(ast.parse(FILES[module].read_text())):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -77,7 +83,7 @@ def imports(module: str) -> frozenset[str]:
 def imported_at_once(module: str) -> frozenset[str]:
     """Our modules that importing this one imports: nothing in functions or for types alone."""
     found: set[str] = set()
-    pending: list[ast.AST] = list(ast.parse(FILES[module].read_text()).body)
+    pending: list[ast.AST] = list(parsed(module).body)
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
@@ -152,7 +158,7 @@ def test_the_command_line_alone_imports_the_trainer_and_the_service_inside_bodie
 
 @pytest.mark.parametrize("module", FILES)
 def test_every_module_says_what_it_is_for(module: str) -> None:
-    assert ast.get_docstring(ast.parse(FILES[module].read_text())), module
+    assert ast.get_docstring(parsed(module)), module
 
 
 @pytest.mark.parametrize(
@@ -175,8 +181,8 @@ def test_importing_stays_light(imported: str, absent: tuple[str, ...]) -> None:
 
 
 def test_nothing_unpickles_what_a_stranger_wrote() -> None:
-    for path in FILES.values():
-        for node in ast.walk(ast.parse(path.read_text())):
+    for module, path in FILES.items():
+        for node in ast.walk(parsed(module)):
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from random import SystemRandom
 from typing import IO
 from urllib.parse import urlsplit
 
@@ -91,6 +93,12 @@ class BackgroundServer:
 
 
 def free_port() -> int:
-    """Return a loopback port at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a loopback port at which nobody listens.
+
+    It is below the ports that systems give to outgoing connections: one of those could be taken
+    by any client before the server binds it.
+    """
+    while True:
+        port = SystemRandom().randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -212,7 +212,7 @@ def test_wrong_words_are_answered_with_right_ones(tiny_store: Build, tmp_path: P
         *("train", "--data", "digits", "--student", "mlp", "--out", tmp_path / "r"),
         *("--method", "kdd"),
     )
-    assert "expected whole numbers" in refused(
+    assert "expected every-epoch or whole numbers such as 1,5,60" in refused(
         *("train", "--data", "digits", "--student", "mlp", "--out", tmp_path / "r"),
         *("--snapshots", "1,x"),
     )
