@@ -37,6 +37,9 @@ Count = Annotated[int, Field(ge=1)]
 Precision = Literal["fp32", "bf16", "fp16"]
 """Arithmetic of a forward pass."""
 
+RowDigests = Literal["auto", "yes", "no"]
+"""Whether a snapshot gets a digest of each row; auto: if a row has at least 128 bytes."""
+
 _RANGES = {
     "greater_than": "above {gt:g}",
     "greater_than_equal": "at least {ge:g}",

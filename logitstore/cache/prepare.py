@@ -11,11 +11,17 @@ from pathlib import Path
 from logitstore.cache.cache import SMALL_BYTES, Cache
 from logitstore.cache.copy import Copy, CopyIndex
 from logitstore.cache.modes import READ_MODES, ReadMode, not_served
-from logitstore.cache.readers import CopyReader, ShardReader, SnapshotReader, TeacherReader
-from logitstore.errors import NoCache, UnknownName
+from logitstore.cache.readers import (
+    CopyReader,
+    ShardReader,
+    SnapshotReader,
+    TeacherReader,
+    UnprovenReader,
+)
+from logitstore.errors import InputError, NoCache, UnknownName
 from logitstore.progress import Progress
 from logitstore.reading.ensemble import Teacher, leaves
-from logitstore.reading.snapshot import Snapshot
+from logitstore.reading.snapshot import DECODED_CACHE_BYTES, Snapshot
 from logitstore.storage import is_url
 from logitstore.text import size
 
@@ -25,22 +31,26 @@ def prepare_reading(
     read: str = "auto",
     cache: Cache | None = None,
     progress: Progress | None = None,
+    *,
+    only_proven: bool = False,
 ) -> TeacherReader:
     """Return a reader of this snapshot's rows, after the work that its mode begins with.
 
     ``materialise``: each shard is fetched once, verified and decoded into a copy (see ``Cache``; in
-    memory up to 64 MiB).  ``stream``: a server is asked for each batch's rows.  ``direct``: whole
-    verified shards, the last 512 MiB of them kept.  ``auto``: materialise if the cache can hold the
-    copy, else stream from a URL, else direct.
+    memory up to 64 MiB).  ``stream``: a server is asked for each batch's rows; each row is compared
+    with its committed digest, if the snapshot has digests.  ``direct``: whole verified shards, the
+    last 512 MiB of them kept.  ``auto``: materialise if the cache can hold the copy, else stream
+    from a URL, else direct; without digests it streams only what 512 MiB do not hold.
 
-    Raises UnknownName, InputError (stream from a path), NoCache or CacheFull (materialise), Damaged
-    and what else reading raises.
+    With ``only_proven``, rows that nothing binds to the root are refused, and ``auto`` does without
+    them; ``proven`` of the reader tells.  Raises UnknownName, InputError (stream from a path, or
+    without digests), NoCache or CacheFull (materialise), Damaged and what else reading raises.
 
     >>> reader = prepare_reading(store.snapshots["resnet56"])     # doctest: +SKIP
     >>> reader.rows([3, 1, 4], view=0).logits().shape             # doctest: +SKIP
     (3, 10)
     """
-    return prepare_readings([snapshot], read, cache, progress)[0]
+    return prepare_readings([snapshot], read, cache, progress, only_proven=only_proven)[0]
 
 
 def prepare_readings(
@@ -48,21 +58,39 @@ def prepare_readings(
     read: str = "auto",
     cache: Cache | None = None,
     progress: Progress | None = None,
+    *,
+    only_proven: bool = False,
 ) -> tuple[TeacherReader, ...]:
     """Return a reader of each teacher, all in one mode; a snapshot that they share is read once."""
     if read not in READ_MODES:
         raise UnknownName.among("way of reading", read, READ_MODES)
     parts = leaves(*teachers)
-    mode, readers, note = _prepare(parts, read, cache or Cache.default(), progress)
+    if read == "stream" and only_proven:
+        refuse_unproven(*teachers)
+    mode, readers, note = _prepare(parts, read, cache or Cache.default(), progress, only_proven)
     return tuple(TeacherReader(teacher, readers, mode, note) for teacher in teachers)
 
 
+def refuse_unproven(*teachers: Teacher) -> None:
+    """Refuse to stream snapshots without row digests: nothing would bind their rows to a root."""
+    for part in _without_digests(leaves(*teachers)):
+        raise InputError(
+            f"{part.url}: snapshot {part.name!r} has no row digests, so that rows which the server "
+            "streams cannot be proven to be those of its root: use --read materialise or direct, "
+            "or build it with --row-digests yes"
+        )
+
+
 def _prepare(
-    parts: Sequence[Snapshot], read: str, cache: Cache, progress: Progress | None
+    parts: Sequence[Snapshot],
+    read: str,
+    cache: Cache,
+    progress: Progress | None,
+    only_proven: bool,
 ) -> tuple[ReadMode, Mapping[Snapshot, SnapshotReader], str]:
     """Return the mode, a reader of each snapshot, and a line for the user."""
-    served, why = all(is_url(part.url) for part in parts), ""
-    if read == "stream" and not served:
+    why = ""
+    if read == "stream" and not _served(parts):
         raise not_served(parts[0].url)
     if read in ("auto", "materialise"):
         small = sum(CopyIndex.of(part).bytes for part in parts) <= SMALL_BYTES
@@ -71,16 +99,51 @@ def _prepare(
         except NoCache as error:
             if read == "materialise":
                 raise
-            read, why = "stream" if served else "direct", f" ({error})"
+            read, why = _without_copies(parts, only_proven), f" ({error})"
         else:
-            readers = {part: CopyReader(part, copy) for part, copy in copies.items()}
-            return "materialise", readers, _copied_note(copies)
+            from_copies = {part: CopyReader(part, copy) for part, copy in copies.items()}
+            return "materialise", from_copies, _copied_note(copies)
     if read == "stream":
-        how = "asked from the server, batch by batch"
-        return "stream", {part: part for part in parts}, f"rows: {_shape(parts)} {how}{why}"
+        readers, how = _streaming(parts)
+        return "stream", readers, f"rows: {_shape(parts)} {how}{why}"
     how = "by whole shards, nothing decoded beforehand"
     by_shards = {part: ShardReader(part) for part in parts}
     return "direct", by_shards, f"rows: {_shape(parts)} {how}{why}"
+
+
+def _without_copies(parts: Sequence[Snapshot], only_proven: bool) -> ReadMode:
+    """Return how ``auto`` reads what the cache cannot hold: proven rows wherever it can be."""
+    if not _served(parts):
+        return "direct"
+    if not _without_digests(parts):
+        return "stream"
+    # Shuffled batches of more than what is kept would fetch every shard again and again.
+    kept = all(CopyIndex.of(part).bytes <= DECODED_CACHE_BYTES for part in parts)
+    return "direct" if kept or only_proven else "stream"
+
+
+def _streaming(parts: Sequence[Snapshot]) -> tuple[Mapping[Snapshot, SnapshotReader], str]:
+    """Return a reader of each served snapshot that asks for rows, and what to tell the user."""
+    from logitstore.reading.remote import RemoteSnapshot  # imports urllib3
+
+    readers: dict[Snapshot, SnapshotReader] = {part: part for part in parts}
+    unproven = _without_digests(parts)
+    for part in unproven:
+        assert isinstance(part, RemoteSnapshot)  # it is served
+        readers[part] = UnprovenReader(part)
+    how = "asked from the server, batch by batch"
+    if not unproven:
+        return readers, f"{how}, each proven by its digest"
+    names = ", ".join(repr(part.name) for part in unproven)
+    return readers, f"{how}, not proven: {names} without row digests, the server is believed"
+
+
+def _served(parts: Sequence[Snapshot]) -> bool:
+    return all(is_url(part.url) for part in parts)
+
+
+def _without_digests(parts: Sequence[Snapshot]) -> list[Snapshot]:
+    return [part for part in parts if not part.meta.row_digests]
 
 
 def _copied_note(copies: Mapping[Snapshot, Copy]) -> str:

@@ -6,7 +6,7 @@ A batch from a copy is one gather from memory.  A process that cannot have the c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,9 @@ from logitstore.format.encodings.rows import Rows
 from logitstore.reading.continued import Continued
 from logitstore.reading.ensemble import Blend, Ensemble, Teacher, leaves
 from logitstore.reading.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from logitstore.reading.remote import RemoteSnapshot
 
 
 class RowReader(Protocol):
@@ -84,7 +87,25 @@ class CopyReader:
         self.copy = None
 
 
-SnapshotReader = Snapshot | ShardReader | CopyReader
+class UnprovenReader:
+    """Reads a served snapshot's rows from the server, whose word is taken for them."""
+
+    def __init__(self, snapshot: RemoteSnapshot) -> None:
+        self._snapshot = snapshot
+
+    def rows(self, indices: ArrayLike, view: int = 0) -> Rows:
+        """Return encoded rows of these samples, which the server says are theirs."""
+        snapshot = self._snapshot
+        samples = snapshot.checked(indices, view)
+        arrays = snapshot.encoding.empty(len(samples))
+        snapshot.stream(samples, view, arrays, proven=False)
+        return Rows(snapshot.encoding, arrays)
+
+    def close(self) -> None:
+        """Do nothing: no row is kept."""
+
+
+SnapshotReader = Snapshot | ShardReader | CopyReader | UnprovenReader
 """Reads the rows of one snapshot."""
 
 
@@ -107,6 +128,11 @@ class TeacherReader:
 
     def __repr__(self) -> str:
         return f"<TeacherReader of {self.teacher.name}: {self.read}>"
+
+    @property
+    def proven(self) -> bool:
+        """Whether each row is compared with what the root covers, before it is returned."""
+        return not any(isinstance(reader, UnprovenReader) for reader in self._readers.values())
 
     @property
     def copies(self) -> tuple[Copy, ...]:

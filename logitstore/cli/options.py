@@ -74,6 +74,14 @@ AtTemperature = Annotated[
     typer.Option(help="Temperature at which --max-kl holds; without it 4, or 1 for topk."),
 ]
 
+RowDigests = Annotated[
+    Literal["auto", "yes", "no"],
+    typer.Option(
+        help="Keep a digest of each row, by which rows that a server streams are proven to be "
+        "those of the root; auto: if a row has at least 128 bytes."
+    ),
+]
+
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; without it a GPU if there is one.")
 ]

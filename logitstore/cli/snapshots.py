@@ -13,6 +13,7 @@ from logitstore.cli.options import (
     Fresh,
     Json,
     MaxKl,
+    RowDigests,
     SnapshotName,
     Store,
     TokenFile,
@@ -33,6 +34,7 @@ def import_(
     encoding: Encoding = None,
     max_kl: MaxKl = None,
     at_temperature: AtTemperature = None,
+    row_digests: RowDigests = "auto",
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +49,9 @@ def import_(
     from logitstore.derive.files import import_logits
     from logitstore.format.choice import EncodingRequest
 
-    request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    request = EncodingRequest(
+        text=encoding, max_kl=max_kl, at_temperature=at_temperature, row_digests=row_digests
+    )
     with progress_on_stderr() as progress:
         import_logits(file, labels, out, snapshot, request=request, fresh=fresh, progress=progress)
     print_built(out, [snapshot], as_json, request)
@@ -80,6 +84,7 @@ def transcode(
     encoding: Encoding = None,
     max_kl: MaxKl = None,
     at_temperature: AtTemperature = None,
+    row_digests: RowDigests = "auto",
     fresh: Fresh = False,
     token_file: TokenFile = None,
     as_json: Json = False,
@@ -97,7 +102,9 @@ def transcode(
     from logitstore.format.choice import EncodingRequest
     from logitstore.reading.opening import open_snapshot
 
-    request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    request = EncodingRequest(
+        text=encoding, max_kl=max_kl, at_temperature=at_temperature, row_digests=row_digests
+    )
     opened, source = open_snapshot(store, snapshot, read_token(token_file), besides=name)
     with progress_on_stderr() as progress:
         run(opened, source, out, request, name=name, fresh=fresh, progress=progress)

@@ -21,6 +21,7 @@ from logitstore.cli.options import (
     Json,
     MaxKl,
     Normalization,
+    RowDigests,
     Store,
     Student,
     TokenFile,
@@ -183,6 +184,7 @@ def combine(
     encoding: Encoding = None,
     max_kl: MaxKl = None,
     at_temperature: AtTemperature = None,
+    row_digests: RowDigests = "auto",
     fresh: Fresh = False,
     token_file: TokenFile = None,
     as_json: Json = False,
@@ -202,7 +204,9 @@ def combine(
     from logitstore.derive.specialists import read_plan
     from logitstore.format.choice import EncodingRequest
 
-    request = EncodingRequest(text=encoding, max_kl=max_kl, at_temperature=at_temperature)
+    request = EncodingRequest(
+        text=encoding, max_kl=max_kl, at_temperature=at_temperature, row_digests=row_digests
+    )
     token, groups = read_token(token_file), read_plan(specialists)
     opened, chosen = _open_named(generalist, token, besides=snapshot)
     others = [Specialist(*_open_named(store, token)) for store in stores]

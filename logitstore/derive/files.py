@@ -71,7 +71,7 @@ def import_logits(
         imported=ImportCard(file=path.name, sha256=file_sha256(path)),
         temperatures=request.temperatures,
         packages=package_versions(),
-        **encoded_as(entry),
+        **encoded_as(entry, row_digests=request.row_digests),
     )
     target = Target.read(storage, meta, samples)
     target.refuse(plan, fresh=fresh)

@@ -110,7 +110,7 @@ def write_from(
     """
     plan = snapshot.meta.plan().model_copy(
         update={
-            **encoded_as(entry),
+            **encoded_as(entry, row_digests=request.row_digests),
             "temperatures": request.temperatures,
             "packages": {**snapshot.meta.packages, **package_versions()},
             **changes,

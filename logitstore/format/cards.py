@@ -199,7 +199,7 @@ class SnapshotPlan(Document):
 
     ``temperatures`` are those at which the fidelity of the rows is measured; of a ``transcoded``
     snapshot it is against the rows of the snapshot that was transcoded.  ``teacher`` and ``view``
-    of a ``combined`` one are the generalist's.
+    of a ``combined`` one are the generalist's.  With ``row_digests`` it has the array of that name.
     """
 
     format_version: Literal[1] = 1
@@ -214,6 +214,7 @@ class SnapshotPlan(Document):
     combined: CombinedCard | None = None
     view: ViewCard | None = None
     encoding: EncodingCard
+    row_digests: bool = False
     temperatures: Temperatures = (1.0, 4.0)
     packages: dict[str, str]
 
@@ -234,6 +235,8 @@ class SnapshotPlan(Document):
         document: dict[str, Any] = handler(self)
         if self.combined is None:
             document.pop("combined", None)
+        if not self.row_digests:
+            document.pop("row_digests", None)
         return document
 
 

@@ -18,6 +18,7 @@ from logitstore.format.encodings.table import ENCODINGS, encoding, parse_encodin
 from logitstore.format.encodings.topk import TopK
 from logitstore.format.fidelity import encoded
 from logitstore.format.sizes import row_bytes
+from logitstore.values import RowDigests
 
 AUTO = "auto"
 """The text that asks for the smallest encoding within the bound."""
@@ -52,12 +53,13 @@ class EncodingRequest:
     classes, else uint8.  At most ``max_kl`` nats of mean KL(teacher || decoded) may be lost at
     ``at_temperature``; None is 1e-4 at T=4 for ``auto``, and no bound for an encoding that is
     named.  topk is made for T=1: at any other temperature the bound of 1e-4 holds for it, too.
-    InputError if these contradict each other.
+    ``row_digests`` says whether each row gets a digest.  InputError if these contradict each other.
     """
 
     text: str | None = None
     max_kl: float | None = None
     at_temperature: float | None = None
+    row_digests: RowDigests = "auto"
 
     def __post_init__(self) -> None:
         if self.text not in (None, AUTO):

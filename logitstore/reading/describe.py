@@ -20,7 +20,8 @@ from logitstore.storage import is_url
 def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:
     """Return a snapshot's metadata, without canaries, with its root and size; JSON-ready."""
     meta, stored = snapshot.meta, snapshot.stored_bytes()
-    document = {"combined": None, **meta.model_dump(mode="json", exclude={"view": {"canaries"}})}
+    optional = {"combined": None, "row_digests": False}
+    document = {**optional, **meta.model_dump(mode="json", exclude={"view": {"canaries"}})}
     for internal in ("format_version", "rows_per_shard", "temperatures"):
         del document[internal]
     return {

@@ -1,25 +1,30 @@
 """Open a store over HTTP: the same store and snapshots, from ``logitstore serve``.
 
 Commit, metadata, labels and every object are verified by the code that reads a disk; only ``rows``
-asks the server to gather.  If the server begins to serve another build under the same name, that is
-an error, never other logits.
+asks the server to gather.  The server is not believed: each row is compared with its committed
+digest, and a snapshot without digests is read by whole shards.  If the server begins to serve
+another build under the same name, that is an error, never other logits.
 """
 
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from urllib.parse import quote, urlsplit
 
 import numpy as np
+from cachetools import cachedmethod
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from logitstore.errors import InputError, MismatchError, NotFound, UnknownName
+from logitstore.errors import Damaged, InputError, MismatchError, NotFound, UnknownName
 from logitstore.format.cards import StoreMeta
 from logitstore.format.commits import commit_key, root_of
 from logitstore.format.documents import NAME_PATTERN
 from logitstore.format.encodings.base import Arrays
 from logitstore.format.encodings.rows import Rows
+from logitstore.format.grid import Span
+from logitstore.format.row_digests import ROW_DIGESTS, digests_of
 from logitstore.format.wire import (
     INDICES_TYPE,
     ROOT_HEADER,
@@ -35,6 +40,10 @@ from logitstore.reading.connection import FIRST_CONTACT_SECONDS, MOST_BYTES, Con
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, Snapshots
 from logitstore.storage.local import MAX_OBJECT_BYTES
+from logitstore.threads import parallel
+
+_DIGEST_CONNECTIONS = 4
+"""Shards of digests that are fetched at once."""
 
 _STORES = TypeAdapter(list[StoreEntry])
 _STORE = TypeAdapter(StoreReply)
@@ -132,7 +141,7 @@ class RemoteObjects:
 
 
 class RemoteSnapshot(Snapshot):
-    """Lets the server gather the rows; all else is as in ``Snapshot``."""
+    """Lets the server gather rows that have digests; all else is as in ``Snapshot``."""
 
     def __init__(self, objects: RemoteObjects, name: str, commit: bytes) -> None:
         self._objects = objects
@@ -146,12 +155,51 @@ class RemoteSnapshot(Snapshot):
         return super().object(key)
 
     def gather(self, samples: NDArray[np.int64], view: int, out: Arrays) -> None:
-        """Ask the server for the rows, in several requests if one cannot carry them."""
+        """Write proven rows into ``out``: asked from the server, or by shards without digests."""
+        if self.meta.row_digests:
+            self.stream(samples, view, out)
+        else:
+            super().gather(samples, view, out)
+
+    def stream(
+        self, samples: NDArray[np.int64], view: int, out: Arrays, *, proven: bool = True
+    ) -> None:
+        """Ask the server for the rows, in several requests if one cannot carry them.
+
+        If ``proven``, Damaged names the first row that has another digest than the committed one.
+        """
         most = rows_per_request(self.encoding)
         for start in range(0, len(samples), most):
-            rows = self._fetch(samples[start : start + most], view)
+            part = samples[start : start + most]
+            rows = self._fetch(part, view)
+            if proven:
+                self._refuse_other(rows, part, view)
             for name, array in rows.arrays.items():
                 out[name][start : start + most] = array
+
+    def _refuse_other(self, rows: Rows, samples: NDArray[np.int64], view: int) -> None:
+        """Refuse rows that are not the committed ones of these samples."""
+        committed = self._digests(view)[ROW_DIGESTS][samples]
+        wrong = np.flatnonzero((digests_of(rows) != committed).any(axis=1))
+        if len(wrong):
+            raise Damaged(
+                f"{self.url}: the server sent a row of view {view}, sample {samples[wrong[0]]} "
+                f"that is not the committed one ({len(wrong)} of {len(rows)} rows: their digests "
+                "differ): do not trust it; --read materialise reads committed shards instead"
+            )
+
+    @cachedmethod(attrgetter("_shards"), lock=attrgetter("_lock"))
+    def _digests(self, view: int) -> dict[str, NDArray[np.uint8]]:
+        """Return the committed digests of a view's rows, (N, 16), by the array's name."""
+        shards = [shard for shard in self.grid.shards() if shard.view == view]
+        parts: dict[Span, NDArray[np.uint8]] = {}
+
+        def fetch(shard: Span) -> None:
+            parts[shard] = self.read_array(ROW_DIGESTS, shard)
+
+        for _ in parallel(fetch, shards, _DIGEST_CONNECTIONS):
+            pass
+        return {ROW_DIGESTS: np.concatenate([parts[shard] for shard in shards])}
 
     def _fetch(self, indices: NDArray[np.int64], view: int) -> Rows:
         objects = self._objects

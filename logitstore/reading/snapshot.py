@@ -31,6 +31,7 @@ from logitstore.format.encodings.base import Arrays, Encoding, Logits
 from logitstore.format.encodings.rows import Rows
 from logitstore.format.encodings.table import encoding_of
 from logitstore.format.grid import FLAT_SHARD_ROWS, Grid, Span
+from logitstore.format.row_digests import stored_layout
 from logitstore.version import __version__
 
 DECODED_CACHE_BYTES = 512 << 20
@@ -50,8 +51,9 @@ class Snapshot:
     """Reads one teacher's logits for all samples and views, (V, N, C).
 
     ``commit`` is the bytes of ``commit.json``; everything else is checked against it.  ``layouts``
-    are those of the arrays.  ``rows`` decodes whole shards; a served snapshot (``remote``) asks the
-    server for the rows instead.  ``logitstore.prepare_reading`` gives readers of other kinds.
+    are those of the stored arrays.  ``rows`` decodes whole shards; a served snapshot (``remote``)
+    asks the server for the rows instead if it has their digests.  ``logitstore.prepare_reading``
+    gives readers of other kinds.
     """
 
     def __init__(self, source: ObjectSource, name: str, commit: bytes) -> None:
@@ -75,7 +77,8 @@ class Snapshot:
             )
         self.grid = self.meta.grid
         self.encoding = self._known_encoding(where)
-        self.layouts = {array: self._layout(array) for array in self.encoding.layout}
+        stored = stored_layout(self.encoding, digests=self.meta.row_digests)
+        self.layouts = {name: self._layout(name, *kind) for name, kind in stored.items()}
         self._check_listing()
         self._shards, self._lock = _no_shards(), Lock()
 
@@ -136,12 +139,13 @@ class Snapshot:
 
     def read_shard(self, shard: Span) -> dict[str, NDArray[Any]]:
         """Verify and decode a shard's rows: (rows, width) of each array."""
-        decoded = {}
-        for name, layout in self.layouts.items():
-            key = f"{snapshot_folder(self.name)}/{name}/{self.grid.key(shard)}"
-            where = f"{self._source.url}: {key}"
-            decoded[name] = decode_shard(where, layout, self.object(key), shard.rows)
-        return decoded
+        return {name: self.read_array(name, shard) for name in self.encoding.layout}
+
+    def read_array(self, name: str, shard: Span) -> NDArray[Any]:
+        """Verify and decode a shard's rows of one array: (rows, width)."""
+        key = f"{snapshot_folder(self.name)}/{name}/{self.grid.key(shard)}"
+        where = f"{self._source.url}: {key}"
+        return decode_shard(where, self.layouts[name], self.object(key), shard.rows)
 
     def stored_bytes(self) -> int:
         """Return the bytes of this snapshot's own objects together."""
@@ -198,11 +202,10 @@ class Snapshot:
             fault = "lists, and no store of format v1 has," if key in listed else "does not list"
             raise Damaged(f"{self.url}: {commit_key(self.name)}: the commit {fault} {key}")
 
-    def _layout(self, array: str) -> ArrayLayout:
+    def _layout(self, array: str, dtype: str, width: int) -> ArrayLayout:
         key = f"{snapshot_folder(self.name)}/{array}/zarr.json"
         where = f"{self._source.url}: {key}"
         layout = ArrayLayout.parse(where, self.object(key))
-        dtype, width = self.encoding.layout[array]
         expected = ((self.meta.views, self.meta.samples, width), self.meta.rows_per_shard)
         if (layout.shape, layout.rows_per_shard) != expected or layout.dtype != dtype:
             raise Damaged(

@@ -21,6 +21,7 @@ from logitstore.format.cards import Samples
 from logitstore.format.commits import build_folder, commit_key, plan_key, snapshot_folder
 from logitstore.format.encodings.rows import Rows
 from logitstore.format.grid import Span
+from logitstore.format.row_digests import ROW_DIGESTS, digests_of
 from logitstore.progress import Progress, Silent
 from logitstore.reading.opening import open_store
 from logitstore.reading.snapshot import Snapshot
@@ -188,7 +189,7 @@ class _SnapshotCheck:
         return np.concatenate(whole) if len(whole) == len(parts) else None
 
     def _check_rows(self, span: Span, keys: dict[str, str]) -> None:
-        """Check that the logits of one shard are finite, block by block."""
+        """Check that one shard's rows have their digests, and logits that are finite."""
         snapshot = self.snapshot
         arrays = {
             name: self._shard(snapshot.layouts[name], key, span.rows) for name, key in keys.items()
@@ -196,7 +197,10 @@ class _SnapshotCheck:
         whole = {name: array for name, array in arrays.items() if array is not None}
         if len(whole) < len(arrays):
             return
+        digests = whole.pop(ROW_DIGESTS, None)
         rows = Rows(snapshot.encoding, whole)
+        if digests is not None:
+            self._check_digests(span, rows, digests)
         step = max(1, _BLOCK_BYTES // (4 * snapshot.meta.classes))
         broken: list[int] = []
         with self.report.add_damage(
@@ -209,6 +213,14 @@ class _SnapshotCheck:
             self.report.add(
                 f"{snapshot.name}: view {span.view}, sample {span.start + broken[0]}: logits are "
                 f"not finite ({len(broken)} rows of this shard)"
+            )
+
+    def _check_digests(self, span: Span, rows: Rows, digests: NDArray[np.uint8]) -> None:
+        wrong = np.flatnonzero((digests_of(rows) != digests).any(axis=1))
+        if len(wrong):
+            self.report.add(
+                f"{self.snapshot.name}: view {span.view}, sample {span.start + wrong[0]}: its "
+                f"digest is that of another row ({len(wrong)} rows of this shard)"
             )
 
 

@@ -15,6 +15,7 @@ from logitstore.format.cards import Samples, SnapshotPlan, StoreMeta
 from logitstore.format.choice import candidates
 from logitstore.format.encodings.base import Logits
 from logitstore.format.encodings.table import encoding_of, spelled
+from logitstore.values import RowDigests
 from logitstore.writing.footprint import footprint, shared_bytes
 from logitstore.writing.plan import encoded_as
 
@@ -103,11 +104,13 @@ def predict(
     *,
     epochs: int,
     rows_per_shard: int | None = None,
+    row_digests: RowDigests = "auto",
     rows_done: int = 0,
 ) -> Estimate:
     """Scale a trial to all rows of the plans: one for each teacher, alike but for the teacher.
 
-    ``rows_per_shard`` is what the user fixed; None takes each encoding's own.
+    ``rows_per_shard`` is what the user fixed; None takes each encoding's own.  ``row_digests`` says
+    which encodings get them.
     """
     plan, rows = plans[0], sum(plan.views * plan.samples for plan in plans)
     shared = shared_bytes(meta, samples)
@@ -116,10 +119,8 @@ def predict(
     if encoding not in compared:
         compared.append(encoding)
     costs = [
-        _encoding_cost(
-            [p.model_copy(update=encoded_as(entry, rows_per_shard)) for p in plans], trial, shared
-        )
-        for entry in compared
+        _encoding_cost([p.model_copy(update=fields) for p in plans], trial, shared)
+        for fields in (encoded_as(entry, rows_per_shard, row_digests) for entry in compared)
     ]
     chosen = costs[compared.index(encoding)]
     seconds = build_seconds(plan, trial)

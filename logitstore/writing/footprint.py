@@ -11,9 +11,11 @@ from typing import NamedTuple
 from logitstore.format.cards import Fidelity, Samples, SnapshotMeta, SnapshotPlan, StoreMeta
 from logitstore.format.commits import ATTRIBUTE, group_document, snapshot_folder
 from logitstore.format.encodings.base import Labels, Logits
+from logitstore.format.encodings.rows import Rows
 from logitstore.format.encodings.table import encoding_of
 from logitstore.format.fidelity import encoded
 from logitstore.format.grid import chunk_rows
+from logitstore.format.row_digests import ROW_DIGESTS, digests_of
 from logitstore.format.sizes import CRC_BYTES, INDEX_BYTES, chunked_bytes
 from logitstore.storage import open_storage
 from logitstore.writing.shared import write_shared
@@ -47,6 +49,8 @@ def footprint(plan: SnapshotPlan, sample: Logits, labels: Labels, top1: float | 
     """Predict a snapshot from n of its rows, float32 (n, C), and labels (n,), -1 where unknown."""
     entry = encoding_of(plan.encoding, plan.classes)
     arrays, fidelity = encoded(entry, sample, labels, plan.temperatures)
+    if plan.row_digests:
+        arrays = {**arrays, ROW_DIGESTS: digests_of(Rows(entry, arrays))}
     meta = SnapshotMeta(**plan.model_dump(), fidelity=fidelity, top1=top1)
     chunk = chunk_rows(plan.rows_per_shard, entry.widest)
     per_row = chunked_bytes(arrays, min(chunk, plan.samples, len(sample)))

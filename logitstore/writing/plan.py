@@ -11,16 +11,21 @@ from typing import Any
 from logitstore.format.cards import EncodingCard
 from logitstore.format.encodings.base import Encoding
 from logitstore.format.grid import shard_rows
+from logitstore.format.row_digests import wanted
+from logitstore.values import RowDigests
 
 _PACKAGES = ("logitstore", "numcodecs", "numpy", "zarr")
 """Packages that encode and compress rows."""
 
 
-def encoded_as(entry: Encoding, rows_per_shard: int | None = None) -> dict[str, Any]:
+def encoded_as(
+    entry: Encoding, rows_per_shard: int | None = None, row_digests: RowDigests = "auto"
+) -> dict[str, Any]:
     """Return the fields of a plan with this encoding; None takes the encoding's own shard size."""
     return {
         "encoding": EncodingCard.of(entry),
         "rows_per_shard": rows_per_shard or shard_rows(entry.widest),
+        "row_digests": wanted(row_digests, entry),
     }
 
 

@@ -88,13 +88,16 @@ class Target:
         """Return the plan with the version of logitstore that began this snapshot, if one did.
 
         Versions that write the same plan write the same bytes, so that each goes on with what
-        another began; the finished snapshot names the one that began it.
+        another began; the finished snapshot names the one that began it.  It has row digests if
+        that version gave it any: versions before 0.4.0 know none.
         """
         begun = self._begun(plan.name)
         if begun is None or not {_OURSELVES} <= begun.packages.keys() & plan.packages.keys():
             return plan
+        if begun.packages[_OURSELVES] == plan.packages[_OURSELVES]:
+            return plan
         packages = {**plan.packages, _OURSELVES: begun.packages[_OURSELVES]}
-        return plan.model_copy(update={"packages": packages})
+        return plan.model_copy(update={"packages": packages, "row_digests": begun.row_digests})
 
     def continued_by(self, plan: SnapshotPlan) -> SnapshotMeta | None:
         """Return the committed snapshot whose views end where those of a plan begin, if any.

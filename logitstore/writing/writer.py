@@ -29,9 +29,11 @@ from logitstore.format.commits import (
     snapshot_folder,
 )
 from logitstore.format.encodings.base import LIMITS, Logits, unusable
+from logitstore.format.encodings.rows import Rows
 from logitstore.format.encodings.table import encoding
 from logitstore.format.fidelity import compare, summarise
 from logitstore.format.grid import Span, chunk_rows
+from logitstore.format.row_digests import ROW_DIGESTS, digests_of, stored_layout
 from logitstore.storage import Storage, get_or_none
 from logitstore.writing.zarr_writer import WriterStore, create_array
 
@@ -68,7 +70,8 @@ class SnapshotWriter:
             return False
         in_shard = self.grid.shard_rows
         rows = (in_shard, chunk_rows(in_shard, self._encoding.widest))
-        for name, (dtype, width) in self._encoding.layout.items():
+        layout = stored_layout(self._encoding, digests=self.plan.row_digests)
+        for name, (dtype, width) in layout.items():
             shape = (self.plan.views, self.plan.samples, width)
             self._arrays[name] = create_array(
                 self._zarr, f"{self._folder}/{name}", dtype, shape, rows
@@ -100,6 +103,8 @@ class SnapshotWriter:
         if self.root is not None:
             return
         arrays = self._encoding.encode(logits, labels)
+        if self.plan.row_digests:
+            arrays = {**arrays, ROW_DIGESTS: digests_of(Rows(self._encoding, arrays))}
         objects: dict[str, ObjectEntry] = {}
         for name, array in self._arrays.items():
             array[shard.view, shard.samples] = arrays[name]

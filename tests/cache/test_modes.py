@@ -42,7 +42,11 @@ def stores(
     folder = tmp_path_factory.mktemp("reading")
     return {
         form: tiny_store(
-            folder / f"{form.replace(':', '')}.zarr", classes=CLASSES, views=2, form=form
+            folder / f"{form.replace(':', '')}.zarr",
+            classes=CLASSES,
+            views=2,
+            form=form,
+            row_digests=form != "float32",
         )
         for form in FORMS
     }

@@ -34,8 +34,8 @@ TOKEN = "correct-horse-battery-staple"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_store: Any) -> Path:
     root: Path = tmp_path_factory.mktemp("remote")
-    tiny_store(root / "c10.zarr", ("teacher", "late"), views=2, keys=True)
-    tiny_store(root / "wide", samples=5000, classes=4, rows_per_shard=1024)
+    tiny_store(root / "c10.zarr", ("teacher", "late"), views=2, keys=True, row_digests=True)
+    tiny_store(root / "wide", samples=5000, classes=4, rows_per_shard=1024, row_digests=True)
     return root
 
 
@@ -174,8 +174,8 @@ def test_a_server_killed_and_restarted_in_an_epoch_is_only_a_pause(root: Path, s
 def test_another_build_under_the_same_name_is_an_error(
     serve: Any, tiny_store: Any, tmp_path: Path
 ) -> None:
-    first = tiny_store(tmp_path / "one/c10.zarr")
-    second = tiny_store(tmp_path / "two/c10.zarr", seed=9)
+    first = tiny_store(tmp_path / "one/c10.zarr", row_digests=True)
+    second = tiny_store(tmp_path / "two/c10.zarr", seed=9, row_digests=True)
     server = serve(first)
     remote = open_store(server.url).snapshots["teacher"]
     remote.rows([1, 2])
@@ -300,6 +300,7 @@ def test_an_answer_that_is_always_damaged_is_damage_and_not_data(proxy: Any) -> 
     spoiling: list[bool] = []
     line = proxy(lambda number, answer: flip(answer) if spoiling else answer)
     snapshot = open_store(f"{line.url}/c10", patience=600).snapshots["teacher"]
+    snapshot.rows([1])  # which fetches the digests
     spoiling.append(True)
     with pytest.raises(Damaged, match="crc32c differs"):
         snapshot.rows([1])

@@ -51,6 +51,7 @@ def test_every_encoding_is_read_to_the_bit(
         form=form,
         rows_per_shard=rows,
         keys=samples == 100,
+        row_digests=views == 2,
     )
     assert_same(path, "teacher")
 

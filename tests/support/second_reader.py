@@ -64,6 +64,7 @@ class Reader:
         self.parameters: dict[str, int] = self.meta["encoding"]["parameters"]
         self.labels: NDArray[np.int32] = self._flat("labels")
         self.keys: list[str] | None = self._flat("keys") if "keys/c/0" in self.objects else None
+        self._digests: bool = self.meta.get("row_digests", False)
         self._check_listing()
         self._check_digest()
 
@@ -97,7 +98,7 @@ class Reader:
         for array in ["labels"] + ["keys"] * (self.keys is not None):
             keys |= {f"{array}/c/{number}" for number in range(math.ceil(samples / 2**20))}
             keys.add(f"{array}/zarr.json")
-        for array in self._arrays():
+        for array in [*self._arrays(), *["row_digests"] * self._digests]:
             keys.add(f"{self.folder}/{array}/zarr.json")
             for view in range(self.meta["views"]):
                 for number in range(math.ceil(samples / rows)):
@@ -193,6 +194,12 @@ class Reader:
 
     def logits(self, view: int) -> NDArray[np.float32]:
         arrays = {n: self._array(n, view, *kind) for n, kind in self._arrays().items()}
+        if self._digests:
+            stored = self._array("row_digests", view, "uint8", 16)
+            for sample, digest in enumerate(stored):
+                row = b"".join(array[sample].tobytes() for array in arrays.values())
+                own = hashlib.blake2b(row, digest_size=16).digest()
+                expect(own == digest.tobytes(), f"the digest of sample {sample}")
         codes = arrays["codes"].astype(np.float32)
         if self.kind == "float32":
             return codes

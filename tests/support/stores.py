@@ -51,6 +51,7 @@ def tiny_store() -> Callable[..., Path]:
         form: str = "float16",
         rows_per_shard: int | None = 32,
         keys: bool = False,
+        row_digests: bool = False,
     ) -> Path:
         labels = np.arange(samples, dtype=np.int32) % classes
         named = [f"img/{i:05d}.png" for i in range(samples)] if keys else None
@@ -67,6 +68,7 @@ def tiny_store() -> Callable[..., Path]:
                 rows_per_shard=rows,
                 imported=ImportCard(file="tiny.npy", sha256="0" * 64),
                 encoding=EncodingCard.of(kind),
+                row_digests=row_digests,
                 packages={},
             )
             logits = logits_of(seed + number, samples, classes, views)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from logitstore.cache.prepare import refuse_unproven
 from logitstore.errors import InputError
 from logitstore.format.choice import MAX_KL
 from logitstore.format.encodings.topk import TopK
@@ -43,6 +44,8 @@ def open_suitable_teachers(
     refuse_other_samples(store, *teaching.teachers)
     if config.expect_root is not None:
         expect_root(teaching.name, teaching.root, config.expect_root)
+        if config.read == "stream":
+            refuse_unproven(*teaching.teachers)
     if method.needs_teacher:
         for leaf in leaves(*teaching.teachers):
             _refuse_missing_tail(leaf, config.method, method)

@@ -48,9 +48,17 @@ class TeachingSchedule:
         readers: Sequence[RowReader] = self.readers or self.teachers
         return teacher_at(epoch, turns=tuple(zip(self.first_epochs, readers, strict=True)))
 
-    def prepared(self, read: str, cache: Cache, progress: Progress) -> TeachingSchedule:
+    @property
+    def proven(self) -> bool:
+        """Whether all rows are compared with what the teachers' roots cover."""
+        return all(reader.proven for reader in self.readers)
+
+    def prepared(
+        self, read: str, cache: Cache, progress: Progress, *, only_proven: bool = False
+    ) -> TeachingSchedule:
         """Return this schedule with a prepared reader of each teacher, all in one mode."""
-        return replace(self, readers=prepare_readings(self.teachers, read, cache, progress))
+        readers = prepare_readings(self.teachers, read, cache, progress, only_proven=only_proven)
+        return replace(self, readers=readers)
 
     def close(self) -> None:
         """Close all readers."""

@@ -210,6 +210,7 @@ class Epochs:
             peak_reserved=peak_reserved(learner.device),
             context_memory=None if self.budget is None else self.budget.context,
             seconds=sum(line["seconds"] for line in history),
+            teacher_rows=self.run.teacher_rows(),
         )
 
 

@@ -1,6 +1,7 @@
 """Keep a run's files, each written whole or not at all, and say whether the run may go on.
 
 config.toml                 the resolved TrainConfig
+rows.json                   whether all rows of the teacher were proven so far
 inputs.json                 what its specs turned out to be: digests, root, classes, device
 metrics.jsonl               one line per finished epoch; the same scalars as TensorBoard events
 checkpoints/last.safetensors
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound
-from logitstore.format.documents import first_difference
+from logitstore.format.documents import canonical, first_difference
 from logitstore.storage import open_storage
 from logitstore.storage.durable import os_errors_as_ours
 from logitstore.storage.local import is_temporary
@@ -31,10 +32,14 @@ from logitstore.trainer.run.result import (
     METRICS,
     MODEL,
     RESULT,
+    ROWS,
     Inputs,
     Line,
     Result,
 )
+
+PROVEN = "proven"
+"""What ``teacher_rows`` of a run's result is if no server was believed."""
 
 _ONE_RUN_EACH = "use another --out, or give the same arguments"
 
@@ -149,6 +154,22 @@ class RunFolder:
         document = asdict(result)
         del document["run"]
         self.put(RESULT, (json.dumps(document, indent=2) + "\n").encode())
+
+    def note_rows(self, *, proven: bool) -> None:
+        """Note whether the teacher's rows are proven from here on: a run's are if all were.
+
+        Of steps that no note is of, which an earlier version took, nothing is known.
+        """
+        before = self.checkpoint() is None or self.teacher_rows() == PROVEN
+        self.put(ROWS, canonical({"proven": before and proven}))
+
+    def teacher_rows(self) -> str | None:
+        """Return "proven" or "not proven", or None without a note."""
+        try:
+            note = _json(self.path / ROWS, self._storage.get(ROWS))
+        except NotFound:
+            return None
+        return PROVEN if note.get("proven") is True else "not proven"
 
     def _refuse_other(self, config: TrainConfig) -> None:
         recorded = TrainConfig.from_toml(self.path / CONFIG)

@@ -11,6 +11,7 @@ from logitstore.format.cards import DatasetCard
 from logitstore.format.documents import Document
 
 CONFIG, INPUTS, METRICS, RESULT = "config.toml", "inputs.json", "metrics.jsonl", "result.json"
+ROWS = "rows.json"
 LAST, LOCK = "checkpoints/last.safetensors", ".lock"
 MODEL, BEST = "model.safetensors", "best.safetensors"
 Line = dict[str, Any]
@@ -52,6 +53,8 @@ class Result:
     ``_fitted`` after one temperature fitted to the same weights' logits of the validation data.
     ``views_seen`` counts the epochs in which each of the teacher's views was shown; ``notes`` say
     what was accepted though it is not quite what the teacher saw.
+    ``teacher_rows`` is "proven" if each row of the teacher was compared with what its root covers,
+    "not proven" if a server was believed for some, None without a teacher.
     ``micro_batch`` is the most samples that went through the network at once, None: the batch.
     ``peak_memory`` is what tensors took on the GPU if one was used, else the process's size;
     ``peak_reserved`` is what the GPU's allocator held for them.  ``context_memory`` is the CUDA
@@ -72,6 +75,7 @@ class Result:
     peak_reserved: int | None
     context_memory: int | None
     seconds: float
+    teacher_rows: str | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return everything as one flat dict that JSON can hold."""

@@ -112,9 +112,14 @@ def _train(settings: TrainConfig, token: str | None, progress: Progress, ranks: 
         step = replace(step, micro_batch=micro)
         stack.enter_context(oom_as_input_error(config, micro))
         if teaching is not None:
-            teaching = teaching.prepared(config.read, Cache.default(config.cache), progress)
+            only_proven = config.expect_root is not None
+            cache = Cache.default(config.cache)
+            teaching = teaching.prepared(config.read, cache, progress, only_proven=only_proven)
             stack.enter_context(closing(teaching))
             progress.message(teaching.readers[0].note)
+            proven = ranks.smallest(int(teaching.proven)) == 1
+            if ranks.first:
+                run.note_rows(proven=proven)
             data = replace(data, source=replace(source, teaching=teaching))
             taught = taught_half(source, data.order.samples, teaching.reader(0), config.teach)
             step = replace(step, context=step.context._replace(taught=taught))

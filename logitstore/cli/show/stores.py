@@ -59,6 +59,7 @@ def _snapshot_lines(snapshot: dict[str, Any]) -> list[str]:
         f"{snapshot['classes']} classes)",
         f"encoding  {_encoding(snapshot['encoding'])}: "
         f"{snapshot['bytes_per_row']:.1f} bytes per row, {size(snapshot['bytes'])} in all",
+        f"proof     {_proof(snapshot['row_digests'])}",
         _fidelity("fidelity", snapshot["fidelity"]),
     ]
     if snapshot["combined"]:
@@ -77,6 +78,12 @@ def _snapshot_lines(snapshot: dict[str, Any]) -> list[str]:
             _fidelity("          their own", before["fidelity"]),
         ]
     return lines
+
+
+def _proof(digests: bool) -> str:
+    if digests:
+        return "a digest of each row: rows that a server streams are proven"
+    return "no row digests: only whole shards are proven, not rows that a server streams"
 
 
 def _encoding(card: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from logitstore.errors import InputError
 from logitstore.options import Written
-from logitstore.values import Count, Precision, WholeNumber, check_values
+from logitstore.values import Count, Precision, RowDigests, WholeNumber, check_values
 
 if TYPE_CHECKING:
     from logitstore.format.choice import EncodingRequest
@@ -64,6 +64,9 @@ class BuildConfig:
     """Most nats of KL that may be lost on average; without it 1e-4 for auto, else no bound."""
     at_temperature: float | None = None
     """Temperature at which --max-kl holds; without it 4, or 1 for topk."""
+    row_digests: RowDigests = "auto"
+    """Keep a digest of each row, by which rows that a server streams are proven to be those of the
+    root; auto: if a row has at least 128 bytes."""
     batch_size: Count = 256
     """Images in one forward pass."""
     workers: WholeNumber | None = None
@@ -91,5 +94,8 @@ class BuildConfig:
         from logitstore.format.choice import EncodingRequest
 
         return EncodingRequest(
-            text=self.encoding, max_kl=self.max_kl, at_temperature=self.at_temperature
+            text=self.encoding,
+            max_kl=self.max_kl,
+            at_temperature=self.at_temperature,
+            row_digests=self.row_digests,
         )

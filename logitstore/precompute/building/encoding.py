@@ -41,7 +41,7 @@ def choose_encodings(prepared: Prepared, progress: Progress) -> Prepared:
             f"{error}; but only views in {request.text}, like those before these, go on with them: "
             f"--encoding {request.text} without --max-kl takes it all the same"
         ) from None
-    fields = encoded_as(entry, config.shard_rows)
+    fields = encoded_as(entry, config.shard_rows, config.row_digests)
     teachers = [replace(t, plan=t.plan.model_copy(update=fields)) for t in prepared.teachers]
     return replace(prepared, teachers=tuple(teachers))
 

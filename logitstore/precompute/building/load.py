@@ -68,7 +68,7 @@ def load_teacher(
         view=card,
         temperatures=config.request.temperatures,
         packages=package_versions("pillow", "torch", "torchvision"),
-        **encoded_as(config.request.unmeasured(classes), config.shard_rows),
+        **encoded_as(config.request.unmeasured(classes), config.shard_rows, config.row_digests),
     )
     return Teacher(model, plan, normalize)
 

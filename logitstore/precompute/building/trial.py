@@ -63,6 +63,7 @@ def estimate(
         run_trial(prepared, progress),
         epochs=epochs,
         rows_per_shard=config.shard_rows,
+        row_digests=config.row_digests,
         rows_done=sum(_rows_done(prepared, plan) for plan in plans),
     )
 
