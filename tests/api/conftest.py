@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_store: Any) -> Path:
     root: Path = tmp_path_factory.mktemp("served")
-    tiny_store(root / "c10.zarr", ("teacher", "late"), views=2, keys=True)
+    tiny_store(root / "c10.zarr", ("teacher", "late"), views=2, keys=True, row_digests=True)
     tiny_store(root / "other", samples=40, seed=7)
     return root
 

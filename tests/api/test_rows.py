@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from logitstore import open_store
 from logitstore.format.encodings.table import encoding, parse_encoding
@@ -35,12 +36,17 @@ def test_both_forms_of_a_rows_request_give_the_readers_rows(server: Any, root: P
 
 def test_the_protocols_example_gives_the_readers_logits(server: Any, root: Path) -> None:
     page = (Path(__file__).parents[2] / "api/HTTP.md").read_text()
-    code = page.split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {}
-    code = code.replace("localhost:8000", f"localhost:{server.port}").replace("resnet56", "teacher")
-    exec(code, names)
+    first, proof = (part.split("```")[0] for part in page.split("```python\n")[1:])
     snapshot = open_store(root / "c10.zarr").snapshots["teacher"]
+    digests = zarr.open_array(root / "c10.zarr/snapshots/teacher/row_digests", mode="r")[:]
+    names: dict[str, Any] = {"digests": digests}
+    first = first.replace("localhost:8000", f"localhost:{server.port}")
+    exec(first.replace("resnet56", "teacher"), names)
     np.testing.assert_array_equal(names["logits"], snapshot.logits([3, 1, 4]))
+    exec(proof, names)
+    names["arrays"]["codes"][1] *= -1
+    with pytest.raises(AssertionError):
+        exec(proof, names)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ Asked = tuple[int, dict[str, str], bytes]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_store: Any) -> Path:
     root: Path = tmp_path_factory.mktemp("serving")
-    tiny_store(root / "c10.zarr", ("teacher", "late"), views=2)
+    tiny_store(root / "c10.zarr", ("teacher", "late"), views=2, row_digests=True)
     return root
 
 

@@ -129,6 +129,15 @@ def _training() -> list[Benchmark]:
             ("ce", "a cross-entropy step", Reach("<=", 1.10)),
         )
     ]
+    proof = Benchmark(
+        name="step-proof",
+        what=f"a kd step, {_BY['url']}",
+        against="the same, rows not proven",
+        unit="s/step",
+        reach=Reach("<=", 1.05),
+        sides="steps.distillation",
+        arguments=("url", "unproven"),
+    )
     own_steps = [
         Benchmark(
             name=f"own-step-{name}",
@@ -153,7 +162,7 @@ def _training() -> list[Benchmark]:
         )
         for preset in ("cifar-train", "cifar-strong", "imagenet-train")
     ]
-    return [*steps, *own_steps, *replays]
+    return [*steps, proof, *own_steps, *replays]
 
 
 def _building() -> list[Benchmark]:

@@ -6,21 +6,25 @@ copy that was made from a URL is read like any other.
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
 from logitstore.cache.cache import Cache
 from logitstore.cache.prepare import prepare_reading
-from logitstore.cache.readers import CopyReader, TeacherReader
+from logitstore.cache.readers import CopyReader, TeacherReader, UnprovenReader
 from logitstore.format.encodings.rows import Rows
+from logitstore.format.row_digests import digests_of
 from logitstore.precompute.data.sources import open_dataset
 from logitstore.precompute.networks.factory import build_model
 from logitstore.reading.opening import open_store
+from logitstore.reading.remote import RemoteSnapshot
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches
 from logitstore.trainer.data.bind import bind
@@ -39,7 +43,7 @@ BATCH, STEPS = 128, 2
 
 @contextmanager
 def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
-    """Compare steps from a store ``by`` path or url with the ``side`` memory or ce."""
+    """Compare steps from a store ``by`` path or url with the ``side`` memory, ce or unproven."""
     dataset = open_dataset(place.once(make_noise).data)
     with opened(place, by) as (location, reader):
         source, _ = bind(open_store(location), reader.teacher, dataset)
@@ -51,13 +55,17 @@ def distillation(place: Workplace, by: str, side: str) -> Iterator[Sides]:
         other = _in_memory(source, reader, order)
         ours = iter(batches(source, order))
         _check_equal(next(ours), next(other))
+        facts: dict[str, Any] = {"batch": BATCH}
         if side == "ce":
             other = iter(batches(replace(source, teaching=None), order))
+        elif side == "unproven":
+            other = iter(batches(replace(source, teaching=_unproven(location)), order))
+            facts |= {"digests, us/row": _digest_microseconds(reader)}
         yield Sides(
             ours=seconds(_stepping("kd", ours), STEPS),
             theirs=seconds(_stepping("ce" if side == "ce" else "kd", other), STEPS),
             repeats=place.sizes.step_repeats,
-            facts={"batch": BATCH},
+            facts=facts,
         )
 
 
@@ -77,6 +85,21 @@ def opened(place: Workplace, by: str) -> Iterator[tuple[str, TeacherReader]]:
         url = f"{server.url}/noise"
         snapshot = open_store(url).snapshots["teacher"]
         yield url, prepare_reading(snapshot, "stream")
+
+
+def _unproven(url: str) -> TeachingSchedule:
+    """Return the teacher of a streamed store, whose rows are believed as the server sends them."""
+    snapshot = open_store(url).snapshots["teacher"]
+    assert isinstance(snapshot, RemoteSnapshot)
+    reader = TeacherReader(snapshot, {snapshot: UnprovenReader(snapshot)}, "stream", "")
+    return TeachingSchedule((snapshot,), readers=(reader,))
+
+
+def _digest_microseconds(reader: TeacherReader) -> float:
+    """Return the time that the digest of a row takes, the best of a few batches."""
+    rows = reader.rows(np.arange(BATCH))
+    assert isinstance(rows, Rows)
+    return 1e6 * min(timeit.repeat(lambda: digests_of(rows), number=1, repeat=50)) / BATCH
 
 
 def _in_memory(source: Source, reader: TeacherReader, order: BatchOrder) -> Iterator[Batch]:
