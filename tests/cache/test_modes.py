@@ -170,6 +170,49 @@ def test_auto_falls_back_with_the_reason_and_materialise_refuses(
     assert prepare_reading(huge, "auto", Cache(tmp_path / "file")).read == "direct"
 
 
+def test_without_digests_auto_streams_only_what_it_cannot_keep_and_what_may_be_unproven(
+    stores: dict[str, Path],
+    serve: Callable[..., Any],
+    tmp_path: Path,
+    nothing_is_small: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = stores["float32"]
+    snapshot = open_store(f"{served(serve, path.parent).url}/float32").snapshots["teacher"]
+    expected = batch(open_store(path).snapshots["teacher"])
+    for kept, only_proven, read in (
+        (1 << 20, False, "direct"),
+        (1 << 20, True, "direct"),
+        (1000, False, "stream"),
+        (1000, True, "direct"),
+    ):
+        monkeypatch.setattr(prepare, "DECODED_CACHE_BYTES", kept)
+        found = prepare_reading(snapshot, "auto", Cache(tmp_path, 1000), only_proven=only_proven)
+        assert (found.read, found.proven) == (read, read == "direct")
+        assert ("not proven: 'teacher' without row digests" in found.note) == (read == "stream")
+        assert batch(found) == expected
+    with pytest.raises(InputError, match="--read materialise or direct"):
+        prepare_reading(snapshot, "stream", only_proven=True)
+    assert not prepare_reading(snapshot, "stream").proven
+
+
+def test_a_run_that_was_once_taught_unproven_rows_stays_not_proven(
+    bound: Path, serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    class Stop(Lines):
+        def message(self, text: str) -> None:
+            if text.startswith("epoch 1/2"):
+                raise KeyboardInterrupt
+
+    url = f"{served(serve, bound.parent).url}/b"
+    streamed = settings(bound, tmp_path / "run", store=url, read="stream")
+    with pytest.raises(KeyboardInterrupt):
+        train(streamed, progress=Stop())
+    assert train(replace(streamed, read="direct")).teacher_rows == "not proven"
+    again = replace(streamed, read="direct", out=str(tmp_path / "again"))
+    assert train(again).teacher_rows == "proven"
+
+
 def test_what_cannot_be_is_refused(path: Path) -> None:
     snapshot = open_store(path).snapshots["teacher"]
     with pytest.raises(InputError, match=r"float16\.zarr is a path: use --read materialise"):

@@ -12,13 +12,18 @@ import zarr
 from logitstore.derive.files import import_logits
 from logitstore.derive.transcode import transcode
 from logitstore.errors import Damaged, MismatchError
+from logitstore.format.cards import ImportCard, Samples, SnapshotPlan, StoreMeta
 from logitstore.format.choice import EncodingRequest
 from logitstore.format.encodings.rows import Rows
 from logitstore.format.encodings.table import parse_encoding
 from logitstore.format.row_digests import digests_of
 from logitstore.reading.opening import open_store
 from logitstore.reading.verify import verify_store
+from logitstore.storage import open_storage
 from logitstore.values import RowDigests
+from logitstore.writing.opening import open_writer
+from logitstore.writing.plan import encoded_as
+from logitstore.writing.target import Target
 from tests.support.recommit import commit_again
 
 Build = Callable[..., Path]
@@ -103,6 +108,30 @@ def test_a_build_goes_on_only_with_the_same_choice(tmp_path: Path) -> None:
     path = write(tmp_path / "s", 40, EncodingRequest(text="float32"))
     with pytest.raises(MismatchError, match="row_digests is True there"):
         write(path, 40, EncodingRequest(text="float32", row_digests="no"))
+
+
+def test_a_build_that_version_0_3_began_goes_on_without_digests(tmp_path: Path) -> None:
+    samples = Samples("x", np.zeros(8, np.int32))
+    meta = StoreMeta(classes=40, dataset=samples.card())
+    plan = SnapshotPlan(
+        name="t",
+        views=1,
+        samples=8,
+        classes=40,
+        imported=ImportCard(file="x", sha256="0" * 64),
+        packages={"logitstore": "0.4.0"},
+        **encoded_as(parse_encoding("float32", 40), 4),
+    )
+    assert plan.row_digests
+    old = plan.model_copy(update={"packages": {"logitstore": "0.3.0"}, "row_digests": False})
+    storage, rows = open_storage(tmp_path / "s"), np.eye(4, 40, dtype=np.float32)
+    for version in (old, plan):
+        writer = open_writer(Target.read(storage, meta, samples), version)
+        shard = writer.missing()[0]
+        writer.write(shard, rows, samples.labels[shard.samples])
+    assert writer.missing() == []
+    assert writer.commit() == open_store(tmp_path / "s").snapshots["t"].root
+    assert not open_store(tmp_path / "s").snapshots["t"].meta.row_digests
 
 
 def test_a_commit_lists_all_digests_or_none(tiny_store: Build, tmp_path: Path) -> None:

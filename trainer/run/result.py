@@ -54,7 +54,7 @@ class Result:
     ``views_seen`` counts the epochs in which each of the teacher's views was shown; ``notes`` say
     what was accepted though it is not quite what the teacher saw.
     ``teacher_rows`` is "proven" if each row of the teacher was compared with what its root covers,
-    "not proven" if a server was believed for some, None without a teacher.
+    "not proven" if a server was believed for some, or 0.3 began the run; None without a teacher.
     ``micro_batch`` is the most samples that went through the network at once, None: the batch.
     ``peak_memory`` is what tensors took on the GPU if one was used, else the process's size;
     ``peak_reserved`` is what the GPU's allocator held for them.  ``context_memory`` is the CUDA
