@@ -56,7 +56,7 @@ class Teacher:
     """Samples on which the teacher's term counts: all, or the half of whose label the teacher is
     more, or less, sure."""
     expect_root: str | None = None
-    """Refuse a snapshot with any other root."""
+    """Refuse a snapshot with any other root, and rows that are not proven to be of it."""
     match_by: Literal["index", "key"] = "index"
     """How samples are found in the store: by their order or by their file names."""
     class_map: Annotated[str | None, Written("FILE")] = None
