@@ -72,9 +72,19 @@ def is_factory(head: str) -> bool:
     place, _, name = head.rpartition(":")
     if not name.isidentifier():
         return False
+    if "." in place:
+        return True
+    _search_current_folder()
+    return place.isidentifier() and importlib.util.find_spec(place) is not None
+
+
+def _search_current_folder() -> None:
+    """Let modules be found in the current folder, as `python -m` does; a console script does not.
+
+    Only for a name that a user typed, or out of a file that the user trusts.
+    """
     if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as `python -m` does; a console script does not
-    return "." in place or (place.isidentifier() and importlib.util.find_spec(place) is not None)
+        sys.path.append(os.getcwd())
 
 
 def load_factory(head: str) -> tuple[Callable[[], Any], Path | None]:
@@ -96,6 +106,14 @@ def load_factory(head: str) -> tuple[Callable[[], Any], Path | None]:
     return factory, path
 
 
+def not_typed(text: str, file: Path, why: str, remedy: str) -> InputError:
+    """Return the error for a name that stands in a file and may do more than a file's name may."""
+    return InputError(
+        f"{file} names {text!r}: {why}, and no user typed this name: give {remedy}, or --trust-run "
+        "if you know who wrote this file"
+    )
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, as hex."""
     with path.open("rb") as file:
@@ -103,6 +121,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _import_module(name: str, head: str) -> ModuleType:
+    _search_current_folder()
     try:
         return importlib.import_module(name)
     except Exception as error:  # whatever a user's module raises

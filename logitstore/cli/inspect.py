@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from logitstore.cli.console import emit, progress_on_stderr
-from logitstore.cli.options import Device, Json, Store, TokenFile, read_token
+from logitstore.cli.options import Device, Json, Store, TokenFile, TrustRun, read_token
 from logitstore.errors import InputError
 from logitstore.text import size
 
@@ -76,6 +76,7 @@ def verify(
     data: Annotated[str | None, typer.Option(metavar="DATA", help="The teacher's dataset.")] = None,
     sample: Annotated[int, typer.Option(help="How many rows to recompute.")] = 256,
     device: Device = None,
+    trust_run: TrustRun = False,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -110,6 +111,7 @@ def verify(
                 arch=arch,
                 sample=sample,
                 device=device,
+                trust_run=trust_run,
                 progress=progress,
             )
     document = {**vars(report), "ok": report.ok}

@@ -27,6 +27,11 @@ ForwardSize = Annotated[int, typer.Option("--batch-size", help="Images in one fo
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+TrustRun = Annotated[
+    bool,
+    typer.Option("--trust-run", help="Run the code that a run's own files name."),
+]
+
 Data = Annotated[
     str,
     typer.Option(

@@ -26,6 +26,7 @@ from logitstore.cli.options import (
     Student,
     TokenFile,
     Trained,
+    TrustRun,
     read_token,
     split_listed,
 )
@@ -75,6 +76,7 @@ def correct_bias(
     normalize: Normalization = None,
     batch_size: ForwardSize = 256,
     device: Device = None,
+    trust_run: TrustRun = False,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -104,6 +106,7 @@ def correct_bias(
         token=read_token(token_file),
         batch_size=batch_size,
         device=device,
+        trust_run=trust_run,
     )
     emit(as_json, shifted, bias_lines(shifted))
 

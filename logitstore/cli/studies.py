@@ -21,6 +21,7 @@ from logitstore.cli.options import (
     Student,
     TokenFile,
     Trained,
+    TrustRun,
     read_token,
 )
 from logitstore.cli.settings import RunCommand, command_settings
@@ -49,6 +50,7 @@ def probe(
     ] = None,
     batch_size: ForwardSize = 256,
     device: Device = None,
+    trust_run: TrustRun = False,
     as_json: Json = False,
 ) -> None:
     """Measure a student's features on other data.
@@ -72,6 +74,7 @@ def probe(
         size=size_,
         batch_size=batch_size,
         device=device,
+        trust_run=trust_run,
     )
     emit(as_json, figures, figure_lines(figures))
 
@@ -99,6 +102,7 @@ def report(
         str | None, typer.Option(help="Title of the page, if not the runs' names.")
     ] = None,
     device: Device = None,
+    trust_run: TrustRun = False,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -124,6 +128,7 @@ def report(
             title=title,
             token=read_token(token_file),
             device=device,
+            trust_run=trust_run,
             progress=progress,
         )
     summary = f"{page.path}: {len(runs)} runs, {size(page.path.stat().st_size)}"

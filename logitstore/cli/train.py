@@ -25,6 +25,7 @@ from logitstore.cli.options import (
     Student,
     TokenFile,
     Trained,
+    TrustRun,
     read_token,
 )
 from logitstore.cli.settings import RunCommand, command_settings
@@ -94,6 +95,7 @@ def evaluate(
     class_map: ClassMap = None,
     batch_size: ForwardSize = 256,
     device: Device = None,
+    trust_run: TrustRun = False,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -123,6 +125,7 @@ def evaluate(
         class_map=class_map,
         batch_size=batch_size,
         device=device,
+        trust_run=trust_run,
     )
     emit(as_json, figures, figure_lines(figures))
 

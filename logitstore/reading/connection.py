@@ -77,7 +77,7 @@ class Connection:
     def __init__(self, base: str, token: str | None, patience: float) -> None:
         self.base, self.patience = base, patience
         self._headers = {"user-agent": "logitstore", "accept-encoding": "identity"}
-        token = token or os.environ.get("LOGITSTORE_TOKEN")
+        token = os.environ.get("LOGITSTORE_TOKEN") if token is None else token
         if token:
             if not token.isascii() or not token.isprintable() or " " in token:
                 raise InputError("the token holds spaces or characters that a header cannot carry")

@@ -11,13 +11,17 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored
 from logitstore.storage import is_url, open_storage
 
+NO_TOKEN = ""
+"""Given as a token: send none, not even the environment's."""
+
 
 def open_store(
     location: str | Path, token: str | None = None, *, patience: float = 600.0
 ) -> LogitStore:
     """Open a store: a path, or ``http(s)://host:port/name`` of ``logitstore serve``.
 
-    ``token`` is the server's bearer token (default: the environment's LOGITSTORE_TOKEN).
+    ``token`` is the server's bearer token (default: the environment's LOGITSTORE_TOKEN), which goes
+    to no other server; ``NO_TOKEN`` sends none.
     ``patience`` is how many seconds a server that answered once may stay away.  Raises NotFound,
     Damaged, Unreachable or Denied.
     """

@@ -6,7 +6,6 @@ touched.  Nothing here knows how training is done.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -15,7 +14,8 @@ from typing import Any
 
 import tomli_w
 
-from logitstore.errors import InputError, NotFound, UnknownName
+from logitstore.errors import InputError, UnknownName
+from logitstore.storage.plain_files import read_toml
 from logitstore.trainer.config.checks import refuse_contradictions
 from logitstore.trainer.config.fields import Settings
 from logitstore.trainer.config.specs import HELD_OUT
@@ -129,12 +129,7 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
     defaults.
     Raises NotFound, UnknownName or InputError.
     """
-    try:
-        document = tomllib.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise NotFound(f"{path}: there is no such file") from None
-    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable TOML file: {error}") from None
+    document = read_toml(Path(path))
     overrides = overrides or {}
     method = document.get("method")
     if method is not None and overrides.get("method", method) != method:

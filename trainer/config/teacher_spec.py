@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from logitstore.errors import InputError
 from logitstore.format.documents import NAME_PATTERN
+from logitstore.storage import is_url
 
 if TYPE_CHECKING:
     from logitstore.reading.ensemble import Kind
@@ -172,6 +173,13 @@ def _epoch(piece: _Piece) -> int:
     if not (piece.text.isascii() and piece.text.isdigit() and int(piece.text) > 0):
         raise piece.wrong("an epoch follows the '@', a whole number that counts from 1, like A@11")
     return int(piece.text) - 1
+
+
+def servers_of(store: str, text: str | None) -> list[str]:
+    """Return the addresses of servers in a store's location and in a text that says who teaches."""
+    stages = [] if text is None else parse_teachers(text)
+    members = [member.store for stage in stages for member in stage.members]
+    return [place for place in [store, *members] if place is not None and is_url(place)]
 
 
 def split_teachers(text: str) -> list[str]:

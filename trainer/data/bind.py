@@ -168,10 +168,13 @@ def open_validation(spec: str, like: Source, *, flag: str = "--val") -> Source:
     return Source(dataset=dataset, views=like.views.evaluation(), classes=like.classes)
 
 
-def open_held_out(run: Path, config: TrainConfig, val: str) -> tuple[ImageDataset, Indices]:
+def open_held_out(
+    run: Path, config: TrainConfig, val: str, untyped: Path | None = None
+) -> tuple[ImageDataset, Indices]:
     """Open the dataset of a run that held a share of it out, and say which samples these are.
 
-    InputError if the run held nothing out, or another share, or samples in another order.
+    ``untyped`` is the file that names the data, None if it is trusted.  InputError if the run held
+    nothing out, or another share, or samples in another order.
     """
     if config.val != val:
         raise InputError(
@@ -182,7 +185,7 @@ def open_held_out(run: Path, config: TrainConfig, val: str) -> tuple[ImageDatase
             f"{val}: {run} held samples out of its store's order, and its data come in another "
             "(--match-by key): give DATA"
         )
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, untyped, f"DATA instead of {val}")
     share = split_share(val)
     assert share is not None
     training, held = held_out(np.arange(len(dataset)), share, config.limit_seed)

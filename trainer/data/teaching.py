@@ -16,7 +16,7 @@ from logitstore.cache.readers import RowReader, TeacherReader
 from logitstore.format.documents import canonical
 from logitstore.progress import Progress
 from logitstore.reading.ensemble import Ensemble, Teacher, refuse_other_images
-from logitstore.reading.opening import chosen_views, open_store
+from logitstore.reading.opening import NO_TOKEN, chosen_views, open_store
 from logitstore.reading.store import LogitStore
 from logitstore.trainer.config.teacher_spec import Stage, parse_teachers
 from logitstore.trainer.schedules import teacher_at
@@ -103,7 +103,7 @@ def open_schedule(
     for location in (member.store for stage in stages for member in stage.members):
         if location not in stores:
             assert location is not None
-            allowed = token if _same_server(store.url, location) else None
+            allowed = token if _same_server(store.url, location) else NO_TOKEN
             stores[location] = open_store(location, allowed, patience=patience)
     return TeachingSchedule(
         teachers=tuple(_teacher(stage, stores, temperature) for stage in stages),

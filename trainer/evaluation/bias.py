@@ -52,19 +52,22 @@ def correct_bias(
     token: str | None = None,
     batch_size: int = 256,
     device: str | None = None,
+    trust_run: bool = False,
 ) -> dict[str, Any]:
     """Find the shift of some classes' logits on ``data``, and measure it there and on ``test``.
 
     ``classes`` (names or numbers) are by default those that the run omitted.  ``by`` is
     ``correct_by_validation`` or ``correct_by_prior``; the latter's ``prior`` is ``uniform``, a
     store whose label shares count, or the shares of ``classes``, in this order.  ``test`` chooses
-    nothing.  ``out`` gets the weights with the shift added to the bias of the last linear layer.
+    nothing.  ``trust_run``: run the code that the run's own file names as its network or its data,
+    which is refused otherwise.  ``out`` gets the weights with the shift added to the bias of the
+    last linear layer.
     Returns ``classes`` (numbers), ``names``, ``shift`` (one for each), ``by``, ``data`` and
     ``test`` (figures before and after, None without labels or test data) and ``out``.  Raises
     InputError, NotFound or UnknownName.
     """
     target = None if out is None else _target(out)
-    trained = find_trained(run_or_checkpoint, student, normalize)
+    trained = find_trained(run_or_checkpoint, student, normalize, trust_run=trust_run)
     source = trained.source(data)
     network = trained.network(source, device, batch_size)
     numbers = _numbers(trained, source, classes)

@@ -41,6 +41,7 @@ def evaluate(
     class_map: str | None = None,
     batch_size: int = 256,
     device: str | None = None,
+    trust_run: bool = False,
 ) -> dict[str, float]:
     """Return the figures of some weights on some data: those of ``measure``, and more on request.
 
@@ -52,7 +53,8 @@ def evaluate(
     teacher at ``temperature``, None: 1) on the snapshot's view 0; imported logits are matched by
     labels alone.  ``snapshot`` may be an ensemble, but no schedule.  All else is measured on images
     without anything random.  ``match_by`` and ``class_map`` are as in ``TrainConfig``; a run's own
-    class map and names hold for the data that it is measured on.
+    class map and names hold for the data that it is measured on.  ``trust_run``: run the code that
+    the run's own file names as its network or its data, which is refused otherwise.
 
     >>> evaluate("runs/student", "digits?train=false")["top1"]    # doctest: +SKIP
     0.9715
@@ -60,7 +62,7 @@ def evaluate(
     at = 1.0 if temperature is None else temperature
     if at <= 0:
         raise InputError(f"--temperature must be positive, not {at:g}")
-    trained = find_trained(run_or_checkpoint, student, normalize)
+    trained = find_trained(run_or_checkpoint, student, normalize, trust_run=trust_run)
     if store is None:
         _refuse_without_store(trained, match_by, class_map, temperature)
     source = trained.source(data, view_spec=view_spec, size=size, class_map=class_map)

@@ -47,6 +47,7 @@ def probe_features(
     size: int | None = None,
     batch_size: int = 256,
     device: str | None = None,
+    trust_run: bool = False,
 ) -> dict[str, float]:
     """Train a linear probe on ``data`` and measure it on ``test``, both of any classes.
 
@@ -54,12 +55,13 @@ def probe_features(
     ``features`` (how many a sample has), and ``converged``, 1 if the regression found its optimum.
     It is scikit-learn's LogisticRegression (C = 1) on features standardised over ``data``; samples
     without a label are left out.  A run knows how images are prepared and its number of
-    ``classes``; any other checkpoint needs ``student`` and ``classes``.
+    ``classes``; any other checkpoint needs ``student`` and ``classes``.  ``trust_run``: run the
+    code that the run's own file names as its network, which is refused otherwise.
 
     InputError for a network whose output does not come from a Linear layer, and for data of one
     class; NotFound, UnknownName or MismatchError for what cannot be opened or is of other classes.
     """
-    trained = find_trained(run_or_checkpoint, student, normalize)
+    trained = find_trained(run_or_checkpoint, student, normalize, trust_run=trust_run)
     count = _classes(trained, classes)
     train = _open(trained, data, view_spec, size)
     if len(np.unique(train.dataset.labels[train.dataset.labels >= 0])) < 2:

@@ -23,6 +23,7 @@ from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.pixels import parse_normalize
 from logitstore.precompute.networks.teachers import find_teachers
 from logitstore.precompute.views import Views, parse_views
+from logitstore.storage.plain_files import MOST_JSON_BYTES, read_plain
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.config.specs import split_share
 from logitstore.trainer.data.bind import open_held_out
@@ -35,18 +36,23 @@ from logitstore.trainer.run.result import CONFIG, INPUTS, Inputs
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A weights file; ``run`` and ``inputs`` are those of the run that it belongs to, if any."""
+    """A weights file; ``run`` and ``inputs`` are those of the run that it belongs to, if any.
+
+    ``trust_run``: data that the run's file names may run code.
+    """
 
     path: Path
     arch: str
     normalize: str | None
     run: Path | None
     inputs: Inputs | None
+    trust_run: bool = False
 
     def source(
         self,
         data: str,
         *,
+        untyped: Path | None = None,
         view_spec: str | None = None,
         size: int | None = None,
         class_map: str | None = None,
@@ -54,9 +60,10 @@ class Trained:
         """Open data to measure on, prepared as the run's were but for what is random.
 
         Their classes are numbered as the network's outputs where the run knows these.  The ``val``
-        of a run that held samples out, split:SHARE, stands for these samples.
+        of a run that held samples out, split:SHARE, stands for these samples.  ``untyped`` is
+        the file that the data stand in, None if a user named them.
         """
-        dataset, samples = self._opened(data)
+        dataset, samples = self._opened(data, untyped)
         dataset, numbers = self._numbered(dataset, class_map)
         return Source(
             dataset=dataset,
@@ -88,13 +95,15 @@ class Trained:
         network.check(source)
         return network
 
-    def _opened(self, data: str) -> tuple[ImageDataset, Indices | None]:
+    def _opened(self, data: str, untyped: Path | None) -> tuple[ImageDataset, Indices | None]:
         """Open a dataset, and say which of its samples are meant (None: all)."""
         if split_share(data) is None:
-            return open_dataset(data), None
+            return open_dataset(data, None if self.trust_run else untyped), None
         if self.run is None:
             raise InputError(f"{data}: {self.path} is in no run that held samples out: give DATA")
-        return open_held_out(self.run, TrainConfig.from_toml(self.run / CONFIG), data)
+        config = TrainConfig.from_toml(self.run / CONFIG)
+        file = None if self.trust_run else self.run / CONFIG
+        return open_held_out(self.run, config, data, file)
 
     def _numbered(
         self, dataset: ImageDataset, class_map: str | None
@@ -113,20 +122,21 @@ class Trained:
 
 
 def find_trained(
-    run_or_checkpoint: str | Path, student: str | None = None, normalize: str | None = None
+    run_or_checkpoint: str | Path,
+    student: str | None = None,
+    normalize: str | None = None,
+    *,
+    trust_run: bool = False,
 ) -> Trained:
     """Find weights; ``student`` and ``normalize`` replace what their run says.
 
-    NotFound if there are none, InputError for a checkpoint of a network that nobody names.
+    ``trust_run``: the run's file may name a network and data as a user may.  NotFound if there are
+    no weights; InputError for a network that nobody names, or that a file names and could run code.
     """
     path = weights_file(Path(run_or_checkpoint))
-    checkpoint = find_teachers([str(path)])[0]
-    arch = student or checkpoint.arch
-    if arch is None:
-        raise InputError(
-            f"{path}: say which network this is with --student (resnet20, torchvision:NAME, "
-            "path/to/file.py:factory, …)"
-        )
+    archs = [] if student is None else [student]
+    checkpoint = find_teachers([str(path)], archs=archs, trust_run=trust_run)[0]
+    arch = checkpoint.architecture("--student")
     run = run_of(path)
     return Trained(
         path=path,
@@ -135,5 +145,6 @@ def find_trained(
         run=run,
         inputs=None
         if run is None
-        else Inputs.parse(f"{run}/{INPUTS}", (run / INPUTS).read_bytes()),
+        else Inputs.parse(f"{run}/{INPUTS}", read_plain(run / INPUTS, MOST_JSON_BYTES)),
+        trust_run=trust_run,
     )

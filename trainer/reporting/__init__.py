@@ -37,6 +37,7 @@ def report(
     title: str | None = None,
     token: str | None = None,
     device: str | None = None,
+    trust_run: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Write a page about training runs, finished or not; replace the page that was at ``out``.
@@ -44,6 +45,8 @@ def report(
     Diagrams are drawn on ``data``, by default on the runs' test data, or else on their validation
     data; an unfinished run has only learning curves.  ``store`` and ``snapshot`` are a teacher's
     logits of ``data``, by default those of each run's own store, if need be of its training data.
+    ``trust_run``: run the code that a run's file names, and ask the servers that it names, without
+    a token; else the former is refused and the latter are left out.
     The same runs give the same bytes.  Raises NotFound, InputError or MismatchError, before
     anything is measured, if something does not fit together.
 
@@ -63,7 +66,11 @@ def report(
     chosen = chosen_data(records, data)
     request = TeacherRequest(store=store, snapshot=snapshot, token=token)
     progress = progress or Silent()
-    findings = [] if chosen is None else find_all(records, chosen, request, device, progress)
+    findings = (
+        []
+        if chosen is None
+        else find_all(records, chosen, request, device, progress, trust_run=trust_run)
+    )
     text = render(records, chosen, findings, title or _title([record.name for record in records]))
     write_file(path, text.encode())
     return Report(path, summary(records, chosen, findings))

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from logitstore.errors import LogitstoreError, MismatchError, NonFinite
 from logitstore.progress import Progress
-from logitstore.reading.opening import open_store
+from logitstore.reading.opening import NO_TOKEN, open_store
+from logitstore.storage import is_url
+from logitstore.trainer.config.teacher_spec import servers_of
 from logitstore.trainer.data.order import shuffled
 from logitstore.trainer.data.source import Indices, Source
 from logitstore.trainer.data.teaching import open_schedule
@@ -24,6 +26,7 @@ from logitstore.trainer.measure.network import Labels, Logits, labels_of
 from logitstore.trainer.metrics import Reliability, reliability, risk_coverage
 from logitstore.trainer.reporting import analysis
 from logitstore.trainer.reporting.gather import ReportData, RunRecord
+from logitstore.trainer.run.result import CONFIG
 
 BINS = 15
 """Bins of a reliability diagram."""
@@ -37,7 +40,10 @@ _SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRequest:
-    """The teacher whose rows to compare with; ``store`` None: that of each run's own store."""
+    """The teacher whose rows to compare with; ``store`` None: that of each run's own store.
+
+    A run's own ``store`` without a ``snapshot`` means the run's own teacher there.
+    """
 
     store: str | None = None
     snapshot: str | None = None
@@ -83,15 +89,20 @@ def find_all(
     request: TeacherRequest,
     device: str | None,
     progress: Progress,
+    *,
+    trust_run: bool = False,
 ) -> list[Findings]:
-    """Measure every finished run; MismatchError if their samples turn out not to be the same."""
+    """Measure every finished run; MismatchError if their samples turn out not to be the same.
+
+    InputError if a run's file names code, unless ``trust_run``.
+    """
     finished = [run for run in runs if run.result is not None]
     progress.start(f"measuring on {data}, t-SNE", len(finished), "runs")
     findings: list[Findings] = []
     labels: Labels | None = None
     for run in finished:
-        trained = find_trained(run.weights()["last"])
-        source = trained.source(data.spec)
+        trained = find_trained(run.weights()["last"], trust_run=trust_run)
+        source = trained.source(data.spec, untyped=None if data.typed else run.path / CONFIG)
         if labels is None:
             labels = labels_of(source)
         elif not np.array_equal(labels, labels_of(source)):
@@ -131,7 +142,8 @@ def _find(
         if taught.whole:
             figures["last"] |= compare(ours, theirs, 1.0)
     if "best" in run.weights():
-        figures["best"] = _recorded(run, data, "best") | _best(run, source, taught, device)
+        best = find_trained(run.weights()["best"], trust_run=trained.trust_run)
+        figures["best"] = _recorded(run, data, "best") | _best(run, best, source, taught, device)
     coverage, risk = risk_coverage(logits, labels)
     accuracy, count = analysis.class_accuracy(logits, labels)
     chosen = analysis.embedded_samples(len(labels), _SEED)
@@ -160,9 +172,9 @@ class _Taught:
 
 
 def _best(
-    run: RunRecord, source: Source, taught: _Taught | str, device: str | None
+    run: RunRecord, best: Trained, source: Source, taught: _Taught | str, device: str | None
 ) -> dict[str, float]:
-    network = find_trained(run.weights()["best"]).network(source, device, _BATCH)
+    network = best.network(source, device, _BATCH)
     figures = measure(_finite(network.logits(source), run), labels_of(source))
     if isinstance(taught, str) or not taught.whole:
         return figures
@@ -181,21 +193,32 @@ def _taught(
 ) -> _Taught | str:
     """Bind the report's samples, else the run's training samples, to a teacher; or say why not.
 
-    A teacher that the caller names must fit; that of the run's own store need not.
+    A teacher that the caller names must fit; that of the run's own store need not.  A server that
+    only the run's file names is not asked, or, if the file is trusted, gets no token.
     """
-    if request.store is not None:
+    own = run.config.store
+    if request.store is not None and (request.snapshot is not None or request.store != own):
         return _bound(run, trained, source, str(data), request)
-    if run.config.store is None:
+    if own is None:
         return "it was trained without a store (--store STORE says whose logits to compare with)"
-    recorded = replace(request, store=run.config.store, snapshot=run.config.snapshot)
+    untyped = [server for server in servers_of(own, run.config.snapshot) if server != request.store]
+    if untyped and not trained.trust_run:
+        return (
+            f"{run.path / CONFIG} names {untyped[0]}, a server that was not asked: give it with "
+            "--store, or --trust-run to ask it without a token"
+        )
+    token = request.token if request.store == own and is_url(own) else NO_TOKEN
+    recorded = TeacherRequest(store=own, snapshot=run.config.snapshot, token=token)
     try:
         try:
             return _bound(run, trained, source, str(data), recorded)
         except MismatchError:
-            samples = trained.source(run.config.data)
+            samples = trained.source(run.config.data, untyped=run.path / CONFIG)
             bound = _bound(run, trained, samples, run.config.data, recorded)
         return replace(bound, source=_part(bound.source), whole=False)
     except LogitstoreError as error:
+        if request.store is not None:
+            raise
         return f"its own store cannot be used ({error})"
 
 

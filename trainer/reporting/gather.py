@@ -51,10 +51,12 @@ class RunRecord:
 class ReportData:
     """The samples that all diagrams show: those of ``spec``, which may be split:SHARE.
 
-    ``held_out`` are then the data that they were held out of, and the seed.
+    ``held_out`` are then the data that they were held out of, and the seed.  ``typed``: a user
+    named them, not the runs' files.
     """
 
     spec: str
+    typed: bool = False
     held_out: tuple[str, int] | None = None
 
     def __str__(self) -> str:
@@ -90,7 +92,7 @@ def chosen_data(runs: Sequence[RunRecord], data: str | None) -> ReportData | Non
     MismatchError if these differ between runs, as they could not be compared.
     """
     if data is not None:
-        return ReportData(spec=data)
+        return ReportData(spec=data, typed=True)
     finished = [(run, _own_data(run.config)) for run in runs if run.result is not None]
     known = [(run, measured) for run, measured in finished if measured is not None]
     for run, measured in known[1:]:

@@ -35,6 +35,7 @@ def record_logits(
         BuildConfig(
             teachers=[str(run.path / f"snapshots/epoch-{epoch:04d}.safetensors")],
             data=config.data,
+            arch=[config.student],
             out=str(run.path / STORE),
             view_spec=spec,
             size=plain.size,

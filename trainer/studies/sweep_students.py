@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from logitstore.errors import InputError, UnknownName
 from logitstore.trainer.config.settings import TrainConfig, refuse_missing
-from logitstore.trainer.config.teacher_spec import parse_teachers, split_teachers
+from logitstore.trainer.config.teacher_spec import parse_teachers, servers_of, split_teachers
 from logitstore.trainer.methods.table import METHODS, find_method, hyper_parameter_types
 
 if TYPE_CHECKING:
@@ -159,4 +159,6 @@ def _views_from(run: Path, names: Sequence[str]) -> str:
 
     config = run / CONFIG
     before = TrainConfig.from_toml(config).snapshot if config.is_file() else None
-    return before or names[0]
+    if before is None or (before not in names and servers_of("", before)):
+        return names[0]  # no server is asked that only a file names
+    return before

@@ -81,6 +81,8 @@ class BuildConfig:
     """Rows of a shard, a power of two: what an interruption loses at most."""
     fresh: bool = False
     """Forget an unfinished build of this name."""
+    trust_run: bool = False
+    """Run the code that a training run's own files name as its network."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -32,7 +32,9 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
 
     Raises InputError, MismatchError, NotFound, UnknownName or NonFinite; writes nothing.
     """
-    sources = find_teachers(config.teachers, config.snapshots, config.arch)
+    sources = find_teachers(
+        config.teachers, config.snapshots, config.arch, trust_run=config.trust_run
+    )
     if config.first_view and not config.snapshots:
         # Beside the snapshot that has the views before these, which has the checkpoint's name.
         sources = [replace(s, name=f"{s.name}-view{config.first_view}") for s in sources]

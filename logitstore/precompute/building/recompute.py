@@ -41,6 +41,7 @@ def verify_teacher(
     sample: int = 256,
     seed: int = 0,
     device: str | None = None,
+    trust_run: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Add to ``report`` every row, of ``sample`` random ones, that the teacher does not reproduce.
@@ -50,7 +51,7 @@ def verify_teacher(
     """
     progress = progress or Silent()
     card, view_card = _recomputable(snapshot)
-    source = _source_of(snapshot.name, card, teacher, arch)
+    source = _source_of(snapshot.name, card, teacher, arch, trust_run)
     dataset = source.numbered(open_dataset(data))
     digest = dataset.samples().card().sha256
     if digest != store.meta.dataset.sha256:
@@ -96,9 +97,11 @@ def _recomputable(snapshot: Snapshot) -> tuple[TeacherCard, ViewCard]:
     return meta.teacher, meta.view
 
 
-def _source_of(name: str, card: TeacherCard, teacher: str, arch: str | None) -> TeacherSource:
+def _source_of(
+    name: str, card: TeacherCard, teacher: str, arch: str | None, trust_run: bool
+) -> TeacherSource:
     """Return the checkpoint at ``teacher`` that a snapshot names; MismatchError if none is it."""
-    sources = find_teachers([teacher], archs=[arch] if arch else [])
+    sources = find_teachers([teacher], archs=[arch] if arch else [], trust_run=trust_run)
     digests = [file_sha256(source.path) for source in sources]
     if card.weights_sha256 not in digests:
         raise MismatchError(

@@ -8,6 +8,7 @@
     path/to/file.py:factory           the same from a file
 
 ``samples=START:STOP`` after any of them takes a slice.  Nothing here augments or normalises.
+A spec that a user typed may be any of them; one out of a file runs no code and fetches nothing.
 """
 
 from __future__ import annotations
@@ -31,19 +32,47 @@ from logitstore.precompute.data.images import (
     first_of,
     from_map_style,
 )
-from logitstore.specs import Spec, is_factory, load_factory, value_of
+from logitstore.specs import Spec, is_factory, load_factory, not_typed, value_of
 
 _COMMON = "samples"
 """The option that every kind of dataset has."""
 
 
-def open_dataset(text: str) -> ImageDataset:
+_UNTYPED_OPTIONS = frozenset(
+    {*("x", "y", "classes", "root", "train", "split", "partition", "fold", "background", _COMMON)}
+)
+"""Options of a dataset that a file may set; ``download`` is dropped, so that nothing is fetched."""
+
+_ARRAYS = frozenset(
+    {
+        *("MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST", "USPS", "SVHN", "STL10"),
+        *("CIFAR10", "CIFAR100", "FakeData"),
+    }
+)
+"""Datasets of torchvision that hold arrays; they unpickle nothing but files of a known sum."""
+
+_FILES = frozenset(
+    {
+        *("ImageNet", "Imagenette", "Food101", "DTD", "Flowers102", "FGVCAircraft", "EuroSAT"),
+        *("StanfordCars", "SUN397", "Country211", "RenderedSST2", "Places365"),
+    }
+)
+"""Datasets of torchvision whose images are files, which ``_read_image`` reads for them."""
+
+
+def open_dataset(
+    text: str, untyped: Path | None = None, remedy: str = "--data DATA"
+) -> ImageDataset:
     """Open the dataset that a spec names.
 
-    Raises UnknownName for a scheme, NotFound for a path, InputError for an empty dataset or labels
-    that are not integers in range.
+    ``untyped`` is the file that the spec stands in, None if a user typed it or trusts that file;
+    ``remedy`` is what a user may give instead.
+    Raises UnknownName for a scheme, NotFound for a path, InputError for an empty dataset, labels
+    that are not integers in range, or a spec out of a file that could run code.
     """
     spec = Spec.parse(text)
+    if untyped is not None:
+        spec = _without_code(spec, untyped, remedy)
     scheme, _, rest = spec.head.partition(":")
     if scheme in SCHEMES:
         dataset = SCHEMES[scheme](spec, rest)
@@ -55,6 +84,20 @@ def open_dataset(text: str) -> ImageDataset:
         dataset = _slice(dataset, spec)
     check_dataset(dataset, text)
     return dataset
+
+
+def _without_code(spec: Spec, file: Path, remedy: str) -> Spec:
+    """Return a spec out of a file, which fetches nothing; InputError if it could run code."""
+    scheme, _, rest = spec.head.partition(":")
+    if scheme not in SCHEMES:
+        raise not_typed(spec.text, file, "opening it runs code", remedy)
+    if scheme == "torchvision" and rest not in _ARRAYS | _FILES:
+        raise not_typed(spec.text, file, f"torchvision's {rest} may run code", remedy)
+    options = {key: value for key, value in spec.options.items() if key != "download"}
+    for key in options:
+        if key not in _UNTYPED_OPTIONS:
+            raise not_typed(spec.text, file, f"its option {key!r} is not always safe", remedy)
+    return replace(spec, options=options)
 
 
 def _npz(spec: Spec, rest: str) -> ImageDataset:
@@ -100,6 +143,9 @@ def _torchvision(spec: Spec, rest: str) -> ImageDataset:
         raise UnknownName.among("torchvision dataset", rest, known)
     options = {key: value_of(value) for key, value in spec.options.items() if key != _COMMON}
     options.setdefault("root", ".")
+    if rest in _FILES or rest == "ImageFolder":
+        loader: Any = _read_image
+        options["loader"] = loader
     try:
         dataset = getattr(torchvision.datasets, rest)(**options)
     except (RuntimeError, TypeError, ValueError, OSError) as error:

@@ -6,6 +6,7 @@
     package.module:factory, path/to/file.py:factory             a callable that returns a module
 
 The first three get the dataset's class count; a factory decides for itself and is checked later.
+A spec that a user typed may be any of them; one out of a file names no code (``refuse_untyped``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from torch import nn
 
 from logitstore.errors import InputError, MissingExtra, UnknownName
 from logitstore.precompute.networks.small import MLP, CifarResNet, PlainCNN
-from logitstore.specs import Spec, file_sha256, is_factory, load_factory, value_of
+from logitstore.specs import (
+    Spec,
+    file_sha256,
+    is_factory,
+    load_factory,
+    not_typed,
+    value_of,
+)
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
@@ -65,6 +73,43 @@ NETWORKS: dict[str, Callable[[Spec, int, Shape], nn.Module]] = {
 }
 
 
+_UNTYPED_OPTIONS: dict[str, frozenset[str]] = {
+    **{name: frozenset({"hidden", "dropout", "width"}) for name in NETWORKS},
+    "torchvision": frozenset(
+        {
+            *("dropout", "stochastic_depth_prob", "width_mult", "image_size", "groups"),
+            *("width_per_group", "aux_logits", "transform_input", "init_weights", "progress"),
+            "zero_init_residual",
+        }
+    ),
+    "timm": frozenset({"drop_rate", "drop_path_rate", "drop_block_rate", "img_size", "in_chans"}),
+}
+"""Options of a network that a file may set: numbers that no code, file or download hides behind."""
+
+_LARGEST_UNTYPED, _MOST_UNTYPED = 8192, 16
+"""The largest number that a file may give an option, and how many of them."""
+
+
+def refuse_untyped(text: str, file: Path, remedy: str) -> None:
+    """Refuse a network that stands in ``file`` if making it runs code or fetches anything.
+
+    Only our own networks, torchvision's and timm's are made, with options that are numbers.
+    """
+    spec = Spec.parse(text)
+    kind, colon, _ = spec.head.partition(":")
+    if colon and kind not in _UNTYPED_OPTIONS:
+        raise not_typed(text, file, "making it runs code", remedy)
+    for key, value in spec.options.items():
+        if key not in _UNTYPED_OPTIONS.get(kind, ()):
+            raise not_typed(
+                text, file, f"its option {key!r} is not one that is always safe", remedy
+            )
+        numbers = [value_of(part) for part in value.split(",")]
+        small = all(not isinstance(n, str) and abs(n) <= _LARGEST_UNTYPED for n in numbers)
+        if not small or len(numbers) > _MOST_UNTYPED:
+            raise not_typed(text, file, f"{key}={value[:50]} is no small number", remedy)
+
+
 def build_model(text: str, *, classes: int, shape: Shape) -> nn.Module:
     """Build the network that a spec names, freshly initialised, for images (C, H, W) of ``shape``.
 
@@ -96,7 +141,7 @@ def portable_arch(text: str) -> tuple[str, str | None]:
     """Return the spec without folders, and the sha256 of its file if it is ``file.py:factory``."""
     head = Spec.parse(text).head
     place, _, name = head.rpartition(":")
-    if is_factory(head) and place.endswith(".py"):
+    if place.endswith(".py") and is_factory(head):
         return f"{Path(place).name}:{name}", file_sha256(Path(place))
     return text, None
 

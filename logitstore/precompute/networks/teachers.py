@@ -6,21 +6,29 @@ A run's files tell its architecture, its normalisation and its class map; no wei
 from __future__ import annotations
 
 import glob
-import json
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from logitstore.errors import InputError, NotFound
-from logitstore.format.documents import check_name
+from logitstore.format.documents import Document, check_name
 from logitstore.precompute.data.classes import Classes, ClassMap, map_for, renumbered
 from logitstore.precompute.data.images import ImageDataset
+from logitstore.precompute.networks.factory import refuse_untyped
+from logitstore.storage.plain_files import MOST_JSON_BYTES, read_plain, read_toml
 
 SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".safetensors")
 """Endings of the files in a folder that are taken for checkpoints."""
+
+
+class _RunInputs(Document, extra="ignore"):
+    """What a run's ``inputs.json`` says of its classes."""
+
+    classes: int = 0
+    class_names: tuple[str, ...] | None = None
+    class_map: dict[str, str | int] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class TeacherSource:
     """A checkpoint file and the name of its snapshot.
 
     ``arch`` and ``normalize`` are known when it belongs to a training run of ours; ``classes`` and
-    ``class_map`` when that run was trained on data whose classes it maps to its own.
+    ``class_map`` when that run was trained on data whose classes it maps to its own.  ``untyped``
+    is the file that ``arch`` stands in, None if a user typed it or trusts that file.
     """
 
     path: Path
@@ -37,14 +46,20 @@ class TeacherSource:
     normalize: str | None = None
     classes: Classes | None = None
     class_map: ClassMap | None = None
+    untyped: Path | None = None
 
-    def architecture(self) -> str:
-        """Return the network's spec; InputError if nothing names it."""
+    def architecture(self, flag: str = "--arch") -> str:
+        """Return the network's spec; ``flag`` is the option that names it.
+
+        InputError if nothing names it, or if a file names one that could run code.
+        """
         if self.arch is None:
             raise InputError(
-                f"{self.path}: say which network this is with --arch (torchvision:NAME, "
+                f"{self.path}: say which network this is with {flag} (torchvision:NAME, "
                 "path/to/file.py:factory, resnet56, …)"
             )
+        if self.untyped is not None:
+            refuse_untyped(self.arch, self.untyped, f"the network with {flag}")
         return self.arch
 
     def numbered(self, dataset: ImageDataset) -> ImageDataset:
@@ -55,12 +70,17 @@ class TeacherSource:
 
 
 def find_teachers(
-    places: Sequence[str], names: Sequence[str] = (), archs: Sequence[str] = ()
+    places: Sequence[str],
+    names: Sequence[str] = (),
+    archs: Sequence[str] = (),
+    *,
+    trust_run: bool = False,
 ) -> list[TeacherSource]:
     """Resolve files, folders, globs and training runs to checkpoints, in natural order.
 
     ``names`` renames the snapshots, one for each checkpoint, or picks those of that name; the
     default name is the file's stem.  ``archs`` is one architecture for all places or one for each.
+    ``trust_run``: a run's file may name a network as a user may.
     Raises NotFound, InputError.
     """
     if len(archs) not in (0, 1, len(places)):
@@ -69,8 +89,10 @@ def find_teachers(
         )
     sources: list[TeacherSource] = []
     for number, place in enumerate(places):
-        arch = archs[number % len(archs)] if archs else None
-        sources += [replace(source, arch=arch or source.arch) for source in _expand(place)]
+        for source in _expand(place):
+            if archs:
+                source = replace(source, arch=archs[number % len(archs)], untyped=None)
+            sources.append(replace(source, untyped=None) if trust_run else source)
     if names:
         sources = _renamed(sources, names)
     paths: dict[str, Path] = {}
@@ -135,20 +157,26 @@ def _of_run(run: Path) -> list[TeacherSource]:
 
 def _in_run(run: Path, path: Path, name: str) -> TeacherSource:
     """Return a checkpoint of a run with what the run's files say of its network."""
-    with (run / "config.toml").open("rb") as file:
-        config = tomllib.load(file)
-    source = TeacherSource(path, name, config.get("student"), config.get("normalize"))
-    try:
-        inputs = json.loads((run / "inputs.json").read_bytes())
-    except (OSError, ValueError):  # a checkpoint beside a config.toml; no run of ours maps classes
-        return source
-    if inputs.get("class_map") is None:
-        return source
-    names = inputs["class_names"]
-    classes = Classes(
-        owner=str(run), count=inputs["classes"], names=None if names is None else tuple(names)
+    file = run / "config.toml"
+    config = read_toml(file)
+    student, normalize = (_text(file, config, key) for key in ("student", "normalize"))
+    source = TeacherSource(path, name, student, normalize, untyped=file)
+    if not (run / "inputs.json").is_file():
+        return source  # a checkpoint beside a config.toml; no run of ours maps classes
+    inputs = _RunInputs.parse(
+        str(run / "inputs.json"), read_plain(run / "inputs.json", MOST_JSON_BYTES)
     )
-    return replace(source, classes=classes, class_map=inputs["class_map"])
+    if inputs.class_map is None:
+        return source
+    classes = Classes(owner=str(run), count=inputs.classes, names=inputs.class_names)
+    return replace(source, classes=classes, class_map=inputs.class_map)
+
+
+def _text(file: Path, config: dict[str, Any], key: str) -> str | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{file}: {key} is {value!r}, expected text")
+    return value
 
 
 def _source(path: Path) -> TeacherSource:

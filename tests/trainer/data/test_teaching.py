@@ -20,7 +20,7 @@ from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.building.run import build
 from logitstore.precompute.networks.factory import build_model
 from logitstore.reading.ensemble import Ensemble
-from logitstore.reading.opening import open_store
+from logitstore.reading.opening import NO_TOKEN, open_store
 from logitstore.trainer import TrainConfig, evaluate, train
 from logitstore.trainer.config.teacher_spec import Member, Stage, parse_teachers
 from logitstore.trainer.data.batches import batches
@@ -416,4 +416,4 @@ def test_a_token_goes_to_no_other_server_than_the_store_s(
     monkeypatch.setattr("logitstore.trainer.data.teaching.open_store", asked)
     with pytest.raises(Asked):
         open_schedule(Main(), f"mean(a,{member}::b)", temperature=4.0, token="secret")  # type: ignore[arg-type]  # only its URL is looked at
-    assert tokens == (["secret"] if sent else [None])
+    assert tokens == ["secret" if sent else NO_TOKEN]

@@ -254,5 +254,5 @@ def test_a_network_without_a_last_bias_is_said_to_have_none(tmp_path: Path) -> N
         common = {"data": TRAIN, "student": student, "epochs": 1, "device": "cpu"}
         result = train(TrainConfig(**common, omit_classes=(3,), out=str(tmp_path / name)))
         with pytest.raises(InputError, match=says):
-            correct_bias(result.run, TRAIN, by="prior", out=out, device="cpu")
+            correct_bias(result.run, TRAIN, by="prior", out=out, student=student, device="cpu")
         assert not out.exists()

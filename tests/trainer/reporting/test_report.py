@@ -193,7 +193,9 @@ class Odd:
 """)
     data = f"{tmp_path}/odd.py:Odd"
     train(config(tmp_path / HOSTILE, data=data, val=data, epochs=1))
-    found = report([tmp_path / HOSTILE], tmp_path / "r.html", title=f"</title>{HOSTILE}")
+    found = report(
+        [tmp_path / HOSTILE], tmp_path / "r.html", title=f"</title>{HOSTILE}", trust_run=True
+    )
     page = page_of(found.path)
     assert page.open == []
     assert "img" not in {tag for tag, _ in page.elements}
