@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import urllib3
-from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError
 
 from logitstore.errors import Damaged
 from logitstore.format.wire import CRC_HEADER, PROBLEM, PROBLEM_TYPE, Problem, crc32c
+from logitstore.reading.incoming import begin_body
 
 MOST_RETRY_AFTER_SECONDS = 30.0
 """Most seconds that a server's Retry-After is followed."""
@@ -36,13 +37,21 @@ class Answer:
 
     @classmethod
     def read(cls, response: urllib3.BaseHTTPResponse, most_bytes: int) -> Answer:
-        """Read the whole body; TooLong if it is longer, and the connection is given up."""
+        """Read the whole body.
+
+        TooLong if it is longer, and the connection is given up; other HTTPErrors if it comes too
+        slowly, does not end or is no HTTP.
+        """
         most = most_bytes if response.status == 200 else max(most_bytes, _PROBLEM_BYTES)
-        declared = response.headers.get("content-length", "")
-        if declared.isdigit() and "transfer-encoding" not in response.headers:
-            body = response.read() if int(declared) <= most else None
-        else:
-            body = response.read(most + 1)
+        begin_body(response, most)
+        body: bytes | None
+        try:
+            if "transfer-encoding" in response.headers or response.length_remaining is None:
+                body = response.read(most + 1)
+            else:
+                body = response.read() if response.length_remaining <= most else None
+        except (ValueError, OverflowError) as error:  # of the length of a chunk
+            raise ProtocolError(f"no HTTP: {error}") from error
         if body is None or len(body) > most:
             response.close()
             raise TooLong(f"it sends more than the {most} bytes that there can be")
@@ -68,8 +77,11 @@ class Answer:
 
     def retry_after(self) -> float:
         """Return the seconds to wait that the answer names, at most 30."""
+        text = self.headers.get("retry-after", "0").strip()
+        if text.isascii() and text.isdigit():
+            return min(MOST_RETRY_AFTER_SECONDS, float(text[:9]))
         try:
-            seconds = urllib3.Retry().parse_retry_after(self.headers.get("retry-after", "0"))
-        except InvalidHeader:
+            seconds = urllib3.Retry().parse_retry_after(text)
+        except (InvalidHeader, ValueError, OverflowError):  # the latter of a date of no calendar
             return 0.0
-        return min(MOST_RETRY_AFTER_SECONDS, float(seconds))
+        return min(MOST_RETRY_AFTER_SECONDS, max(0.0, float(seconds)))

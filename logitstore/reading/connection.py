@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,6 +32,7 @@ from logitstore.errors import (
 )
 from logitstore.format.wire import CRC_HEADER, DAMAGED, PROBLEM, Problem
 from logitstore.reading.answer import Answer, TooLong
+from logitstore.reading.incoming import Endless, bounded_pools
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,13 @@ FIRST_CONTACT_SECONDS = 5.0
 """Seconds that a server has for its first answer; after that there is patience."""
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
-"""Seconds to wait for a connection, and for more bytes of an answer."""
+"""Seconds to wait for a connection, and for the whole head of an answer."""
 
 MOST_BACKOFF_SECONDS = 5.0
 """Most seconds between two tries, unless the server names a longer time."""
+
+MOST_JSON_BYTES = 8 << 20
+"""Bytes of the longest JSON document that is read: a listing."""
 
 MOST_BYTES = 64 << 20
 """Bytes of the longest answer of unknown length that is read: a commit, a listing."""
@@ -62,7 +66,7 @@ Kind = TypeVar("Kind")
 class _Failures:
     """Counts the failed tries of one request, and the damaged answers in a row."""
 
-    began: float = field(default_factory=time.monotonic)
+    began: float
     tries: int = 0
     damaged: int = 0
 
@@ -92,7 +96,7 @@ class Connection:
 
     def json(self, path: str, kind: TypeAdapter[Kind]) -> Kind:
         """Get a JSON document; Unreachable if the server is no logitstore server."""
-        answer = self.request("GET", path)
+        answer = self.request("GET", path, most_bytes=MOST_JSON_BYTES)
         try:
             return kind.validate_json(answer.body)
         except ValidationError:
@@ -114,11 +118,13 @@ class Connection:
         another build), InputError, or Damaged (it says so, or each answer came damaged).
         """
         failures: _Failures | None = None
+        first = time.monotonic()
         while True:
             wait, damaged = 0.0, False
+            seconds = self._seconds_for_head(failures)
             try:
                 answer = self._send(
-                    method, path, body, {**self._headers, **(headers or {})}, most_bytes
+                    method, path, body, {**self._headers, **(headers or {})}, most_bytes, seconds
                 )
             except TooLong as error:
                 reason, damaged = str(error), True
@@ -141,19 +147,40 @@ class Connection:
                     wait = answer.retry_after()
                 else:
                     self._refused(answer, problem)
-            failures = failures or _Failures()
+            if failures is None:
+                # A first answer has 5 s in all; patience begins when a server was found away.
+                failures = _Failures(time.monotonic() if self._met else first)
             self._pause(failures, reason, wait, damaged=damaged)
 
+    def _patience(self) -> float:
+        """Return the seconds that the server may stay away."""
+        return self.patience if self._met else min(self.patience, FIRST_CONTACT_SECONDS)
+
+    def _seconds_for_head(self, failures: _Failures | None) -> float:
+        """Return the seconds in which the next answer's head must be whole: no more than are left.
+
+        A server that decodes the rows first needs some, whatever the patience.
+        """
+        if failures is None:
+            return min(READ_SECONDS, max(self._patience(), FIRST_CONTACT_SECONDS))
+        left = failures.began + self._patience() - time.monotonic()
+        return min(READ_SECONDS, max(left, 1.0))
+
     def _send(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str], most_bytes: int
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        most_bytes: int,
+        seconds: float,
     ) -> Answer:
-        read = READ_SECONDS if self._met else FIRST_CONTACT_SECONDS
         response = self._pool().request(
             method,
             self.base + path,
             body=body,
             headers=headers,
-            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read),
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=seconds),
             retries=False,
             redirect=False,
             decode_content=False,
@@ -164,7 +191,7 @@ class Connection:
     def _pool(self) -> urllib3.PoolManager:
         pid = os.getpid()
         if pid not in self._pools:
-            self._pools = {pid: urllib3.PoolManager(maxsize=16)}
+            self._pools = {pid: bounded_pools(maxsize=16)}
         return self._pools[pid]
 
     def _pause(self, failures: _Failures, reason: str, wait: float, *, damaged: bool) -> None:
@@ -176,7 +203,7 @@ class Connection:
                 f"{self.base}: the answer came damaged {failures.damaged} times in a row "
                 f"({reason}); `logitstore verify` on the server tells whether it is damaged there"
             )
-        limit = self.patience if self._met else min(self.patience, FIRST_CONTACT_SECONDS)
+        limit = self._patience()
         seconds_left = failures.began + limit - time.monotonic()
         if seconds_left <= 0:
             if self._met:
@@ -222,6 +249,8 @@ class Connection:
 def _reason(error: HTTPError) -> str:
     """Say what went wrong; urllib3's own text consists of the names of its objects."""
     kind = type(error).__name__
+    if any(isinstance(cause, Endless) for cause in error.args):
+        return "its answer does not end"
     if kind == "NewConnectionError":
         cause = error.__cause__
         return (
