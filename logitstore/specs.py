@@ -40,7 +40,7 @@ class Spec:
         options = "&".join(
             f"{key}={value}"
             for key, value in self.options.items()
-            if key not in ("root", "download", "samples")
+            if key not in ("root", "download", "links", "samples")
         )
         return f"{head}?{options}" if options else head
 

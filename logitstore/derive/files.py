@@ -24,6 +24,7 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored
 from logitstore.specs import Spec, file_sha256
 from logitstore.storage import Storage, open_storage
+from logitstore.storage.archives import npz_header, npz_names
 from logitstore.storage.durable import new_file, os_errors_as_ours, refuse_place
 from logitstore.writing.opening import write_snapshot
 from logitstore.writing.plan import encoded_as, package_versions
@@ -185,8 +186,12 @@ def _read_array(text: str) -> tuple[NDArray[Any], Path]:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False), path
         if path.suffix == ".npz":
+            name = _chosen(path, key, npz_names(path))
+            dtype = npz_header(path, name).dtype
+            if dtype.kind not in "fiu":
+                raise InputError(f"{path}: {name} is {dtype}, expected numbers")
             with np.load(path, allow_pickle=False) as archive:
-                return archive[_chosen(path, key, archive.files)], path
+                return archive[name], path
         with safe_open(path, framework="numpy") as archive:
             return archive.get_tensor(_chosen(path, key, list(archive.keys()))), path
     except InputError:

@@ -17,6 +17,9 @@ from PIL import Image
 from logitstore.errors import InputError, LogitstoreError
 from logitstore.format.cards import Samples
 
+MOST_PIXELS = 89_478_485
+"""Pixels of the largest image that is decoded or made: Pillow's own bound."""
+
 
 @dataclass(frozen=True)
 class ImageDataset:

@@ -2,7 +2,8 @@
 
     npz:FILE?x=x_train&y=y_train      uint8 images (N,H,W[,C]) and integer labels in one .npz
     torchvision:NAME?root=R&train=true   any torchvision.datasets class with (image, label) items
-    imagefolder:PATH                  PATH/<class>/<image>, classes in sorted order
+    imagefolder:PATH                  PATH/<class>/<image>, classes in sorted order; ?links=true
+                                      follows links that lead out of PATH
     digits?train=true                 scikit-learn's 1,797 digits, 1,200 to train and 597 to test
     package.module:factory            a callable that returns a map-style dataset of (image, label)
     path/to/file.py:factory           the same from a file
@@ -24,15 +25,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from logitstore.errors import InputError, NotFound, UnknownName
+from logitstore.precompute.data.folders import find_images, read_image
 from logitstore.precompute.data.images import (
     ImageDataset,
-    as_image,
     as_labels,
     check_dataset,
-    first_of,
     from_map_style,
 )
 from logitstore.specs import Spec, is_factory, load_factory, not_typed, value_of
+from logitstore.storage.archives import npz_header, npz_names
 
 _COMMON = "samples"
 """The option that every kind of dataset has."""
@@ -57,7 +58,7 @@ _FILES = frozenset(
         *("StanfordCars", "SUN397", "Country211", "RenderedSST2", "Places365"),
     }
 )
-"""Datasets of torchvision whose images are files, which ``_read_image`` reads for them."""
+"""Datasets of torchvision whose images are files, which ``read_image`` reads for them."""
 
 
 def open_dataset(
@@ -104,12 +105,22 @@ def _npz(spec: Spec, rest: str) -> ImageDataset:
     spec.only("x", "y", "classes", _COMMON)
     path = Path(rest)
     names = (spec.options.get("x", "x"), spec.options.get("y", "y"))
-    arrays = _read_npz(path, names)
-    x, y = arrays[names[0]], arrays[names[1]]
-    if x.dtype != np.uint8 or x.ndim not in (3, 4):
-        raise InputError(f"{path}: {names[0]} is {x.dtype} {x.shape}, expected uint8 (N,H,W[,C])")
-    if len(x) != len(y):
-        raise InputError(f"{path}: {len(x)} images in {names[0]} but {len(y)} labels in {names[1]}")
+    known = npz_names(path)
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"{path}: no array {name!r}; it has {', '.join(sorted(known)) or 'nothing'}"
+            )
+    images, labels = (npz_header(path, name) for name in names)
+    if images.dtype != np.uint8 or len(images.shape) not in (3, 4):
+        raise InputError(
+            f"{path}: {names[0]} is {images.dtype} {images.shape}, expected uint8 (N,H,W[,C])"
+        )
+    if images.shape[:1] != labels.shape[:1]:
+        raise InputError(
+            f"{path}: {images.shape[0]} images in {names[0]}, {names[1]} has shape {labels.shape}"
+        )
+    x, y = _read_npz(path, names)
     return ImageDataset(
         name=spec.portable(f"npz:{path.name}"),
         labels=as_labels(y, str(path)),
@@ -119,18 +130,10 @@ def _npz(spec: Spec, rest: str) -> ImageDataset:
     )
 
 
-def _read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _read_npz(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            for name in names:
-                if name not in archive.files:
-                    known = ", ".join(sorted(archive.files)) or "nothing"
-                    raise InputError(f"{path}: no array {name!r}; it has {known}")
-            return {name: archive[name] for name in names}
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise NotFound(f"{path}: there is no such file") from None
+            return [archive[name] for name in names]
     except Exception as error:  # a damaged file makes the parsers raise anything
         raise InputError(f"{path}: not a readable .npz file of plain arrays ({error})") from None
 
@@ -144,7 +147,7 @@ def _torchvision(spec: Spec, rest: str) -> ImageDataset:
     options = {key: value_of(value) for key, value in spec.options.items() if key != _COMMON}
     options.setdefault("root", ".")
     if rest in _FILES or rest == "ImageFolder":
-        loader: Any = _read_image
+        loader: Any = read_image
         options["loader"] = loader
     try:
         dataset = getattr(torchvision.datasets, rest)(**options)
@@ -156,30 +159,29 @@ def _torchvision(spec: Spec, rest: str) -> ImageDataset:
 
 
 def _imagefolder(spec: Spec, rest: str) -> ImageDataset:
-    from torchvision.datasets import ImageFolder
-
-    spec.only(_COMMON)
-    root = Path(rest)
+    spec.only("links", _COMMON)
+    root, links = Path(rest), value_of(spec.options.get("links", "false"))
+    if not isinstance(links, bool):
+        raise InputError(f"{spec.text!r}: expected links=true or links=false")
     if not root.is_dir():
         raise NotFound(f"{root}: there is no such folder")
     try:
-        folder = ImageFolder(str(root), loader=_read_image)
-    except FileNotFoundError as error:
-        raise InputError(f"{root}: expected {root}/CLASS/IMAGE files: {error}") from None
+        classes, images = find_images(root, links=links)
+    except OSError as error:
+        raise InputError(f"{root}: not a folder that can be read: {error}") from None
+    paths = [path for path, _ in images]
     return ImageDataset(
         name=spec.portable(f"imagefolder:{root.resolve().name}"),
-        labels=np.array(folder.targets, np.int32),
-        load=partial(first_of, folder),
-        classes=len(folder.classes),
-        class_names=tuple(folder.classes),
-        keys=[Path(path).relative_to(root).as_posix() for path, _ in folder.samples],
+        labels=np.array([number for _, number in images], np.int32),
+        load=partial(_read_of, paths),
+        classes=len(classes),
+        class_names=tuple(classes),
+        keys=[Path(path).relative_to(root).as_posix() for path in paths],
     )
 
 
-def _read_image(path: str) -> Image.Image:
-    """Read an image as RGB, as torchvision does, but refuse 16 bits instead of clipping them."""
-    with Image.open(path) as image:
-        return as_image(image, path).convert("RGB")
+def _read_of(paths: Sequence[str], index: int) -> Image.Image:
+    return read_image(paths[index])
 
 
 def _digits(spec: Spec, rest: str) -> ImageDataset:

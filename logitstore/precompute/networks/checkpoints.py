@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from logitstore.errors import InputError, NotFound, UnknownName
+from logitstore.storage.archives import zip_entries
+from logitstore.storage.plain_files import open_plain
 
 _WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params"),
@@ -69,19 +72,21 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path}: torch.export archives can run code when they are loaded; save "
             "model.state_dict() with safetensors and name the network with --arch"
         )
+    if path.suffix != ".safetensors":
+        _refuse_archive(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+) was not", str(error))
-        if refused is None:
+        if not _is_pickle(path):
             raise InputError(f"{path}: not a readable checkpoint (no pickle of tensors)") from None
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f" (it asks for {refused[1]})" if refused else ""
         raise InputError(
-            f"{path}: this checkpoint needs pickle, which can run any code, and is not loaded (it "
-            f"asks for {refused[1]}); where you trust it, load it yourself and save "
-            "model.state_dict()"
+            f"{path}: this checkpoint needs pickle, which can run any code, and is not loaded"
+            f"{asks}; where you trust it, load it yourself and save model.state_dict()"
         ) from None
     except PermissionError as error:
         raise InputError(f"{path}: may not be read ({error.strerror})") from None
@@ -90,6 +95,29 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path}: holds a {type(loaded).__name__}, expected a dict of tensors")
     return loaded
+
+
+def _refuse_archive(path: Path) -> None:
+    """Refuse an archive that torch would unpack to more than the file's own bytes, or to code."""
+    entries = zip_entries(path)
+    if any("/code/" in entry.filename for entry in entries):
+        raise InputError(
+            f"{path}: a TorchScript archive, which holds code: save model.state_dict() and name "
+            "the network with --arch"
+        )
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        what = f"{packed[0][:100]!r} is compressed" if packed else "its entries overlap"
+        raise InputError(
+            f"{path}: {what}, as in no checkpoint that torch writes: save model.state_dict() with "
+            "torch.save or safetensors"
+        )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Return whether a file holds a pickle: in a zip archive of torch, or from its first byte."""
+    with open_plain(path) as file:
+        return file.read(1) == b"\x80" or zipfile.is_zipfile(file)
 
 
 def _first_line(error: Exception) -> str:

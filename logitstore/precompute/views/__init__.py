@@ -23,10 +23,10 @@ from torchvision.transforms import v2
 
 from logitstore.errors import InputError
 from logitstore.format.cards import ViewCard
-from logitstore.precompute.data.images import as_image
+from logitstore.precompute.data.images import MOST_PIXELS, as_image
 from logitstore.precompute.views.mix import check_mix
 from logitstore.precompute.views.presets import evaluation_spec, parse_view_spec
-from logitstore.precompute.views.transforms import Spec, cuts_regions, is_random, transforms
+from logitstore.precompute.views.transforms import Spec, cuts_regions, grown, is_random, transforms
 
 
 class Views:
@@ -51,7 +51,9 @@ class Views:
         self.spec: Spec = tuple(dict(step) for step in spec)
         self.size, self.seed = size, seed
         self.mix = None if mix is None else check_mix(mix, "mix")
-        self._steps = transforms(self.spec)
+        self._steps: list[tuple[tuple[str, Any], Mapping[str, Any]]] = list(
+            zip(transforms(self.spec), self.spec, strict=True)
+        )
         self._draws = is_random(self.spec)
         if size is not None and not 1 <= size <= 4096:
             raise InputError(f"--size must be in 1..4096, not {size}")
@@ -90,7 +92,13 @@ class Views:
             generator.set_state(before)
 
     def _applied(self, image: Image.Image) -> Image.Image:
-        for where, step in self._steps:
+        for (where, step), arguments in self._steps:
+            width, height = grown(arguments, image.width, image.height)
+            if width * height > max(MOST_PIXELS, image.width * image.height):
+                raise InputError(
+                    f"{where} would make {width}x{height} pixels of an image of "
+                    f"{image.width}x{image.height}; at most {MOST_PIXELS:,} are made"
+                )
             try:
                 image = step(image)
             except (ValueError, TypeError, MemoryError) as error:
@@ -124,10 +132,14 @@ def views_of(card: ViewCard, size: int | None = None) -> Views:
     return Views(card.spec, card.size if size is None else size, card.seed, card.mix)
 
 
-def _sizing(size: int, *, exactly: bool) -> list[tuple[str, Any]]:
+def _sizing(size: int, *, exactly: bool) -> list[tuple[tuple[str, Any], Mapping[str, Any]]]:
+    """Return the last steps of a view, each with its arguments as in a spec."""
     if exactly:
-        return [(f"the resize to {size}x{size}", v2.Resize((size, size)))]
-    return [(f"the resize to {size}", v2.Resize(size)), ("the cut", v2.CenterCrop(size))]
+        return [((f"the resize to {size}x{size}", v2.Resize((size, size))), {"size": (size, size)})]
+    return [
+        ((f"the resize to {size}", v2.Resize(size)), {"size": size}),
+        (("the cut", v2.CenterCrop(size)), {"size": (size, size)}),
+    ]
 
 
 def _is_plain(image: Any) -> bool:

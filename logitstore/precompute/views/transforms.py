@@ -141,6 +141,9 @@ ALLOWED: dict[str, _Kind] = {
     "TrivialAugmentWide": _Kind(v2.TrivialAugmentWide, {"num_magnitude_bins": _Bins, **_LOOK}),
 }
 
+_MOST_STEPS = 100
+"""Most transforms of a view."""
+
 _MIXING = ("MixUp", "CutMix", "Mixup", "Cutmix")
 """Transforms of batches, which people try to name in a spec."""
 
@@ -150,7 +153,42 @@ def transforms(spec: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any]]:
 
     UnknownName or InputError names the transform, its position (from 0) and what is allowed.
     """
-    return [_transform(step, position) for position, step in enumerate(spec)]
+    steps = list(spec)
+    if len(steps) > _MOST_STEPS:
+        raise InputError(f"a view of {len(steps)} transforms: it has at most {_MOST_STEPS}")
+    return [_transform(step, position) for position, step in enumerate(steps)]
+
+
+def grown(step: Mapping[str, Any], width: int, height: int) -> tuple[int, int]:
+    """Return the largest width and height that an image has inside a checked step.
+
+    ``step`` is one of a spec, or ``{"size": …}`` for the resizing after it.
+    """
+    left, top, right, bottom = _borders(step.get("padding", 0))
+    width, height = width + left + right, height + top + bottom
+    size = step.get("size")
+    if size is None:
+        return width, height
+    if step.get("name", "Resize") == "Resize" and not isinstance(size, list | tuple):
+        shorter = min(width, height)  # it becomes ``size``, the longer one may become any
+        return max(width, -(-width * size // shorter)), max(height, -(-height * size // shorter))
+    across, down = _pair(size)
+    if step.get("pad_if_needed"):  # on both sides by what is missing
+        across, down = 2 * across, 2 * down
+    return max(width, across), max(height, down)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    """Return width and height of a size, which is a side or (height, width)."""
+    sides = list(size) if isinstance(size, list | tuple) else [size]
+    return sides[-1], sides[0]
+
+
+def _borders(padding: Any) -> tuple[int, int, int, int]:
+    """Return the pixels added left, above, right and below."""
+    sides = list(padding) if isinstance(padding, list | tuple) else [padding]
+    left, top, right, bottom = sides * (4 // len(sides))
+    return left, top, right, bottom
 
 
 def is_random(spec: Iterable[Mapping[str, Any]]) -> bool:
