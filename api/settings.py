@@ -14,6 +14,7 @@ from logitstore.api.guard.limits import Limits
 from logitstore.api.served.catalog import find_stores
 from logitstore.cache.cache import Cache
 from logitstore.errors import InputError
+from logitstore.reading.scan import Scan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Settings:
         if self.token_file is not None:
             read_tokens(self.token_file)
         Cache.default(self.cache)
-        if not find_stores(self.root):
+        if not find_stores(Scan(self.root)):
             raise InputError(
                 f"{self.root} is neither a logit store nor a folder with one; `logitstore build` "
                 "makes one"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -121,15 +120,12 @@ def open_object(opened: Opened, key: str) -> OpenedObject:
     if entry is None:
         raise UnknownName(f"the commit of snapshot {snapshot.name!r} lists no such object")
     try:
-        descriptor = os.open(store.storage.path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotFound):
+        descriptor, length = store.storage.open(key)
+    except NotFound:
         raise Damaged(f"{store.name}: {key} is missing") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_size != entry.length:
+    if length != entry.length:
         os.close(descriptor)
-        raise Damaged(
-            f"{store.name}: {key} has {status.st_size} bytes, the commit lists {entry.length}"
-        )
+        raise Damaged(f"{store.name}: {key} has {length} bytes, the commit lists {entry.length}")
     return OpenedObject(entry, snapshot.root, descriptor)
 
 

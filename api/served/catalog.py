@@ -5,16 +5,16 @@ A name comes from a folder on disk and never from a client.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from pathlib import Path
 
-from logitstore.errors import Damaged, InputError, UnknownName
-from logitstore.format.commits import ATTRIBUTE, commit_key
+from logitstore.errors import InputError, LogitstoreError
+from logitstore.format.commits import commit_key
 from logitstore.format.documents import NAME_PATTERN
 from logitstore.format.wire import SnapshotEntry, StoreEntry, StoreReply
+from logitstore.reading.scan import Scan
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, open_stored
 from logitstore.storage.local import LocalStorage
@@ -25,40 +25,21 @@ Signature = tuple[int, int, int]
 """Inode, time of modification and length: another one after a file was replaced."""
 
 
-def find_stores(root: Path) -> dict[str, Path]:
-    """Return stores by name: ``root`` itself, or its direct child folders.
+def find_stores(scan: Scan) -> dict[str, Path]:
+    """Return stores by name: the root of ``scan`` itself, or its direct child folders.
 
-    ``.zarr`` is no part of a name.  Links and folders whose name cannot be a store's are left out.
-    InputError if ``root`` is no folder, or a store with such a name.
+    ``.zarr`` is no part of a name.  Folders whose name cannot be a store's are left out; stores
+    that cannot be read are not.  InputError if the root is no folder, or a store with such a name.
     """
-    try:
-        if _holds_store(root):
-            name = root.resolve().name.removesuffix(".zarr")
-            if not re.fullmatch(NAME_PATTERN, name):
-                raise InputError(f"{root}: {name!r} cannot be a store's name; rename the folder")
-            return {name: root}
-        with os.scandir(root) as entries:
-            folders = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"{root} is not a folder that can be read: {error.strerror}") from None
     stores: dict[str, Path] = {}
-    for folder in folders:
-        name = folder.removesuffix(".zarr")
-        if re.fullmatch(NAME_PATTERN, name) and _holds_store(root / folder):
-            stores[name] = root / folder  # of "a" and "a.zarr" the latter
+    for folder, _ in scan.places():
+        whole = folder == scan.root
+        name = (folder.resolve() if whole else folder).name.removesuffix(".zarr")
+        if re.fullmatch(NAME_PATTERN, name):
+            stores[name] = folder  # of "a" and "a.zarr" the latter
+        elif whole:
+            raise InputError(f"{folder}: {name!r} cannot be a store's name; rename the folder")
     return stores
-
-
-def _holds_store(folder: Path) -> bool:
-    """Say whether a folder holds a logit store, even a damaged one, and no other zarr data."""
-    try:
-        group = json.loads((folder / "zarr.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return False
-    except ValueError:
-        return True
-    attributes = group.get("attributes") if isinstance(group, dict) else None
-    return isinstance(attributes, dict) and ATTRIBUTE in attributes
 
 
 def _signature(path: str) -> Signature | None:
@@ -88,7 +69,7 @@ class StoreFolder:
         return _signature(f"{self.folder}/{commit_key(snapshot)}")
 
     def entry(self) -> StoreEntry:
-        """Return the store's line in the list of all; Damaged or NotFound if it has none."""
+        """Return the store's line in the list of all; raises what opening the store raises."""
         reply = self.reply()
         return StoreEntry(
             name=self.name,
@@ -103,15 +84,15 @@ class StoreFolder:
         """Return the store and its snapshots; those that cannot be opened are named as damaged."""
         store, entries, damaged = self.open(), [], []
         for name in store.snapshots:
-            signature = self.signature(name)
-            if self._entries.get(name, (None,))[0] != signature:
-                try:
+            try:
+                signature = self.signature(name)
+                if self._entries.get(name, (None,))[0] != signature:
                     self._entries[name] = signature, _entry(store.snapshots[name])
-                except (Damaged, UnknownName) as error:  # the latter of a newer version's encoding
-                    log.error("%s", error)
-                    damaged.append(name)
-                    continue
-            entries.append(self._entries[name][1])
+            except (LogitstoreError, OSError) as error:  # UnknownName: a newer version's encoding
+                log.error("%s", error)
+                damaged.append(name)
+            else:
+                entries.append(self._entries[name][1])
         return StoreReply(
             name=self.name, meta=store.meta, snapshots=tuple(entries), damaged=tuple(damaged)
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -16,8 +17,9 @@ from threading import Lock
 from logitstore.api.served.catalog import Signature, StoreFolder, find_stores
 from logitstore.api.served.decoding import DecodeJob, DecodeQueue
 from logitstore.cache.cache import Cache
-from logitstore.errors import Damaged, InputError, NotFound, UnknownName
+from logitstore.errors import InputError, LogitstoreError, UnknownName
 from logitstore.format.wire import StoreEntry
+from logitstore.reading.scan import Scan
 from logitstore.reading.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -64,19 +66,21 @@ class Registry:
     """
 
     def __init__(self, root: Path, cache: Cache) -> None:
-        self.root = root
+        self._scan = Scan(root)
         self._queue = DecodeQueue(cache, self._make_room)
-        self._lock, self._opening = Lock(), Lock()
+        self._lock = Lock()
+        self._opening: defaultdict[str, Lock] = defaultdict(Lock)
         self._scanned = float("-inf")
         self._stores: dict[str, StoreFolder] = {}
         self._open: dict[tuple[str, str], Opened] = {}
+        self._problems: dict[str, str] = {}
 
     def stores(self) -> dict[str, StoreFolder]:
         """Return all stores by name, as on the disk within the last second."""
         with self._lock:
             if time.monotonic() - self._scanned > RESCAN_SECONDS:
                 try:
-                    folders = find_stores(self.root)
+                    folders = find_stores(self._scan)
                 except InputError as error:
                     # The folder was usable at the start, and the error's text is not for clients.
                     raise OSError(str(error)) from error
@@ -97,14 +101,19 @@ class Registry:
         return stores[name]
 
     def entries(self) -> list[StoreEntry]:
-        """Return an entry of each store that can be opened."""
-        entries = []
-        for served in self.stores().values():
-            try:
-                entries.append(served.entry())
-            except (Damaged, NotFound) as error:
-                log.error("%s", error)
-        return entries
+        """Return an entry of each store; of one that cannot be read it has only the name."""
+        return [self._entry(served) for served in self.stores().values()]
+
+    def _entry(self, served: StoreFolder) -> StoreEntry:
+        problem, entry = "", StoreEntry(name=served.name, unreadable=True)
+        try:
+            entry = served.entry()
+        except (LogitstoreError, OSError) as error:
+            problem = str(error)
+        if problem and self._problems.get(served.name) != problem:  # once, not at each request
+            log.error("store %s cannot be read: %s", served.name, problem)
+        self._problems[served.name] = problem
+        return entry
 
     def recent(self, store: str, name: str) -> Opened | None:
         """Return a snapshot checked within the last second, else None; touches no disk."""
@@ -118,7 +127,7 @@ class Registry:
     def open(self, store: str, name: str) -> Opened:
         """Open a snapshot as it is committed on the disk now; UnknownName or Damaged."""
         served = self.store(store)
-        with self._opening:
+        with self._opening[served.name]:
             known = self._open.get((store, name))
             now = time.monotonic()
             if known is not None:  # only then is the name one of ours and no client's
@@ -138,7 +147,7 @@ class Registry:
 
     def job_of(self, opened: Opened) -> DecodeJob:
         """Return the snapshot's decoding; begin it if there is none, or its error expired."""
-        with self._opening:
+        with self._opening[opened.store.name]:
             if opened.job is None or opened.job.expired:
                 opened.job = self._queue.start(opened.snapshot)
                 direct = [item for item in self._open.items() if item[1].direct]
@@ -151,7 +160,7 @@ class Registry:
         for store, served in self.stores().items():
             try:
                 signatures = {name: served.signature(name) for name in served.open().snapshots}
-            except (Damaged, NotFound) as error:
+            except (LogitstoreError, OSError) as error:
                 log.error("%s", error)
                 continue
             commits += [(mark[1], store, name) for name, mark in signatures.items() if mark]

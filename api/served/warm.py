@@ -43,7 +43,7 @@ class Warming:
         """Decode one; False if the cache cannot hold it.  A damaged one is only reported."""
         try:
             opened = self._registry.open(store, name)
-        except LogitstoreError as error:
+        except (LogitstoreError, OSError) as error:
             log.error("%s", error)
             return True
         job = self._registry.job_of(opened)

@@ -7,7 +7,6 @@ allocated: a 32 kB zstd frame can declare a gigabyte.  Any zarr v3 client reads 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,8 @@ from numcodecs import VLenUTF8, zstd
 from numpy.typing import NDArray
 
 from logitstore.errors import Damaged
-from logitstore.format.documents import canonical
-from logitstore.format.grid import FLAT_SHARD_ROWS, Grid
+from logitstore.format.documents import canonical, parse_json
+from logitstore.format.grid import FLAT_CHUNK_ROWS, FLAT_SHARD_ROWS, Grid
 
 ZSTD_LEVEL = 3
 """Compression level of what we write; any level can be read."""
@@ -76,7 +75,7 @@ class ArrayLayout:
     def parse(cls, where: str, data: bytes) -> ArrayLayout:
         """Read ``zarr.json``; anything but format v1's exact layout is refused, sizes included."""
         try:
-            document: dict[str, Any] = json.loads(data)
+            document: dict[str, Any] = parse_json(where, data)
             shape = tuple(int(extent) for extent in document["shape"])
             rows = -2 if len(shape) == 3 else 0
             sharding = document["codecs"][0]["configuration"]
@@ -139,6 +138,7 @@ class ArrayLayout:
             and all(0 < extent < 1 << 48 for extent in self.shape)
             and 0 < chunk <= rows <= FLAT_SHARD_ROWS
             and rows % chunk == 0
+            and (len(self.shape) == 3 or (rows, chunk) == (FLAT_SHARD_ROWS, FLAT_CHUNK_ROWS))
             and rows * self.width * item <= _READ_CAP_BYTES
         )
         if not usable:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from logitstore.format.documents import Document, Name, Sha256
+from logitstore.format.documents import ByText, Document, Name, Sha256, Tuple
 from logitstore.format.encodings.base import Encoding
 from logitstore.format.grid import Grid
 from logitstore.values import Precision
@@ -30,7 +30,7 @@ MAX_VIEWS, MAX_SAMPLES, MAX_CLASSES = 1 << 20, 1 << 40, 1 << 24
 """The largest numbers that a document may name."""
 
 Temperature = Annotated[float, Field(gt=0, le=1000)]
-Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1, max_length=8)]
+Temperatures = Annotated[Tuple[Temperature], Field(min_length=1, max_length=8)]
 
 
 class DatasetCard(Document):
@@ -62,7 +62,7 @@ class StoreMeta(Document):
 
     format_version: Literal[1] = 1
     classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
-    class_names: tuple[str, ...] | None = None
+    class_names: Tuple[str] | None = None
     dataset: DatasetCard
 
     @model_validator(mode="after")
@@ -75,8 +75,8 @@ class StoreMeta(Document):
 class Normalize(Document):
     """Holds the mean and standard deviation of each channel, of pixels in [0, 1]."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Tuple[float]
+    std: Tuple[float]
 
 
 class TeacherCard(Document):
@@ -128,19 +128,19 @@ class ViewCard(Document):
     that sequence.
     """
 
-    spec: tuple[dict[str, Any], ...]
+    spec: Tuple[dict[str, Any]]
     size: int | None
-    mix: dict[str, float] | None = None
+    mix: ByText[float] | None = None
     seed: int
     first_view: int = 0
-    canaries: tuple[Canary, ...]
+    canaries: Tuple[Canary]
 
 
 class EncodingCard(Document):
     """Names the encoding of the rows, with its parameters."""
 
     name: str
-    parameters: dict[str, int] = Field(default_factory=dict)
+    parameters: ByText[int] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, encoding: Encoding) -> EncodingCard:
@@ -159,7 +159,7 @@ class Divergence(Document):
 class Fidelity(Document):
     """Says what an encoding lost, measured on every row."""
 
-    divergence: tuple[Divergence, ...]
+    divergence: Tuple[Divergence]
     top1_agreement: float
 
 
@@ -191,7 +191,7 @@ class CombinedCard(Document):
     dustbin: Literal["share", "odds"]
     plan_sha256: Sha256
     generalist: Sha256
-    specialists: Annotated[tuple[SpecialistCard, ...], Field(min_length=1)]
+    specialists: Annotated[Tuple[SpecialistCard], Field(min_length=1)]
 
 
 class SnapshotPlan(Document):
@@ -216,7 +216,7 @@ class SnapshotPlan(Document):
     encoding: EncodingCard
     row_digests: bool = False
     temperatures: Temperatures = (1.0, 4.0)
-    packages: dict[str, str]
+    packages: ByText[str]
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -6,15 +6,18 @@ A root is the digest of a commit.  This file does not know where objects lie or 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from logitstore.errors import Damaged
-from logitstore.format.documents import Document, Key, Name, Sha256, canonical
+from logitstore.errors import Damaged, InputError
+from logitstore.format.documents import Document, Key, Name, OrStop, Sha256, canonical
 
 ATTRIBUTE = "logitstore"
 """Name of our attributes in the ``zarr.json`` of a group."""
+
+MAX_ENTRIES, MAX_COMMIT_BYTES = 1 << 18, 64 << 20
+"""Most objects that a commit lists, and the bytes of the largest commit."""
 
 
 class ObjectEntry(Document):
@@ -53,26 +56,36 @@ class Commit(Document):
     opened and not only when the damaged entry is used.
     """
 
+    most_bytes: ClassVar[int] = MAX_COMMIT_BYTES
     format_version: Literal[1] = 1
     snapshot: Name
-    objects: dict[Key, ObjectEntry]
+    objects: dict[Annotated[Key, OrStop], Annotated[ObjectEntry, OrStop]]
     sha256: Sha256
 
     @classmethod
     def seal(cls, snapshot: str, objects: dict[str, ObjectEntry]) -> Commit:
         """Make a commit with its own digest filled in."""
+        if len(objects) > MAX_ENTRIES:
+            raise InputError(
+                f"snapshot {snapshot!r} has {len(objects):,} objects; a commit lists at most "
+                f"{MAX_ENTRIES:,}: build its views as several snapshots"
+            )
         draft = cls(snapshot=snapshot, objects=objects, sha256="0" * 64)
-        return draft.model_copy(update={"sha256": draft._digest()})
+        return draft.model_copy(update={"sha256": draft._digest(draft.to_bytes())})
 
-    def _digest(self) -> str:
-        rest = self.model_dump(mode="json", exclude={"sha256"})
-        return hashlib.sha256(canonical(rest)).hexdigest()
+    def _digest(self, whole: bytes) -> str:
+        """Return the digest of this document's bytes without their member ``sha256``."""
+        before, _, after = whole.rpartition(f'"sha256":"{self.sha256}",'.encode())
+        return hashlib.sha256(before + after).hexdigest()
 
     @classmethod
     def open(cls, where: str, data: bytes, snapshot: str) -> Commit:
         """Parse a commit and check that it is whole, canonical and about ``snapshot``."""
+        # An entry has two commas, and what a parser makes of a comma takes up to 100 bytes.
+        if data.count(b",") > 2 * MAX_ENTRIES + 3:
+            raise Damaged(f"{where}: the commit lists more than {MAX_ENTRIES:,} objects")
         commit = cls.parse(where, data)
-        if commit.to_bytes() != data or commit._digest() != commit.sha256:
+        if commit.to_bytes() != data or commit._digest(data) != commit.sha256:
             raise Damaged(f"{where}: the commit's bytes are not what its own digest covers")
         if commit.snapshot != snapshot:
             raise Damaged(f"{where}: this is the commit of {commit.snapshot!r}, not {snapshot!r}")

@@ -75,11 +75,13 @@ class Grid:
 
     def shards(self) -> list[Span]:
         """Return the span of every shard, in the order in which they lie."""
-        return [
-            self._shard(view, number)
-            for view in range(self.views)
-            for number in range(-(-self.samples // self.shard_rows))
-        ]
+        return [*self]
+
+    def __iter__(self) -> Iterator[Span]:
+        """Yield the same one by one: a document may declare more shards than memory holds."""
+        for view in range(self.views):
+            for number in range(-(-self.samples // self.shard_rows)):
+                yield self._shard(view, number)
 
     def number(self, span: Span) -> int:
         """Return which shard of its view a span lies in, from 0."""

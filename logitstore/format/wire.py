@@ -139,14 +139,18 @@ class Reply(Document):
 
 
 class StoreEntry(Reply):
-    """One line of ``GET /v1/stores``; ``damaged`` names the snapshots that cannot be opened."""
+    """One line of ``GET /v1/stores``; ``damaged`` names the snapshots that cannot be opened.
+
+    Of an ``unreadable`` store only the name is known.
+    """
 
     name: str
-    classes: int
-    samples: int
-    dataset: str
-    snapshots: tuple[str, ...]
+    classes: int = 0
+    samples: int = 0
+    dataset: str = ""
+    snapshots: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
+    unreadable: bool = False
 
 
 class SnapshotEntry(Reply):

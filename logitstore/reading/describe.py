@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from logitstore.errors import InputError, LogitstoreError, NotFound
 from logitstore.format.encodings.table import encoding, spelled
 from logitstore.reading.opening import open_store
+from logitstore.reading.scan import Scan
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore
 from logitstore.storage import is_url
@@ -58,12 +59,12 @@ def list_location(location: str, token: str | None) -> list[dict[str, Any]]:
     path = Path(location)
     if not path.is_dir():
         raise NotFound(f"{location}: there is no such folder")
-    if (path / "zarr.json").is_file():
-        return _rows_of(location, None)
     rows: list[dict[str, Any]] = []
-    for place in sorted(path.iterdir()):
-        if (place / "zarr.json").is_file():
-            rows += _list_store(str(place))
+    for folder, problem in Scan(path).places():
+        if folder == path:
+            return _rows_of(location, None)
+        unreadable = [{"store": str(folder), "problem": problem}]
+        rows += unreadable if problem else _list_store(str(folder))
     if not rows:
         raise InputError(f"{location}: no logit stores here; `logitstore build --out …` makes one")
     return rows
@@ -73,7 +74,7 @@ def _list_store(location: str, token: str | None = None) -> list[dict[str, Any]]
     """Return the rows of one of several stores; its faults must not hide the others."""
     try:
         return _rows_of(location, token)
-    except LogitstoreError as error:
+    except (LogitstoreError, OSError) as error:
         return [{"store": location, "problem": str(error)}]
 
 

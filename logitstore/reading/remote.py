@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound, UnknownName
 from logitstore.format.cards import StoreMeta
-from logitstore.format.commits import commit_key, root_of
+from logitstore.format.commits import MAX_COMMIT_BYTES, commit_key, root_of
 from logitstore.format.documents import NAME_PATTERN
 from logitstore.format.encodings.base import Arrays
 from logitstore.format.encodings.rows import Rows
@@ -36,10 +36,9 @@ from logitstore.format.wire import (
     unpack,
 )
 from logitstore.reading.answer import Answer
-from logitstore.reading.connection import FIRST_CONTACT_SECONDS, MOST_BYTES, Connection
+from logitstore.reading.connection import FIRST_CONTACT_SECONDS, Connection
 from logitstore.reading.snapshot import Snapshot
 from logitstore.reading.store import LogitStore, Snapshots
-from logitstore.storage.local import MAX_OBJECT_BYTES
 from logitstore.threads import parallel
 
 _DIGEST_CONNECTIONS = 4
@@ -58,7 +57,8 @@ def open_remote(url: str, *, token: str | None, patience: float) -> LogitStore:
     base, name = split_url(url)
     connection = Connection(base, token, patience)
     if name is None or not re.fullmatch(NAME_PATTERN, name):
-        names = [entry.name for entry in connection.json("/v1/stores", _STORES)]
+        entries = connection.json("/v1/stores", _STORES)
+        names = [entry.name for entry in entries if not entry.unreadable]
         if name is not None:
             raise UnknownName.among(f"store at {base}:", name, names)
         if len(names) != 1:
@@ -112,10 +112,10 @@ class RemoteObjects:
         self.root: str | None = None
         self.lengths: dict[str, int] = {}
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most_bytes: int = MAX_COMMIT_BYTES) -> bytes:
         """Return the object's bytes as the server sent them; NotFound if it has no such object."""
         path = f"{self.path}/objects/{quote(key)}"
-        most = min(self.lengths.get(key, MOST_BYTES), MAX_OBJECT_BYTES)
+        most = min(self.lengths.get(key, most_bytes), most_bytes)
         try:
             answer = self.connection.request(
                 "GET", path, headers=self.root_header(), most_bytes=most

@@ -7,6 +7,8 @@ writing.  ``remote`` does the same over HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from operator import attrgetter
 from threading import Lock
 from typing import Any, Protocol
@@ -27,11 +29,13 @@ from logitstore.format.commits import (
     root_of,
     snapshot_folder,
 )
+from logitstore.format.documents import MAX_DOCUMENT_BYTES
 from logitstore.format.encodings.base import Arrays, Encoding, Logits
 from logitstore.format.encodings.rows import Rows
 from logitstore.format.encodings.table import encoding_of
 from logitstore.format.grid import FLAT_SHARD_ROWS, Grid, Span
 from logitstore.format.row_digests import stored_layout
+from logitstore.storage.local import MAX_OBJECT_BYTES
 from logitstore.version import __version__
 
 DECODED_CACHE_BYTES = 512 << 20
@@ -43,8 +47,8 @@ class ObjectSource(Protocol):
 
     url: str
 
-    def get(self, key: str) -> bytes:
-        """Return the object's bytes; NotFound if there is none."""
+    def get(self, key: str, most_bytes: int = MAX_OBJECT_BYTES) -> bytes:
+        """Return the object's bytes; NotFound if there is none, Damaged if it has more."""
 
 
 class Snapshot:
@@ -78,8 +82,8 @@ class Snapshot:
         self.grid = self.meta.grid
         self.encoding = self._known_encoding(where)
         stored = stored_layout(self.encoding, digests=self.meta.row_digests)
+        self._check_listing(stored)
         self.layouts = {name: self._layout(name, *kind) for name, kind in stored.items()}
-        self._check_listing()
         self._shards, self._lock = _no_shards(), Lock()
 
     def __repr__(self) -> str:
@@ -105,8 +109,11 @@ class Snapshot:
         if entry is None:
             raise Damaged(f"{self.url}: {key} is not in the commit of {self.name!r}")
         where = f"{self.url}: {key}{self._rows_of(key)}"
+        most_bytes = MAX_DOCUMENT_BYTES if key.endswith("zarr.json") else MAX_OBJECT_BYTES
+        if entry.length > most_bytes:
+            raise Damaged(f"{where}: the commit lists {entry.length} bytes, more than there can be")
         try:
-            data = self._source.get(key)
+            data = self._source.get(key, most_bytes)
         except NotFound:
             raise Damaged(f"{where} is missing") from None
         if len(data) != entry.length:
@@ -184,23 +191,29 @@ class Snapshot:
                 f"written by logitstore {writer}: install that version or a later one"
             ) from None
 
-    def _check_listing(self) -> None:
-        """Refuse a commit that lists other objects than this snapshot and its store have."""
-        folder = snapshot_folder(self.name)
-        shards = [self.grid.key(shard) for shard in self.grid.shards()]
-        arrays = {f"{folder}/{name}": shards for name in self.layouts}
-        flat = Grid(self.meta.samples, 1, FLAT_SHARD_ROWS)
-        arrays["labels"] = [flat.flat_key(shard) for shard in flat.shards()]
-        if any(key.startswith("keys/") for key in self.commit.objects):
-            arrays["keys"] = arrays["labels"]
-        keys = {"zarr.json", "snapshots/zarr.json", f"{folder}/zarr.json"}
-        for array, parts in arrays.items():
-            keys |= {f"{array}/zarr.json", *(f"{array}/{part}" for part in parts)}
+    def _check_listing(self, arrays: Iterable[str]) -> None:
+        """Refuse a commit that lists other objects than this snapshot and its store have.
+
+        Shape and shard size may declare more shards than memory holds: one more than there are
+        entries in the commit is enough to see that they differ.
+        """
         listed = self.commit.objects.keys()
-        if listed != keys:
-            key = min(listed ^ keys)
+        keys = set(islice(self._object_keys(arrays), len(listed) + 1))
+        for key in sorted(keys - listed) + sorted(listed - keys):
             fault = "lists, and no store of format v1 has," if key in listed else "does not list"
             raise Damaged(f"{self.url}: {commit_key(self.name)}: the commit {fault} {key}")
+
+    def _object_keys(self, arrays: Iterable[str]) -> Iterator[str]:
+        """Yield the key of every object that this snapshot and its store have."""
+        folder, flat = snapshot_folder(self.name), Grid(self.meta.samples, 1, FLAT_SHARD_ROWS)
+        yield from ("zarr.json", "snapshots/zarr.json", f"{folder}/zarr.json")
+        with_keys = any(key.startswith("keys/") for key in self.commit.objects)
+        for array in ("labels", "keys") if with_keys else ("labels",):
+            yield f"{array}/zarr.json"
+            yield from (f"{array}/{flat.flat_key(shard)}" for shard in flat)
+        for array in arrays:
+            yield f"{folder}/{array}/zarr.json"
+            yield from (f"{folder}/{array}/{self.grid.key(shard)}" for shard in self.grid)
 
     def _layout(self, array: str, dtype: str, width: int) -> ArrayLayout:
         key = f"{snapshot_folder(self.name)}/{array}/zarr.json"

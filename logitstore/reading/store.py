@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from logitstore.errors import Damaged, NotFound, UnknownName
 from logitstore.format.arrays import ArrayLayout, decode_shard
 from logitstore.format.cards import Samples, StoreMeta
-from logitstore.format.commits import ObjectEntry, commit_key, group_attributes, snapshot_folder
+from logitstore.format.commits import (
+    MAX_COMMIT_BYTES,
+    ObjectEntry,
+    commit_key,
+    group_attributes,
+    snapshot_folder,
+)
+from logitstore.format.documents import MAX_DOCUMENT_BYTES
 from logitstore.reading.snapshot import Snapshot
 from logitstore.storage import Storage
 from logitstore.storage.local import is_temporary
@@ -45,6 +52,12 @@ class LogitStore:
         labels: NDArray[np.int32] | None = self._flat("labels")
         if labels is None or labels.dtype != np.int32:
             raise Damaged(f"{self.url}: the store has no int32 labels")
+        if labels.min() < -1 or labels.max() >= self.meta.classes:
+            outside = int(np.flatnonzero((labels < -1) | (labels >= self.meta.classes))[0])
+            raise Damaged(
+                f"{self.url}: sample {outside} has label {labels[outside]}, expected -1 or one of "
+                f"{self.meta.classes} classes"
+            )
         return labels
 
     @cached_property
@@ -117,7 +130,8 @@ class _LocalSnapshots(Snapshots):
 
     def _open(self, name: str) -> Snapshot:
         """Refuse a snapshot whose store-level metadata is another, or that has foreign objects."""
-        snapshot = Snapshot(self._storage, name, self._storage.get(commit_key(name)))
+        commit = self._storage.get(commit_key(name), MAX_COMMIT_BYTES)
+        snapshot = Snapshot(self._storage, name, commit)
         if ObjectEntry.of(self._meta) != snapshot.commit.objects.get("zarr.json"):
             raise Damaged(f"{self.url}: zarr.json is not what the commit of {name!r} lists")
         known = {*snapshot.commit.objects, commit_key(name)}
@@ -134,7 +148,7 @@ class _LocalSnapshots(Snapshots):
 def open_stored(storage: Storage) -> LogitStore:
     """Open the store whose objects ``storage`` holds; raises NotFound or Damaged."""
     try:
-        document = storage.get("zarr.json")
+        document = storage.get("zarr.json", MAX_DOCUMENT_BYTES)
     except NotFound:
         raise NotFound(
             f"{storage.url}: no logit store is here (no zarr.json); `logitstore ls FOLDER` lists "

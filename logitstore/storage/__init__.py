@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from logitstore.errors import InputError, NotFound
-from logitstore.storage.local import LocalStorage
+from logitstore.storage.local import MAX_OBJECT_BYTES, LocalStorage
 
 
 class Storage(Protocol):
@@ -19,11 +19,11 @@ class Storage(Protocol):
 
     url: str
 
-    def get(self, key: str) -> bytes:
-        """Return the object's bytes; NotFound if there is none."""
+    def get(self, key: str, most_bytes: int = MAX_OBJECT_BYTES) -> bytes:
+        """Return the object's bytes; NotFound if there is none, Damaged if it has more."""
 
     def size(self, key: str) -> int | None:
-        """Return the object's length in bytes, or None if there is none."""
+        """Return the length in bytes of what has this key, or None if nothing has."""
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Write or replace the object, atomically and durably."""

@@ -1,22 +1,31 @@
 """Keep a store's objects as files under one folder, by durable and atomic writes.
 
 A key is a relative posix path.  ``put`` replaces an object whole or not at all, also through a
-power cut; ``create`` writes it only if there is none, which is what a commit relies on.  Nothing
-here knows zarr, encodings or what a key means.
+power cut; ``create`` writes it only if there is none, which is what a commit relies on.  Every read
+goes through ``LocalStorage.open``, which opens plain files below the root and nothing else.
+Nothing here knows zarr, encodings or what a key means.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from logitstore.errors import Damaged, NotFound
+from logitstore.errors import Damaged, LogitstoreError, NotFound
 from logitstore.storage.durable import TEMPORARY, new_file, os_errors_as_ours, sync_folder
 
 MAX_OBJECT_BYTES = 512 << 20
 """Bytes of the largest object that is read; format v1's largest shard has fewer."""
+
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+"""How a folder is opened to pass through it."""
+
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""How an object is opened: no link is followed, and no pipe or device is waited for."""
 
 _ATTEMPTS = 100
 """How often a change is tried that another writer's sweep disturbs."""
@@ -29,21 +38,80 @@ class LocalStorage:
         self.root = Path(os.path.abspath(root))
         self.url = str(root)
 
-    def get(self, key: str) -> bytes:
-        try:
-            with os_errors_as_ours(self.url, key), open(self.path(key), "rb") as file:
-                if os.fstat(file.fileno()).st_size > MAX_OBJECT_BYTES:
-                    raise Damaged(f"{self.url}: {key} is larger than any object of a store")
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise NotFound(f"{self.url}: there is no object {key}") from None
+    def open(self, key: str) -> tuple[int, int]:
+        """Open an object to read, and return its descriptor and its length in bytes.
+
+        NotFound if there is none.  Damaged if it is no plain file, or lies behind a link.
+        """
+        with self._errors_of(key), self._folder_of(key) as (folder, name):
+            descriptor = os.open(name, _FILE, dir_fd=folder)
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode):
+                return descriptor, status.st_size
+            os.close(descriptor)
+        raise self._not_plain(key)
+
+    def get(self, key: str, most_bytes: int = MAX_OBJECT_BYTES) -> bytes:
+        descriptor, length = self.open(key)
+        with open(descriptor, "rb") as file, os_errors_as_ours(self.url, key):
+            if length > most_bytes:
+                raise Damaged(
+                    f"{self.url}: {key} has {length} bytes: it is larger than any object of its "
+                    f"kind, which has {most_bytes} at most"
+                )
+            return file.read(length)
 
     def size(self, key: str) -> int | None:
         try:
-            with os_errors_as_ours(self.url, key):
-                return os.stat(self.path(key)).st_size
-        except (FileNotFoundError, NotADirectoryError):
+            with self._errors_of(key), self._folder_of(key) as (folder, name):
+                return os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+        except NotFound:
             return None
+
+    @contextmanager
+    def _folder_of(self, key: str) -> Iterator[tuple[int, str]]:
+        """Open the folder of an object, part by part and through no link; yield the name in it."""
+        *folders, name = key.split("/")
+        if not {"", ".", ".."}.isdisjoint([*folders, name]):
+            raise Damaged(f"{self.url}: {key!r} is not the key of an object")
+        descriptor = os.open(self.root, _FOLDER)
+        try:
+            for folder in folders:
+                inner = os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = inner
+            yield descriptor, name
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _errors_of(self, key: str) -> Iterator[None]:
+        """Say what is wrong where a read finds no plain file."""
+        try:
+            with os_errors_as_ours(self.url, key):
+                yield
+        except LogitstoreError:
+            raise
+        except FileNotFoundError:
+            raise NotFound(f"{self.url}: there is no object {key}") from None
+        except OSError as error:
+            if error.errno == errno.ENOTDIR and not self._passes_link(key):
+                raise NotFound(f"{self.url}: there is no object {key}") from None
+            if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV):
+                raise self._not_plain(key) from None
+            raise
+
+    def _not_plain(self, key: str) -> Damaged:
+        if self._passes_link(key):
+            return Damaged(
+                f"{self.url}: {key} is or passes through a link; stores hold plain files"
+            )
+        return Damaged(f"{self.url}: {key} is no plain file")
+
+    def _passes_link(self, key: str) -> bool:
+        """Return whether a link leads a key elsewhere; only for the words of an error."""
+        path = self.root
+        return any(os.path.islink(path := path / part) for part in key.split("/"))
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         self._write(key, data, os.replace)
@@ -81,14 +149,16 @@ class LocalStorage:
             sync_folder(path.parent)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        for folder, _, files in os.walk(self.root / prefix):
-            for name in files:
+        for folder, folders, files in os.walk(self.root / prefix):
+            # A link to a folder is not followed: it is an object that belongs to nobody.
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            for name in files + links:
                 yield (Path(folder) / name).relative_to(self.root).as_posix()
 
     def names(self, prefix: str) -> list[str]:
         try:
             with os.scandir(self.root / prefix) as entries:
-                return sorted(entry.name for entry in entries if entry.is_dir())
+                return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -105,7 +175,7 @@ class LocalStorage:
                     os.rmdir(folder)
 
     def path(self, key: str) -> Path:
-        """Return the object's path; a key that a link leads elsewhere is refused."""
+        """Return the path to write an object to; one that a link leads elsewhere is refused."""
         path = self.root / key
         if os.path.realpath(path) != os.path.join(os.path.realpath(self.root), *key.split("/")):
             raise Damaged(f"{self.url}: {key} is or passes through a link; stores hold plain files")

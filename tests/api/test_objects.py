@@ -19,6 +19,7 @@ from logitstore.api.served.registry import Registry
 from logitstore.cache.cache import Cache
 from logitstore.errors import Damaged
 from logitstore.format.wire import ROOT_HEADER, pack_indices
+from logitstore.reading.scan import Scan
 from tests.support.service import BINARY, OBJECTS, ROWS, problem
 
 SEGMENTS = [
@@ -161,4 +162,4 @@ def test_a_link_out_of_the_store_is_not_followed(tiny_store: Any, tmp_path: Path
     (tmp_path / "root/linked").symlink_to(store)
     with pytest.raises(Damaged, match="link"):
         open_object(registry.open("c10", "teacher"), key)
-    assert list(find_stores(tmp_path / "root")) == ["c10"]
+    assert list(find_stores(Scan(tmp_path / "root"))) == ["c10"]

@@ -17,7 +17,7 @@ from logitstore.format.cards import (
     ViewCard,
 )
 from logitstore.reading.verify import verify_store
-from logitstore.storage.local import LocalStorage
+from logitstore.storage.local import MAX_OBJECT_BYTES, LocalStorage
 from logitstore.writing.opening import open_writer
 from logitstore.writing.target import Target
 from logitstore.writing.writer import SnapshotWriter
@@ -36,9 +36,9 @@ class Counting(LocalStorage):
         super().__init__(root)
         self.calls: Counter[str] = Counter()
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         self.calls["reads"] += 1
-        return super().get(key)
+        return super().get(key, most_bytes)
 
     def size(self, key: str) -> int | None:
         self.calls["reads"] += 1
