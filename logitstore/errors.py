@@ -4,6 +4,7 @@
     ├── InputError      (ValueError)        2     an argument, a spec or a file is not usable
     │   ├── MismatchError                   2     two things that must agree do not
     │   └── NoCache                         2     no decoded copy can be kept in this folder
+    │       ├── CacheInUse                  2     … until copies in use are let go
     │       └── CacheFull   (Unfinished)    3     … until there is space
     ├── UnknownName     (KeyError)          2     no store, snapshot, method … of that name
     ├── NotFound        (FileNotFoundError) 2     a path does not exist
@@ -102,6 +103,10 @@ class Unfinished(LogitstoreError, OSError):
 
 class NoCache(InputError):
     """The cache's folder, or its limit, does not allow a decoded copy of a snapshot."""
+
+
+class CacheInUse(NoCache):
+    """The copies in use leave no room for another one within the cache's limit."""
 
 
 class CacheFull(NoCache, Unfinished):

@@ -7,9 +7,10 @@ must not wait for a server that is away.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from queue import Empty, Full, Queue, SimpleQueue
-from threading import Event, Thread
+from threading import Condition, Event, Thread
 from typing import TypeVar, cast
 
 T = TypeVar("T")
@@ -25,6 +26,33 @@ _CHECK_SECONDS = 0.1
 def usable_cpus() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class ByteBudget:
+    """Lets threads hold at most ``most`` bytes together; one that needs more waits."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._begin()
+        # A child process has none of the threads that hold something here.
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        self._free, self._changed = self._most, Condition()
+
+    @contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        """Hold so many bytes; of more than there are, all."""
+        count, changed = min(count, self._most), self._changed
+        with changed:
+            changed.wait_for(lambda: self._free >= count)
+            self._free -= count
+        try:
+            yield
+        finally:
+            with changed:
+                self._free += count
+                changed.notify_all()
 
 
 def parallel(work: Callable[[T], R], items: Sequence[T], threads: int) -> Generator[R]:

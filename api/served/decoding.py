@@ -1,4 +1,4 @@
-"""Decoded copies of served snapshots, made one after the other in the background.
+"""Decoded copies of served snapshots, made in the background: one store's one after the other.
 
 The cache's lock makes several workers share one copy.  A copy is let go when nothing refers to its
 ``DecodeJob`` any more; where the cache cannot hold one, rows are read from the store directly.
@@ -10,9 +10,9 @@ import logging
 import resource
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from logitstore.cache.cache import Cache
 from logitstore.cache.copy import Copy
 from logitstore.cache.readers import CopyReader
-from logitstore.errors import LogitstoreError, NoCache
+from logitstore.errors import CacheFull, CacheInUse, LogitstoreError, NoCache
 from logitstore.format.encodings.base import Arrays
 from logitstore.reading.snapshot import Snapshot
 
@@ -104,33 +104,37 @@ def _page_faults() -> int:
 
 
 class DecodeQueue:
-    """Decodes snapshots in a thread of its own.
+    """Decodes snapshots, each store's in a thread of its own, so that none waits for another store.
 
     ``make_room`` lets go of a copy that is not used, or returns False.
     """
 
     def __init__(self, cache: Cache, make_room: Callable[[], bool]) -> None:
         self._cache, self._make_room = cache, make_room
-        self._queue: SimpleQueue[DecodeJob] = SimpleQueue()
+        self._queues: dict[str, deque[DecodeJob]] = {}
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def start(self, snapshot: Snapshot) -> DecodeJob:
-        """Begin to decode a snapshot, or queue it behind others."""
+        """Begin to decode a snapshot, or queue it behind others of its store."""
         job = DecodeJob(snapshot)
         with self._lock:
-            if self._thread is None:
+            queue = self._queues.setdefault(snapshot.url, deque())
+            queue.append(job)
+            if len(queue) == 1:
                 # A daemon: a server that is told to stop must not wait for it.
-                self._thread = threading.Thread(
-                    target=self._work, name="logitstore-decode", daemon=True
-                )
-                self._thread.start()
-        self._queue.put(job)
+                threading.Thread(
+                    target=self._work, args=(queue,), name="logitstore-decode", daemon=True
+                ).start()
         return job
 
-    def _work(self) -> None:
+    def _work(self, queue: deque[DecodeJob]) -> None:
+        """Decode until nothing of this store waits; what is at work stays first in its queue."""
         while True:
-            self._decode(self._queue.get())
+            self._decode(queue[0])
+            with self._lock:
+                queue.popleft()
+                if not queue:
+                    return
 
     def _decode(self, job: DecodeJob) -> None:
         snapshot = job.snapshot
@@ -153,6 +157,6 @@ class DecodeQueue:
         while True:
             try:
                 return self._cache.copy_of(job.snapshot, job, in_memory=False)
-            except NoCache:
+            except (CacheInUse, CacheFull):
                 if not self._make_room():
                     raise

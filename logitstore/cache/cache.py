@@ -19,7 +19,15 @@ from functools import cached_property
 from pathlib import Path
 
 from logitstore.cache.copy import Copy, CopyIndex, decode_into_memory
-from logitstore.cache.folder import WAYS_OUT, CacheFolder, CopyInfo, digest_of, no_space
+from logitstore.cache.folder import (
+    WAYS_OUT,
+    CacheFolder,
+    CopyInfo,
+    Growth,
+    digest_of,
+    no_space,
+    own_folder,
+)
 from logitstore.cache.mapped import MappedCopy, allocate, fill, open_copy
 from logitstore.errors import Damaged, LogitstoreError, NoCache
 from logitstore.progress import Progress, Silent
@@ -93,7 +101,7 @@ class Cache:
 
     def clear(self) -> tuple[list[CopyInfo], list[CopyInfo]]:
         """Remove every copy that is not in use; return those removed and those kept."""
-        if not self.folder.exists():
+        if not self._files.path.exists():
             return [], []
         with self._os_errors_as_ours(), self._files.exclusive():
             self._files.sweep()
@@ -103,7 +111,7 @@ class Cache:
 
     @cached_property
     def _files(self) -> CacheFolder:
-        return CacheFolder(self.folder, self.most_bytes)
+        return CacheFolder(own_folder(self.folder), self.most_bytes)
 
     def _find_or_make(self, snapshot: Snapshot, index: CopyIndex, progress: Progress) -> MappedCopy:
         """Open the copy, or make it, or wait for the process that makes it."""
@@ -145,10 +153,11 @@ class Cache:
             with self._files.exclusive():
                 self._files.sweep(digest)
                 self._files.discard(digest)
-                self._files.make_room(index)
-                draft.mkdir()
+                self._files.refuse(index, snapshot.stored_bytes())
+                draft.mkdir(0o700)
                 files = allocate(draft, index)
-            return fill(draft, self._files.of(digest), files, snapshot, progress)
+            grow = Growth(self._files, index).add
+            return fill(draft, self._files.of(digest), files, snapshot, progress, grow)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -171,7 +180,9 @@ class Cache:
 
 def _is_damage(error: OSError) -> bool:
     """Return whether to make the copy again; without rights, locks or memory it would not help."""
-    return isinstance(error, Damaged) or error.errno in (errno.EIO, errno.ENOTDIR, errno.EISDIR)
+    of_others = isinstance(error, PermissionError) and error.errno == errno.EACCES
+    places = (errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+    return isinstance(error, Damaged) or of_others or error.errno in places
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.format.documents import Document, Name, Sha256
+from logitstore.format.documents import Document, Name, Sha256, Tuple
 from logitstore.format.encodings.base import Arrays
 from logitstore.format.grid import Grid, Span
 from logitstore.progress import Progress
+from logitstore.reading.snapshot import DECODING
 from logitstore.storage import is_url
 from logitstore.threads import parallel, usable_cpus
 
@@ -28,15 +29,15 @@ CONNECTIONS = 4
 """Least number of shards that are fetched from a server at once."""
 
 MOST_THREADS = 8
-"""Most threads that decode: each holds one shard, stored and decoded, usually at most 64 MiB."""
+"""Most threads that decode one snapshot; together all hold at most what ``DECODING`` allows."""
 
 
 class ArrayIndex(Document):
-    """Describes one array, (V, N, width); ``crc32c`` has an entry for each shard."""
+    """Describes one array, (V, N, width); ``seals`` has one for each shard (``Seal``)."""
 
     dtype: str
     shape: tuple[int, int, int]
-    crc32c: tuple[int, ...] = ()
+    seals: Tuple[str] = ()
 
     @property
     def row_bytes(self) -> int:
@@ -52,7 +53,8 @@ class ArrayIndex(Document):
 class CopyIndex(Document):
     """Describes a copy's content; ``snapshot`` and ``store`` are for people who look at it."""
 
-    layout_version: Literal[1] = 1
+    most_bytes: ClassVar[int] = 64 << 20
+    layout_version: Literal[2] = 2
     root: Sha256
     snapshot: Name
     store: str
@@ -61,7 +63,7 @@ class CopyIndex(Document):
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> CopyIndex:
-        """Describe what the copy of a snapshot must hold, without checksums."""
+        """Describe what the copy of a snapshot must hold, without seals."""
         meta, layout = snapshot.meta, snapshot.encoding.layout
         arrays = {
             name: ArrayIndex(dtype=dtype, shape=(meta.views, meta.samples, width))
@@ -142,7 +144,8 @@ def decode_all(
     """Call ``keep`` with each shard and its rows, (rows, width) of every array, in threads."""
 
     def decode(shard: Span) -> int:
-        keep(shard, snapshot.read_shard(shard))
+        with DECODING.hold(snapshot.decoded_shard_bytes):
+            keep(shard, snapshot.read_shard(shard))
         return shard.rows
 
     threads = max(CONNECTIONS, usable_cpus()) if is_url(snapshot.url) else usable_cpus()

@@ -4,7 +4,10 @@
     DIGEST.lock       held by the process that makes the copy; the others wait
     .DIGEST.….tmp/    a copy that is being made or removed
     lock              held for a moment by a process that looks at all copies: to remove some
+    key               of the seals, if the user has no home folder (``seal``)
+    user-UID/         the same, of a user who does not own the folder or is not alone in it
 
+Folders are made with mode 0700 and files with 0600, and nobody else's are used or followed.
 All locks are flocks, which end with their process: what a killed process left behind is removed by
 the next one that makes a copy or clears the cache.
 """
@@ -23,11 +26,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from logitstore.cache.copy import CopyIndex
-from logitstore.cache.locks import OpenFile
+from logitstore.cache.locks import OpenFile, make_private
 from logitstore.cache.mapped import INDEX
-from logitstore.errors import CacheFull, Damaged, NoCache
+from logitstore.errors import CacheFull, CacheInUse, Damaged, NoCache
 from logitstore.text import size
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,15 @@ WAYS_OUT = (
 
 SPARE_BYTES = 1 << 20
 """Bytes that stay free on the disk beside a new copy."""
+
+STEP_BYTES = 64 << 20
+"""Bytes for which a growing copy finds room beforehand, beyond what was verified."""
+
+MOST_EXPANSION = 64
+"""How many times as large as its stored rows a copy may be, if it takes more than a step.
+
+Logits that a network computed are stored in a quarter of their size at the least.
+"""
 
 _COPY = re.compile(r"^[0-9a-f]{64}$")
 _DRAFT = re.compile(r"^\.([0-9a-f]{64})\.[0-9a-f]+\.tmp$")
@@ -79,7 +92,7 @@ class CacheFolder:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Wait until no other process looks at all copies, and keep others from it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_private(self.path)
         file = OpenFile(self.path / _PLAIN_LOCK, os.O_RDWR | os.O_CREAT)
         try:
             file.lock(fcntl.LOCK_EX, wait=True)
@@ -90,7 +103,7 @@ class CacheFolder:
     @contextmanager
     def maker(self, digest: str) -> Iterator[str | None]:
         """Become the only process that makes this copy: yield None, or who it is."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_private(self.path)
         path = self.path / f"{digest}.lock"
         file = OpenFile(path, os.O_RDWR | os.O_CREAT)
         if not file.lock(fcntl.LOCK_EX) or not file.is_at(path):
@@ -140,28 +153,45 @@ class CacheFolder:
             os.rename(self.of(digest), draft)
             _remove(draft)
 
-    def make_room(self, index: CopyIndex) -> None:
-        """Remove the least recently used copies until a new one fits; none if it never would.
-
-        NoCache if the limit is too small, CacheFull if the disk is.
-        """
-        copies = self.entries()
-        idle = [copy for copy in copies if not copy.in_use]
-        removable = sum(copy.bytes for copy in idle)
-        drafts = sum(_bytes_in(path) for path in self._paths() if _DRAFT.match(path.name))
-        free = shutil.disk_usage(self.path).free
-        over = drafts + sum(copy.bytes for copy in copies) + index.bytes - self.most_bytes
-        short = index.bytes + SPARE_BYTES - free
-        if over > removable:
-            raise NoCache(self._over_limit(index, copies))
-        if short > removable:
-            raise no_space(self.path, index, free + removable)
+    def make_room(self, index: CopyIndex, count: int) -> None:
+        """Remove the least recently used copies until ``count`` bytes more of a copy fit."""
+        over, short, idle = self._missing(index, count)
         for copy in idle:
             if max(over, short) <= 0:
                 return
             if self.remove(copy.digest):
                 log.info("%s: removed the copy of %s", self.path, copy.snapshot)
                 over, short = over - copy.bytes, short - copy.bytes
+
+    def refuse(self, index: CopyIndex, stored: int) -> None:
+        """Refuse a copy of so many stored bytes that never fits; nothing is removed for it.
+
+        NoCache if the limit is too small or the rows are stored in next to nothing, CacheInUse if
+        the copies in use leave no room, CacheFull if the disk does not.
+        """
+        if index.bytes > STEP_BYTES + MOST_EXPANSION * stored:
+            raise NoCache(
+                f"{self.path}: a decoded copy of {index.snapshot!r} takes {size(index.bytes)}, "
+                f"more than {MOST_EXPANSION} times the {size(stored)} in which its rows are "
+                "stored: such a snapshot is read without a copy"
+            )
+        self._missing(index, index.bytes)
+
+    def _missing(self, index: CopyIndex, count: int) -> tuple[int, int, list[CopyInfo]]:
+        """Return the bytes above limit and disk with ``count`` more, and the removable copies."""
+        copies = self.entries()
+        idle = [copy for copy in copies if not copy.in_use]
+        removable = sum(copy.bytes for copy in idle)
+        drafts = sum(_taken_by(path) for path in self._paths() if _DRAFT.match(path.name))
+        free = shutil.disk_usage(self.path).free
+        over = drafts + sum(copy.bytes for copy in copies) + count - self.most_bytes
+        short = count + SPARE_BYTES - free
+        if over > removable:
+            kind = NoCache if index.bytes > self.most_bytes else CacheInUse
+            raise kind(self._over_limit(index, copies))
+        if short > removable:
+            raise no_space(self.path, index, free + removable)
+        return over, short, idle
 
     def _over_limit(self, index: CopyIndex, copies: list[CopyInfo]) -> str:
         used = [copy for copy in copies if copy.in_use]
@@ -180,6 +210,34 @@ class CacheFolder:
             return sorted(self.path.iterdir())
         except FileNotFoundError:
             return []
+
+
+class Growth:
+    """Makes room for a copy while it is made: never more than a step beyond what was verified."""
+
+    def __init__(self, files: CacheFolder, index: CopyIndex) -> None:
+        self._files, self._index, self._lock = files, index, Lock()
+        self._verified, self._room = 0, 0
+
+    def add(self, count: int) -> None:
+        """Count verified bytes, which are written next; raises what ``refuse`` raises."""
+        with self._lock:
+            self._verified += count
+            if self._verified > self._room:
+                room = min(self._index.bytes, self._verified + STEP_BYTES)
+                with self._files.exclusive():
+                    self._files.make_room(self._index, room - self._room)
+                self._room = room
+
+
+def own_folder(folder: Path) -> Path:
+    """Return the folder if only this user writes to it, else the place of this user's own in it."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return folder
+    alone = status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    return folder if alone else folder / f"user-{os.geteuid()}"
 
 
 def digest_of(root: str) -> str:
@@ -207,7 +265,7 @@ def _describe(folder: Path) -> CopyInfo | None:
         with open(file.fd, "rb", closefd=False) as opened:
             index = CopyIndex.parse(str(path), opened.read())
         snapshot, store, root = index.snapshot, index.store, index.root
-    except (FileNotFoundError, NotADirectoryError, Damaged):
+    except (FileNotFoundError, NotADirectoryError, PermissionError, Damaged):
         if not folder.is_dir():
             return None
     return CopyInfo(
@@ -226,6 +284,15 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def _taken_by(draft: Path) -> int:
+    """Return the bytes of disk that a copy takes by now: its files have their length before."""
+    total = 0
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(draft) as files:
+        for file in files:
+            total += 512 * file.stat(follow_symlinks=False).st_blocks
+    return total
 
 
 def _bytes_in(folder: Path) -> int:

@@ -1,28 +1,31 @@
 """Keep a decoded copy in files: made whole or not at all, checked when opened, mapped read-only.
 
-A copy is a folder with one file per array, (view, sample, value), and an index with the CRC-32C of
-every shard.  A store's own files are never mapped: whoever cuts one short would kill the process.
-Copies are written with ``pwrite``, because a full disk under a map kills the process, too.  Every
-user of a copy holds a shared lock on its index.
+A copy is a folder with one file per array, (view, sample, value), and an index with the seal of
+every shard (``Seal``).  Folder and files are the user's own and closed to all others; nobody else's
+are believed.  A store's own files are never mapped: whoever cuts one short would kill the process.
+Copies are written with ``pwrite``, because a full disk under a map kills the process, too; a file
+has its whole length from the beginning, but takes disk only as verified rows are written to it.
+Every process that uses a copy holds a shared lock on its index.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from hmac import compare_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.cache.copy import Copy, CopyIndex, decode_all
-from logitstore.cache.locks import OpenFile
+from logitstore.cache.locks import OpenFile, refuse_others
+from logitstore.cache.seal import Seal
 from logitstore.errors import Damaged
 from logitstore.format.encodings.base import Arrays
 from logitstore.format.grid import Span
@@ -38,10 +41,7 @@ INDEX = "index.json"
 """Name of the file that describes a copy."""
 
 _PIECE_BYTES = 1 << 20
-"""Bytes read at once for a checksum: they stay in the processor's cache."""
-
-_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
-"""Errors of a file system that cannot reserve space."""
+"""Bytes read at once for a seal: they stay in the processor's cache."""
 
 
 class MappedCopy(Copy):
@@ -66,16 +66,11 @@ def _reopened(folder: Path, index: CopyIndex) -> MappedCopy | None:
 
 
 def allocate(draft: Path, index: CopyIndex) -> dict[str, OpenFile]:
-    """Create a copy's files in full length, so that a full disk is noticed before any work."""
+    """Create a copy's files in their whole length; they take no disk yet."""
     files = {}
     for name, array in index.arrays.items():
         file = OpenFile(draft / f"{name}.bin", os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            os.posix_fallocate(file.fd, 0, array.bytes)
-        except OSError as error:
-            if error.errno not in _NO_FALLOCATE:
-                raise
-            os.ftruncate(file.fd, array.bytes)
+        os.ftruncate(file.fd, array.bytes)
         files[name] = file
     return files
 
@@ -86,15 +81,20 @@ def fill(
     files: Mapping[str, OpenFile],
     snapshot: Snapshot,
     progress: Progress,
+    grow: Callable[[int], None],
 ) -> MappedCopy:
-    """Decode a snapshot into allocated files, sync them, and move the draft to ``folder``."""
-    index = CopyIndex.of(snapshot)
-    sums: dict[tuple[str, Span], int] = {}
+    """Decode a snapshot into allocated files, sync them, and move the draft to ``folder``.
+
+    ``grow`` is called with the bytes of each shard that was verified, before they are written.
+    """
+    index, seal = CopyIndex.of(snapshot), Seal.own(folder.parent)
+    seals: dict[tuple[str, Span], str] = {}
 
     def keep(shard: Span, rows: Arrays) -> None:
+        grow(sum(array.nbytes for array in rows.values()))
         for name, file in files.items():
             data = rows[name].reshape(-1).view(np.uint8)
-            sums[name, shard] = google_crc32c.value(data)
+            seals[name, shard] = seal.of(index.root, name, shard, [data.data])
             _write(file, data, index.grid.rows_of(shard).start * index.arrays[name].row_bytes)
 
     decode_all(snapshot, keep, progress)
@@ -102,7 +102,7 @@ def fill(
         os.fsync(file.fd)
     arrays = {
         name: array.model_copy(
-            update={"crc32c": tuple(sums[name, shard] for shard in index.grid.shards())}
+            update={"seals": tuple(seals[name, shard] for shard in index.grid.shards())}
         )
         for name, array in index.arrays.items()
     }
@@ -123,6 +123,7 @@ def open_copy(folder: Path, expected: CopyIndex) -> MappedCopy | None:
     Damaged says what is wrong with it.  The index's modification time is set: the last use.
     """
     try:
+        refuse_others(folder, os.lstat(folder), stat.S_IFDIR)
         lock = OpenFile(folder / INDEX, os.O_RDONLY)
     except FileNotFoundError:
         if folder.exists():
@@ -130,7 +131,7 @@ def open_copy(folder: Path, expected: CopyIndex) -> MappedCopy | None:
         return None
     if not lock.lock(fcntl.LOCK_SH) or not lock.is_at(folder / INDEX):
         return None
-    with suppress(OSError):  # another user's file
+    with suppress(OSError):  # a file system that cannot be written to
         os.utime(lock.fd)
     with open(lock.fd, "rb", closefd=False) as file:
         index = CopyIndex.parse(f"{folder}/{INDEX}", file.read())
@@ -140,7 +141,7 @@ def open_copy(folder: Path, expected: CopyIndex) -> MappedCopy | None:
         files = {name: OpenFile(folder / f"{name}.bin", os.O_RDONLY) for name in index.arrays}
     except FileNotFoundError as error:
         raise Damaged(f"{error.filename} is missing") from None
-    _verify(folder, index, files)
+    _verify(folder, index, files, Seal.own(folder.parent))
     return MappedCopy(folder, index, _mapped(index, files), lock, made=False)
 
 
@@ -150,43 +151,43 @@ def _content(index: CopyIndex) -> list[Any]:
     return [index.root, index.rows_per_shard, arrays]
 
 
-def _verify(folder: Path, index: CopyIndex, files: Mapping[str, OpenFile]) -> None:
+def _verify(folder: Path, index: CopyIndex, files: Mapping[str, OpenFile], seal: Seal) -> None:
     grid = index.grid
     shards = grid.shards()
     for name, array in index.arrays.items():
         length = os.fstat(files[name].fd).st_size
-        if length != array.bytes or len(array.crc32c) != len(shards):
+        if length != array.bytes or len(array.seals) != len(shards):
             raise Damaged(f"{folder}/{name}.bin has {length} bytes, expected {array.bytes}")
 
-    def check(task: tuple[str, Span, int]) -> None:
-        name, shard, crc = task
+    def check(task: tuple[str, Span, str]) -> None:
+        name, shard, expected = task
         size, rows = index.arrays[name].row_bytes, grid.rows_of(shard)
-        if _checksum(files[name], rows.start * size, shard.rows * size) != crc:
+        pieces = _pieces(files[name], rows.start * size, shard.rows * size)
+        if not compare_digest(seal.of(index.root, name, shard, pieces), expected):
             raise Damaged(
-                f"{folder}/{name}.bin: rows {rows.start}..{rows.stop - 1} are damaged "
-                "(crc32c differs)"
+                f"{folder}/{name}.bin: rows {rows.start}..{rows.stop - 1} are damaged, or no copy "
+                "of this user's (their seal differs)"
             )
 
     tasks = [
-        (name, shard, crc)
+        (name, shard, expected)
         for name, array in index.arrays.items()
-        for shard, crc in zip(shards, array.crc32c, strict=True)
+        for shard, expected in zip(shards, array.seals, strict=True)
     ]
     for _ in parallel(check, tasks, usable_cpus()):
         pass
 
 
-def _checksum(file: OpenFile, offset: int, length: int) -> int:
-    """Return the CRC-32C of a part of a file; -1 if the file ends before."""
-    piece, crc, done = np.empty(min(length, _PIECE_BYTES), np.uint8), 0, 0
+def _pieces(file: OpenFile, offset: int, length: int) -> Iterator[memoryview]:
+    """Yield a part of a file in pieces, as far as the file goes; one piece's memory is reused."""
+    piece, done = np.empty(min(length, _PIECE_BYTES), np.uint8), 0
     while done < length:
         part = piece[: length - done]
         read = os.preadv(file.fd, [part.data], offset + done)
         if read == 0:
-            return -1
-        crc = google_crc32c.extend(crc, part[:read])
+            return
+        yield part[:read].data
         done += read
-    return crc
 
 
 def _mapped(index: CopyIndex, files: Mapping[str, OpenFile]) -> Arrays:

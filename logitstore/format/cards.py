@@ -23,6 +23,9 @@ from logitstore.values import Precision
 FORMAT_VERSION = 1
 """The version that every document names."""
 
+THUMBNAIL_SIDE = 8
+"""Pixels along each side of a thumbnail."""
+
 THUMBNAIL_TOLERANCE = 2
 """Most difference, of 255, between the thumbnails that two image decoders make of one image."""
 
@@ -109,15 +112,19 @@ class Canary(Document):
     sample: int
     shape: tuple[int, int, int]
     sha256: Sha256
-    thumbnail: str
+    thumbnail: Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 
     def resembles(self, other: Canary) -> bool:
         """Return whether the views are equal, or as close as another image decoder's would be."""
         if self.sha256 == other.sha256:
             return True
         ours, theirs = bytes.fromhex(self.thumbnail), bytes.fromhex(other.thumbnail)
-        near = all(abs(a - b) <= THUMBNAIL_TOLERANCE for a, b in zip(ours, theirs, strict=False))
-        return self.shape == other.shape and near
+        # Thumbnails of no pixels, or of too few, are like no view's.
+        comparable = self.shape == other.shape
+        comparable &= len(ours) == len(theirs) == THUMBNAIL_SIDE**2 * self.shape[0] > 0
+        return comparable and all(
+            abs(a - b) <= THUMBNAIL_TOLERANCE for a, b in zip(ours, theirs, strict=True)
+        )
 
 
 class ViewCard(Document):

@@ -211,7 +211,9 @@ class RemoteSnapshot(Snapshot):
             most_bytes=template(self.encoding, len(indices)).length,
         )
         objects.confirm(answer)
-        return unpack(answer.body, self.encoding, count=len(indices))
+        rows = unpack(answer.body, self.encoding, count=len(indices))
+        self.refuse_faulty(dict(rows.arrays), view, indices.tolist())
+        return rows
 
 
 class _RemoteSnapshots(Snapshots):

@@ -7,7 +7,7 @@ writing.  ``remote`` does the same over HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
 from threading import Lock
@@ -36,10 +36,15 @@ from logitstore.format.encodings.table import encoding_of
 from logitstore.format.grid import FLAT_SHARD_ROWS, Grid, Span
 from logitstore.format.row_digests import stored_layout
 from logitstore.storage.local import MAX_OBJECT_BYTES
+from logitstore.threads import ByteBudget
 from logitstore.version import __version__
 
 DECODED_CACHE_BYTES = 512 << 20
 """Bytes of decoded shards that a snapshot keeps in memory, those read last."""
+
+
+DECODING = ByteBudget(512 << 20)
+"""Bounds the shards that all threads of this process decode at once: a small object may be long."""
 
 
 class ObjectSource(Protocol):
@@ -146,13 +151,30 @@ class Snapshot:
 
     def read_shard(self, shard: Span) -> dict[str, NDArray[Any]]:
         """Verify and decode a shard's rows: (rows, width) of each array."""
-        return {name: self.read_array(name, shard) for name in self.encoding.layout}
+        decoded = {name: self.read_array(name, shard) for name in self.encoding.layout}
+        self.refuse_faulty(decoded, shard.view, range(shard.start, shard.stop))
+        return decoded
 
     def read_array(self, name: str, shard: Span) -> NDArray[Any]:
         """Verify and decode a shard's rows of one array: (rows, width)."""
         key = f"{snapshot_folder(self.name)}/{name}/{self.grid.key(shard)}"
         where = f"{self._source.url}: {key}"
         return decode_shard(where, self.layouts[name], self.object(key), shard.rows)
+
+    def refuse_faulty(self, arrays: Arrays, view: int, samples: Sequence[int]) -> None:
+        """Refuse rows of these samples that no writer writes: the digests cover them all the same.
+
+        Rows are looked at once, when they come from the store, and not at each batch.
+        """
+        fault = self.encoding.fault(arrays)
+        if fault is not None:
+            row, what = fault
+            raise Damaged(f"{self.url}: {self.name}: view {view}, sample {samples[row]}: {what}")
+
+    @property
+    def decoded_shard_bytes(self) -> int:
+        """Bytes of a whole shard's rows, decoded."""
+        return self.meta.rows_per_shard * self.encoding.bytes_per_row
 
     def stored_bytes(self) -> int:
         """Return the bytes of this snapshot's own objects together."""
@@ -228,7 +250,8 @@ class Snapshot:
 
     @cachedmethod(attrgetter("_shards"), lock=attrgetter("_lock"))
     def _shard(self, shard: Span) -> dict[str, NDArray[Any]]:
-        return self.read_shard(shard)
+        with DECODING.hold(self.decoded_shard_bytes):
+            return self.read_shard(shard)
 
     def _rows_of(self, key: str) -> str:
         """Return " (view v, samples a..b)" if ``key`` is a shard of codes, else nothing."""

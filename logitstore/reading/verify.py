@@ -28,9 +28,6 @@ from logitstore.reading.snapshot import Snapshot
 from logitstore.storage import Storage, is_url, open_storage
 from logitstore.storage.local import is_temporary
 
-_BLOCK_BYTES = 16 << 20
-"""Bytes of float32 logits that are decoded at a time; a shard's may be many gigabytes."""
-
 
 @dataclass
 class Report:
@@ -198,22 +195,10 @@ class _SnapshotCheck:
         if len(whole) < len(arrays):
             return
         digests = whole.pop(ROW_DIGESTS, None)
-        rows = Rows(snapshot.encoding, whole)
         if digests is not None:
-            self._check_digests(span, rows, digests)
-        step = max(1, _BLOCK_BYTES // (4 * snapshot.meta.classes))
-        broken: list[int] = []
-        with self.report.add_damage(
-            f"{snapshot.name}: view {span.view}, samples from {span.start}: "
-        ):
-            for first in range(0, span.rows, step):
-                logits = rows.part(slice(first, first + step)).logits()
-                broken += (first + np.flatnonzero(~np.isfinite(logits).all(axis=1))).tolist()
-        if broken:
-            self.report.add(
-                f"{snapshot.name}: view {span.view}, sample {span.start + broken[0]}: logits are "
-                f"not finite ({len(broken)} rows of this shard)"
-            )
+            self._check_digests(span, Rows(snapshot.encoding, whole), digests)
+        with self.report.add_damage():
+            snapshot.refuse_faulty(whole, span.view, range(span.start, span.stop))
 
     def _check_digests(self, span: Span, rows: Rows, digests: NDArray[np.uint8]) -> None:
         wrong = np.flatnonzero((digests_of(rows) != digests).any(axis=1))

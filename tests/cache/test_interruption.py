@@ -102,7 +102,7 @@ def prepare():
 
 assert ended(child(prepare)) == 0
 MOST = 2 * int(sys.argv[3]) - 1
-CALLS = ("open", "mkdir", "posix_fallocate", "pwrite", "ftruncate", "fsync", "rename", "unlink",
+CALLS = ("open", "mkdir", "pwrite", "ftruncate", "fsync", "rename", "unlink",
          "rmdir", "utime")
 
 def die_at(point, torn):

@@ -12,14 +12,19 @@ from numpy.typing import NDArray
 from logitstore.errors import InputError
 from logitstore.format.encodings.base import (
     FLOAT16_TOP_BITS,
+    MOST_FLOAT16,
+    MOST_FLOAT32,
+    NOT_FINITE,
     Arrays,
     Encoding,
     Labels,
     Layout,
     Logits,
     blocks,
+    first_fault,
     float16_bound,
     row_scalars,
+    scalar_limit,
     shift_bound,
     spacing_below,
     to_float16,
@@ -53,6 +58,9 @@ class Float32(Encoding):
     def decode_tensor(self, arrays: Mapping[str, Tensor]) -> Tensor:
         return arrays["codes"]
 
+    def fault(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, str] | None:
+        return first_fault(arrays, {"codes": (MOST_FLOAT32, NOT_FINITE)})
+
     def bound(self, logits: Logits) -> NDArray[np.float64]:
         return np.zeros(len(logits))
 
@@ -83,6 +91,10 @@ class Float16(Encoding):
 
     def decode_tensor(self, arrays: Mapping[str, Tensor]) -> Tensor:
         return arrays["codes"].float() + arrays["scalars"][:, :1]
+
+    def fault(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, str] | None:
+        limits = {"codes": (MOST_FLOAT16, NOT_FINITE), "scalars": scalar_limit()}
+        return first_fault(arrays, limits)
 
     def bound(self, logits: Logits) -> NDArray[np.float64]:
         return float16_bound(logits)
@@ -147,6 +159,11 @@ class Uint8(Encoding):
         top, spread = arrays["scalars"][:, :1], arrays["scalars"][:, 1:]
         step = spread / float((self.levels - 1) ** 2)
         return arrays["codes"].float().square_().mul_(-step).add_(top)
+
+    def fault(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, str] | None:
+        beyond_levels = f"a code is beyond the encoding's {self.levels} levels"
+        limits = {"codes": (self.levels - 1, beyond_levels), "scalars": scalar_limit()}
+        return first_fault(arrays, limits)
 
     def bound(self, logits: Logits) -> NDArray[np.float64]:
         top, spread = top_and_spread(logits)

@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 from logitstore.errors import Damaged, InputError
 from logitstore.format.encodings.base import (
     FLOAT16_TOP_BITS,
+    MOST_FLOAT16,
+    NOT_FINITE,
     Arrays,
     Encoding,
     Labels,
     Layout,
     Logits,
     blocks,
+    first_fault,
     float16_bound,
     row_scalars,
+    scalar_limit,
     spacing_below,
     to_float16,
 )
@@ -126,6 +130,15 @@ class TopK(Encoding):
             raise Damaged(
                 f"topk: class {arrays['indices'].max()} in rows of {self.classes} classes"
             )
+
+    def fault(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, str] | None:
+        unknown = f"it names a class that is none of {self.classes}"
+        limits = {
+            "indices": (self.classes - 1, unknown),
+            "codes": (MOST_FLOAT16, NOT_FINITE),
+            "scalars": scalar_limit(range_too=self._tail_classes > 0),
+        }
+        return first_fault(arrays, limits)
 
     def decode(self, arrays: Mapping[str, NDArray[Any]]) -> Logits:
         top, tail = arrays["scalars"][:, :1], arrays["scalars"][:, 1:]

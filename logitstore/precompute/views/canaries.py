@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from logitstore.errors import InputError, MismatchError
-from logitstore.format.cards import THUMBNAIL_TOLERANCE, Canary, ViewCard
+from logitstore.format.cards import THUMBNAIL_SIDE, THUMBNAIL_TOLERANCE, Canary, ViewCard
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.views import Views
 from logitstore.precompute.views.items import ViewItems
 
-MAX_CANARY_VIEWS, CANARIES, THUMBNAIL = 16, 16, 8
-"""Views that have canaries, canaries in a view, and the side of a thumbnail."""
+MAX_CANARY_VIEWS, CANARIES = 16, 16
+"""Views that have canaries, and canaries in a view."""
 
 _DECODER_DISTANCE = 16
 """Largest difference, of 255, between thumbnails of one image by other decoders or resizers."""
@@ -79,6 +79,11 @@ def check_canaries(
     if present is not None and views.mix is not None:
         present = set()  # a partner may be missing
     chosen = [c for c in card.canaries if present is None or c.sample in present]
+    if not card.canaries:
+        raise MismatchError(
+            f"{dataset.name}: the snapshot holds no fingerprint of any view: nothing tells whether "
+            "the teacher saw these images"
+        )
     if not chosen:
         return ["none of the checked views is of a sample that is here: matched by key and label"]
     items, near = ViewItems(dataset, views), 0
@@ -117,6 +122,11 @@ def _difference(teachers: Canary, ours: Canary, packages: Mapping[str, str]) -> 
             "teacher: use the dataset and view settings of the store"
         )
     before, now = (np.frombuffer(bytes.fromhex(c.thumbnail), np.uint8) for c in (teachers, ours))
+    if before.shape != now.shape:
+        return (
+            "is not the image that the teacher saw, and the store's thumbnail is none of its size: "
+            "the store was not written by logitstore"
+        )
     distance = int(np.abs(before.astype(int) - now.astype(int)).max())
     what = f"is not the image that the teacher saw (thumbnails differ by {distance}/255)"
     versions = _other_versions(packages)
@@ -143,7 +153,9 @@ def _other_versions(packages: Mapping[str, str]) -> str:
 def _canary(items: ViewItems, view: int, sample: int) -> Canary:
     pixels = items.show(view, sample).numpy()
     small = [
-        np.asarray(Image.fromarray(plane).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+        np.asarray(
+            Image.fromarray(plane).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+        )
         for plane in pixels
     ]
     channels, height, width = pixels.shape
