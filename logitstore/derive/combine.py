@@ -254,6 +254,11 @@ def _refuse_other_views(what: str, ours: ViewCard | None, theirs: ViewCard | Non
             f"{what}: the views' {field} is {other!r} there and {value!r} here: build both with "
             "one --view-spec, --size, --mix and --seed"
         )
+    if len(ours.canaries) != len(theirs.canaries):
+        raise MismatchError(
+            f"{what}: {len(theirs.canaries)} fingerprints of views there and {len(ours.canaries)} "
+            "here: build both with one --views"
+        )
     for one, other in zip(ours.canaries, theirs.canaries, strict=True):
         if not one.resembles(other):
             raise MismatchError(

@@ -108,8 +108,8 @@ class ImportCard(Document):
 class Canary(Document):
     """Fingerprints a view: sha256 of its uint8 bytes, and an 8x8 thumbnail (hex, C*8*8 bytes)."""
 
-    view: int
-    sample: int
+    view: Annotated[int, Field(ge=0)]
+    sample: Annotated[int, Field(ge=0)]
     shape: tuple[int, int, int]
     sha256: Sha256
     thumbnail: Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]

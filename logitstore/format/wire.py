@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
 from logitstore.errors import Damaged, InputError
@@ -182,8 +182,10 @@ class SnapshotReply(Reply):
     meta: SnapshotMeta
 
 
-class RowsRequest(Document):
+class RowsRequest(BaseModel):
     """The JSON body of ``POST …/rows``; the other form is ``?view=`` and packed indices."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     view: int = 0
     indices: tuple[int, ...]

@@ -88,6 +88,11 @@ def check_canaries(
         return ["none of the checked views is of a sample that is here: matched by key and label"]
     items, near = ViewItems(dataset, views), 0
     for canary in chosen:
+        if canary.sample >= len(dataset):
+            raise MismatchError(
+                f"{dataset.name}: the snapshot has a fingerprint of sample {canary.sample}, of "
+                f"{len(dataset)}"
+            )
         ours = _canary(items, canary.view, canary.sample)
         if ours.sha256 == canary.sha256:
             continue
