@@ -174,6 +174,7 @@ class RemoteSnapshot(Snapshot):
             rows = self._fetch(part, view)
             if proven:
                 self._refuse_other(rows, part, view)
+            self.refuse_faulty(dict(rows.arrays), view, part.tolist())
             for name, array in rows.arrays.items():
                 out[name][start : start + most] = array
 
@@ -211,9 +212,7 @@ class RemoteSnapshot(Snapshot):
             most_bytes=template(self.encoding, len(indices)).length,
         )
         objects.confirm(answer)
-        rows = unpack(answer.body, self.encoding, count=len(indices))
-        self.refuse_faulty(dict(rows.arrays), view, indices.tolist())
-        return rows
+        return unpack(answer.body, self.encoding, count=len(indices))
 
 
 class _RemoteSnapshots(Snapshots):
