@@ -202,18 +202,26 @@ class Served:
 @contextmanager
 def served(root: Path, cache: Path, *options: object, **environment: str) -> Iterator[Served]:
     """Start the server, wait until it answers, and kill it at the end."""
-    server = Served(root, cache, *options, **environment)
+    for _ in range(3):  # another process may take the free port first
+        server = Served(root, cache, *options, **environment)
+        if _answers(server):
+            break
+        server.process.kill()
+        server.process.wait()
+    else:
+        raise AssertionError(f"the server does not start: {server.log()}")
     try:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and server.process.poll() is None:
-            try:
-                if server.ask("/livez")[0] == 200:
-                    break
-            except OSError:
-                time.sleep(0.05)
-        else:
-            raise AssertionError(f"the server does not start: {server.log()}")
         yield server
     finally:
         server.process.kill()
         server.process.wait()
+
+
+def _answers(server: Served) -> bool:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and server.process.poll() is None:
+        try:
+            return server.ask("/livez")[0] == 200
+        except OSError:
+            time.sleep(0.05)
+    return False
