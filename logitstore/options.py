@@ -110,7 +110,7 @@ def parse_options(
             values[option.field] = flag == option.flag
             continue
         if not equals:
-            if not rest:
+            if not rest or rest[0] in flags:
                 raise InputError(f"{flag} needs a value")
             text = rest.pop(0)
         value = _value(option, text)
@@ -174,7 +174,7 @@ def _read(kind: Any, text: str) -> Any:
 def _read_item(kind: Any, text: str) -> Any:
     if kind is not int:
         return text
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise ValueError("whole numbers such as 1,5,60")
     return int(text)
 

@@ -28,8 +28,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PartlyShare = Annotated[float, Field(gt=0, lt=1)]
 """A number between 0 and 1, neither of them."""
 
-WholeNumber = Annotated[int, Field(ge=0)]
-"""0, 1, 2, …"""
+WholeNumber = Annotated[int, Field(ge=0, lt=2**63)]
+"""0, 1, 2, …, as far as a seed goes."""
 
 Count = Annotated[int, Field(ge=1)]
 """1, 2, 3, …"""

@@ -23,7 +23,9 @@ Trained = Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A training run
 
 Student = Annotated[str | None, typer.Option(metavar="ARCH", help="Network of a checkpoint.")]
 
-ForwardSize = Annotated[int, typer.Option("--batch-size", help="Images in one forward pass.")]
+ForwardSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images in one forward pass.")
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -40,6 +40,16 @@ class SettingsCommand(TyperCommand):
             for heading, options in self.all_options().items()
         }
 
+    def make_parser(self, ctx: Any) -> Any:
+        """Return a parser that takes ``-h`` as a whole word only.
+
+        Of an unknown word such as ``-fresh`` it would otherwise try each letter, and find the h.
+        """
+        parser = super().make_parser(ctx)
+        parser._long_opt.update(parser._short_opt)
+        parser._short_opt.clear()
+        return parser
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the headings with their options, and the command's own options."""
         if self.own_options_first:

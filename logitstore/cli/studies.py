@@ -249,6 +249,6 @@ def sweep(
 
 def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
+    if not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
         raise InputError(f"--{name} {text!r}: expected whole numbers such as 0,1,2")
     return tuple(int(part) for part in parts)

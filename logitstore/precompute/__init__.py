@@ -1,4 +1,4 @@
 """Everything for a teacher's forward pass: data, views, networks, processes and the build.
 
-Torch is imported here and in ``logitstore.trainer``, nowhere else.
+Torch is loaded here and in ``logitstore.trainer``; elsewhere only where a tensor is asked for.
 """

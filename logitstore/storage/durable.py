@@ -49,8 +49,10 @@ def os_errors_as_ours(url: str, key: str) -> Iterator[None]:
             raise Denied(f"{url}: {key} may not be accessed: {error.strerror}") from error
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(f"{url[:200]}…: this path is too long for the file system") from error
-        if isinstance(error, FileExistsError):
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
             raise InputError(f"{url}: a file is in the way of {key}") from error
+        if error.errno == errno.ENOENT:
+            raise NotFound(f"{url}: no folder can be made here for {key}") from error
         raise
 
 

@@ -92,5 +92,7 @@ def discard_unfinished(location: str, name: str) -> None:
     storage = open_storage(location)
     unfinished = sorted(storage.names(".build/"))
     if name not in unfinished and storage.size(commit_key(name)) is None:
+        if not unfinished:
+            raise UnknownName(f"{storage.url}: no build is unfinished there")
         raise UnknownName.among(f"unfinished build in {storage.url}", name, unfinished)
     discard(storage, name)

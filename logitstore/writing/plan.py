@@ -13,8 +13,9 @@ from logitstore.format.encodings.base import Encoding
 from logitstore.format.grid import shard_rows
 from logitstore.format.row_digests import wanted
 from logitstore.values import RowDigests
+from logitstore.version import __version__
 
-_PACKAGES = ("logitstore", "numcodecs", "numpy", "zarr")
+_PACKAGES = ("numcodecs", "numpy", "zarr")
 """Packages that encode and compress rows."""
 
 
@@ -31,4 +32,5 @@ def encoded_as(
 
 def package_versions(*more: str) -> dict[str, str]:
     """Return the versions of all packages that the bytes of rows may depend on, with ``more``."""
-    return {name: version(name) for name in sorted((*_PACKAGES, *more))}
+    versions = {name: version(name) for name in sorted((*_PACKAGES, *more))}
+    return {"logitstore": __version__, **versions}

@@ -326,3 +326,27 @@ def test_modules_in_the_current_folder_are_found(
     )
     assert "nowhere.pth: there is no such checkpoint" in done.stderr
     assert len(open_dataset("my_own_data:pairs")) == 10
+
+
+def test_a_value_may_begin_with_a_dash_and_hold_an_h(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = "digits?train=true&samples=0:40"
+    command = ("train", "--data", data, "--student", "mlp?hidden=4", "--epochs", "1")
+    assert run(*command, "--out", "-fresh").exit_code == 0
+    assert (tmp_path / "-fresh/result.json").is_file()
+    assert "unknown option '-epochs'" in refused("train", "-epochs", "1")
+    assert "--out needs a value" in refused("train", "--out", "--method", "kd")
+
+
+def test_what_is_no_number_or_no_place_is_refused_and_not_a_traceback(tmp_path: Path) -> None:
+    command = ("train", "--data", "digits", "--student", "mlp", "--out", tmp_path / "r")
+    assert "whole numbers such as 1,5,60" in refused(*command, "--milestones", "²")
+    assert "seed must be" in refused(*command, "--seed", str(2**70))
+    (tmp_path / "c.toml").write_text('method = ["kd"]\n')
+    assert "expected a method's name" in refused(*command, "--config", tmp_path / "c.toml")
+    assert run("evaluate", tmp_path, "--data", "digits", "--batch-size", "0").exit_code == 2
+    (tmp_path / "file").write_text("in the way")
+    inside = ("train", "--data", "digits", "--student", "mlp", "--out", tmp_path / "file/run")
+    assert "in the way" in refused(*inside, "--epochs", "1")

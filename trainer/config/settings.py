@@ -132,6 +132,8 @@ def read_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
     document = read_toml(Path(path))
     overrides = overrides or {}
     method = document.get("method")
+    if not isinstance(method, str | None):
+        raise InputError(f'{path}: method = {method!r}: expected a method\'s name, such as "kd"')
     if method is not None and overrides.get("method", method) != method:
         others = hyper_parameter_types()
         document = {key: value for key, value in document.items() if key not in others}

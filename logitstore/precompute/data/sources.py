@@ -14,6 +14,7 @@ A spec that a user typed may be any of them; one out of a file runs no code and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -221,7 +222,7 @@ def _factory(spec: Spec) -> ImageDataset:
 def _integer(spec: Spec, key: str) -> int | None:
     if key not in spec.options:
         return None
-    if not spec.options[key].isdigit():
+    if not (spec.options[key].isascii() and spec.options[key].isdigit()):
         raise InputError(f"{spec.text!r}: {key} must be a whole number")
     return int(spec.options[key])
 
@@ -232,7 +233,7 @@ def _shifted(load: Callable[[int], Any], start: int, index: int) -> Any:
 
 def _slice(dataset: ImageDataset, spec: Spec) -> ImageDataset:
     start, colon, stop = spec.options[_COMMON].partition(":")
-    if not colon or not (start or "0").isdigit() or not (stop or "0").isdigit():
+    if not colon or not re.fullmatch(r"[0-9]*:[0-9]*", f"{start}:{stop}"):
         raise InputError(f"{spec.text!r}: expected samples=START:STOP")
     span = range(len(dataset))[int(start or 0) : int(stop) if stop else None]
     if len(span) == 0:
