@@ -310,7 +310,7 @@ def test_only_an_unfinished_build_is_discarded(tiny_store: Build, tmp_path: Path
         discard_unfinished(str(tmp_path / "s"), "b")
     discard_unfinished(str(tmp_path / "s"), "a")
     assert not (tmp_path / "s").exists()
-    with pytest.raises(UnknownName, match="known: none"):
+    with pytest.raises(UnknownName, match="no build is unfinished there"):
         discard_unfinished(str(tmp_path / "s"), "a")
     with pytest.raises(InputError, match="is committed"):
         discard_unfinished(str(tiny_store(tmp_path / "t")), "teacher")
