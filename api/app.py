@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from logitstore.api.guard.auth import BearerAuth, Tokens
+from logitstore.api.guard.clients import Addresses, parse_networks
 from logitstore.api.guard.limits import BodyMemory, LimitsMiddleware
 from logitstore.api.guard.problems import ProblemMiddleware
 from logitstore.api.routes import objects
@@ -54,14 +55,16 @@ def create_app(settings: Settings) -> FastAPI:
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="logitstore")
     rows = RowsEndpoint(registry, threads, BodyMemory(settings.limits.rows_bytes))
     loopback_only = settings.loopback and tokens is None
-    fast_rows = FastRows(rows, tokens, settings.limits, loopback_only=loopback_only)
+    limits = settings.limits
+    addresses = Addresses(parse_networks(settings.trusted_proxies))
+    fast_rows = FastRows(rows, tokens, limits, addresses, loopback_only=loopback_only)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         drain.watch()
         if warming is not None:
             warming.start()
-        yield {"limits": settings.limits, "fast_rows": fast_rows}
+        yield {"limits": limits, "fast_rows": fast_rows}
         threads.shutdown(wait=False, cancel_futures=True)
 
     app = Service(
@@ -74,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
         middleware=[
             Middleware(ProblemMiddleware),
             Middleware(BearerAuth, tokens=tokens),
-            Middleware(LimitsMiddleware, limits=settings.limits, loopback_only=loopback_only),
+            Middleware(LimitsMiddleware, limits, addresses, loopback_only=loopback_only),
         ],
         exception_handlers={HTTPException: _reraise},
     )

@@ -9,8 +9,9 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from logitstore.api.guard.auth import read_tokens
+from logitstore.api.guard.clients import parse_networks
 from logitstore.api.guard.limits import Limits
+from logitstore.api.guard.token_file import check_token_file
 from logitstore.api.served.catalog import find_stores
 from logitstore.cache.cache import Cache
 from logitstore.errors import InputError
@@ -28,9 +29,13 @@ class Settings:
     workers: int = 1
     """Server processes."""
     token_file: Path | None = None
-    """The accepted tokens; ``guard.auth`` describes the file."""
+    """The accepted tokens; ``guard.token_file`` describes the file."""
     insecure_no_auth: bool = False
     """Serve an address that others can reach, without tokens."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks of proxies whose ``X-Forwarded-For`` names the client."""
+    access_log: bool = False
+    """Log every request, not only those answered with an error."""
     cache: str | Path | None = None
     """The folder of decoded copies; None means ``Cache.default``."""
     warm: bool = False
@@ -50,7 +55,8 @@ class Settings:
                 "--token-file FILE, or --insecure-no-auth to let everybody read the stores"
             )
         if self.token_file is not None:
-            read_tokens(self.token_file)
+            check_token_file(self.token_file)
+        parse_networks(self.trusted_proxies)
         Cache.default(self.cache)
         if not find_stores(Scan(self.root)):
             raise InputError(

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
-from logitstore.text import size
+from logitstore.text import printable, size
 
 
 class Progress(Protocol):
@@ -63,7 +63,7 @@ class Lines:
         self.message(f"{self._task}: {amounts}, ETA {seconds:.0f} s")
 
     def message(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
 
 def _amounts(done: float, total: float, rate: float, unit: str) -> str:
@@ -82,7 +82,7 @@ class Bar:
         from rich.progress import Progress as RichProgress
 
         self._rich = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[amounts]}, ETA"),
             TimeRemainingColumn(),
@@ -95,7 +95,7 @@ class Bar:
         if self._task is not None:
             self._rich.remove_task(self._task)
         self._begun, self._unit = time.monotonic(), unit
-        self._task = self._rich.add_task(task, total=total, amounts="")
+        self._task = self._rich.add_task(printable(task), total=total, amounts="")
         self._rich.start()
 
     def advance(self, count: int) -> None:
@@ -106,7 +106,7 @@ class Bar:
         self._rich.update(self._task, advance=count, amounts=amounts)
 
     def message(self, text: str) -> None:
-        self._rich.console.print(text, markup=False, highlight=False)
+        self._rich.console.print(printable(text), markup=False, highlight=False)
 
     def close(self) -> None:
         self._rich.stop()

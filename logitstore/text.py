@@ -12,6 +12,20 @@ from logitstore.errors import InputError
 _SIZES = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
+def printable(text: str) -> str:
+    """Return a text that came from a file or a server without what could steer a terminal.
+
+    Control characters, newlines among them, and invisible or directional ones become escapes, so
+    that it stays on its line and shows what it holds.
+
+    >>> print(printable("a\\x1b[2Jb"))
+    a\\x1b[2Jb
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of padded columns: the first to the left, the others to the right."""
     cells = [list(header), *map(list, rows)]

@@ -1,23 +1,30 @@
-"""Bearer tokens for every path but the two probes; memory keeps only their SHA-256.
+"""Bearer tokens for every path but the two probes.
 
-A token file has one token per line: at least 16 characters, or ``sha256:`` and 64 hex digits; ``#``
-begins a comment.  The file is read again when it changes.  While it is missing, unreadable or empty
-no token is accepted, so that deleting it locks out instead of opening up.
+The token file is read again when it changes.  While it is missing, open to others or empty no token
+is accepted, so that deleting it locks out instead of opening up.  While it cannot be read for a
+reason that passes, such as too many open files, the tokens that were read last stay in force.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import logging
 import os
-import re
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logitstore.api.guard.headers import Headers
 from logitstore.api.guard.problems import Refusal
+from logitstore.api.guard.token_file import (
+    Signature,
+    Token,
+    check_token_file,
+    read_token_file,
+    signature_of,
+)
 from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -25,45 +32,8 @@ log = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """The probes, which need no token and are never too many."""
 
-MIN_TOKEN = 16
-"""Characters of the shortest token."""
-
-_HASHED = re.compile(r"^sha256:([0-9a-fA-F]{64})$")
-
-
-def parse_tokens(text: str) -> tuple[tuple[bytes, ...], list[int]]:
-    """Return the digests of a file's tokens, and the numbers of its unusable lines."""
-    digests, bad = [], []
-    for number, line in enumerate(text.splitlines(), 1):
-        token = line.split("#", 1)[0].strip()
-        hashed = _HASHED.match(token)
-        if hashed:
-            digests.append(bytes.fromhex(hashed[1]))
-        elif len(token) >= MIN_TOKEN and token.isascii() and " " not in token:
-            digests.append(hashlib.sha256(token.encode()).digest())
-        elif token:
-            bad.append(number)
-    return tuple(digests), bad
-
-
-def read_tokens(path: Path) -> tuple[bytes, ...]:
-    """Return the digests of a token file; InputError if it is unusable or open to others."""
-    try:
-        mode = path.stat().st_mode
-        digests, bad = parse_tokens(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(f"token file {path} cannot be read: {reason}") from None
-    if mode & 0o007:
-        raise InputError(f"token file {path} is open to all users: chmod 600 {path}")
-    if bad:
-        raise InputError(
-            f"token file {path}, line {bad[0]}: a token is {MIN_TOKEN} or more characters without "
-            "spaces, or sha256: and 64 hex digits; `openssl rand -hex 24` makes one"
-        )
-    if not digests:
-        raise InputError(f"token file {path} holds no token; `openssl rand -hex 24` makes one")
-    return digests
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP}
+"""Errors that say that the file may not be used; others pass."""
 
 
 class Tokens:
@@ -71,43 +41,56 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._signature = self._file_signature()
-        self._digests = read_tokens(path)
+        check_token_file(path)
+        self._signature: Signature | None = None
+        self._tokens: tuple[Token, ...] = ()
+        self._reload(None)
 
-    def accept(self, token: bytes) -> bool:
-        """Say whether the file holds ``token``, in the same time whichever line it is on."""
-        signature = self._file_signature()
-        if signature != self._signature:
-            self._signature = signature
-            self._reload()
-        presented = hashlib.sha256(token).digest()
-        matches = [hmac.compare_digest(presented, digest) for digest in self._digests]
-        return any(matches)
-
-    def _reload(self) -> None:
+    def find(self, token: bytes) -> Token | None:
+        """Return the line of ``token``, in the same time whichever it is; None if there is none."""
         try:
-            self._digests = read_tokens(self._path)
-            log.info("the token file changed: %d tokens are accepted", len(self._digests))
-        except InputError as error:
-            self._digests = ()
+            signature: Signature | None = signature_of(os.stat(self._path))
+        except OSError as error:
+            signature = None if error.errno in _GONE else self._signature
+        if signature != self._signature:
+            self._reload(signature)
+        presented = hashlib.sha256(token).digest()
+        same = [known for known in self._tokens if hmac.compare_digest(presented, known.digest)]
+        return same[0] if same else None
+
+    def _reload(self, signature: Signature | None) -> None:
+        try:
+            self._signature, self._tokens = read_token_file(self._path)
+            log.info("the token file was read: %d tokens are accepted", len(self._tokens))
+        except (InputError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _GONE:
+                log.error("the token file cannot be read now, the old one counts: %s", error)
+                return
+            self._signature, self._tokens = signature, ()
             log.error("%s; until that is repaired no token is accepted", error)
 
-    def _file_signature(self) -> tuple[int, int, int, int] | None:
-        """Return what changes when the file is replaced or edited; None if there is none."""
-        try:
-            status = os.stat(self._path)
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode
 
+def identify(headers: Headers, tokens: Tokens | None) -> bytes:
+    """Return the digest of the token that a request brings, empty where none is wanted.
 
-def is_authorized(headers: Headers, tokens: Tokens | None) -> bool:
-    """Say whether a request brings one of the tokens; without tokens every request may pass."""
+    Refusal if there is none, or if it is not accepted.
+    """
     if tokens is None:
-        return True
+        return b""
     values = [value for name, value in headers if name == b"authorization"]
-    scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
-    return scheme.lower() == b"bearer" and tokens.accept(token.strip())
+    scheme, _, text = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
+    if scheme.lower() != b"bearer" or not text.strip():
+        raise _unauthorized("no token came: send one header 'Authorization: Bearer TOKEN'")
+    token = tokens.find(text.strip())
+    if token is None:
+        raise _unauthorized("the token is none of this server's: is it whole, and not revoked?")
+    if token.expired:
+        raise _unauthorized(f"the token expired at {token.expires}: ask for a new one")
+    return token.digest
+
+
+def _unauthorized(detail: str) -> Refusal:
+    return Refusal(401, "unauthorized", detail, {"www-authenticate": "Bearer"})
 
 
 class BearerAuth:
@@ -120,8 +103,6 @@ class BearerAuth:
         if scope["type"] == "websocket":  # the service has none
             await send({"type": "websocket.close", "code": 1008})
             return
-        guarded = scope["type"] == "http" and scope["path"] not in OPEN_PATHS
-        if guarded and not is_authorized(scope["headers"], self.tokens):
-            detail = "the header 'Authorization: Bearer TOKEN' is missing or names no known token"
-            raise Refusal(401, "unauthorized", detail, {"www-authenticate": "Bearer"})
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            scope["logitstore.token"] = identify(scope["headers"], self.tokens)
         await self.app(scope, receive, send)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import weakref
 from dataclasses import dataclass
-from threading import RLock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logitstore.api.guard.auth import OPEN_PATHS
+from logitstore.api.guard.clients import Addresses, Client, Shares
 from logitstore.api.guard.headers import Headers, by_name
 from logitstore.api.guard.problems import Refusal
 
@@ -36,15 +36,19 @@ class Limits:
     body_seconds: float = 30.0
     """Seconds in which the body has to arrive."""
     stall_seconds: float = 30.0
-    """Seconds after which a client that reads nothing is cut."""
+    """Seconds over which a client's rate of reading is measured."""
+    rate_bytes: int = 32 << 10
+    """Bytes a second that a client reads at least while there is an answer to read, or is cut."""
     idle_seconds: int = 75
     """Seconds after which a connection without a request is closed."""
-    in_flight: int = 64
+    in_flight: int = 128
     """Requests that are being answered."""
     connections: int = 1024
-    """Open connections."""
+    """Open connections; above that those that wait for a request are closed."""
     rows_bytes: int = 128 << 20
     """Bytes of the bodies of ``rows`` that are being made or sent."""
+    received_bytes: int = 64 << 20
+    """Bytes of the bodies of requests that have not been answered."""
 
 
 class BodyMemory:
@@ -54,24 +58,21 @@ class BodyMemory:
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
-        self._lock = RLock()
-        self._alive: dict[int, tuple[weakref.ref[NDArray[np.uint8]], int]] = {}
+        self.shares = Shares(limit)
+        self._alive: dict[int, tuple[weakref.ref[NDArray[np.uint8]], Client | None, int]] = {}
 
-    def allocate(self, length: int) -> NDArray[np.uint8]:
-        """Return an uninitialised body of ``length`` bytes; Refusal if others leave no room."""
-        with self._lock:
-            if self.bytes and self.bytes + length > self.limit:
-                raise too_busy()
-            self.bytes += length
+    def allocate(self, length: int, client: Client | None = None) -> NDArray[np.uint8]:
+        """Return an uninitialised body of ``length`` bytes; Refusal if there is no room for it."""
+        if not self.shares.take(client, length):
+            raise too_busy()
         body = np.empty(length, np.uint8)
         reference = weakref.ref(body, self._freed)
-        self._alive[id(reference)] = reference, length
+        self._alive[id(reference)] = reference, client, length
         return body
 
     def _freed(self, reference: weakref.ref[NDArray[np.uint8]]) -> None:
-        with self._lock:
-            self.bytes -= self._alive.pop(id(reference))[1]
+        _, client, length = self._alive.pop(id(reference))
+        self.shares.give_back(client, length)
 
 
 def too_busy() -> Refusal:
@@ -106,47 +107,71 @@ def _too_large(limits: Limits) -> Refusal:
 
 
 class LimitsMiddleware:
-    """Refuses what ``check_headers`` refuses, longer bodies, and too many requests at once."""
+    """Refuses what ``check_headers`` refuses, longer bodies, and too many requests at once.
 
-    def __init__(self, app: ASGIApp, limits: Limits, *, loopback_only: bool) -> None:
-        self.app, self.limits = app, limits
+    A request takes its slot when its body is whole, so that slow clients hold none.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limits: Limits, addresses: Addresses, *, loopback_only: bool
+    ) -> None:
+        self.app, self.limits, self.addresses = app, limits, addresses
         self.loopback_only = loopback_only
-        self.active = 0
+        self.slots, self.received = Shares(limits.in_flight), Shares(limits.received_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
         check_headers(scope["headers"], self.limits, loopback_only=self.loopback_only)
-        if self.active >= self.limits.in_flight:
-            raise too_busy()
-        self.active += 1
-        try:
-            await self.app(scope, self._limited(receive), send)
-        finally:
-            self.active -= 1
+        peer = scope["client"][0] if scope["client"] else ""
+        client = Client(self.addresses.of(peer, scope["headers"]), scope["logitstore.token"])
+        scope["logitstore.client"] = client
+        with _Body(self.received, client, self.limits) as body:
+            await body.read(receive)
+            if not self.slots.take(client):
+                raise too_busy()
+            try:
+                await self.app(scope, body.replayed(receive), send)
+            finally:
+                self.slots.give_back(client)
 
-    def _limited(self, receive: Receive) -> Receive:
-        received = 0
 
-        async def receive_limited() -> Message:
-            nonlocal received
+class _Body:
+    """The body of a request, which counts among those received until the request is answered."""
+
+    def __init__(self, received: Shares, client: Client, limits: Limits) -> None:
+        self._received, self._client, self._limits = received, client, limits
+        self._parts: list[bytes] = []
+        self._length = 0
+
+    def __enter__(self) -> _Body:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._received.give_back(self._client, self._length)
+
+    async def read(self, receive: Receive) -> None:
+        """Read all of it; Refusal if it is too large, ClientDisconnect if the client left."""
+        more = True
+        while more:
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limits.body_bytes:
-                raise _too_large(self.limits)
-            return message
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part = message.get("body", b"")
+            if self._length + len(part) > self._limits.body_bytes:
+                raise _too_large(self._limits)
+            if part and not self._received.take(self._client, len(part)):
+                raise too_busy()
+            self._parts.append(part)
+            self._length += len(part)
+            more = message.get("more_body", False)
 
-        return receive_limited
+    def replayed(self, receive: Receive) -> Receive:
+        """Return a ``receive`` that begins with the whole body, then tells of the client's end."""
+        messages: list[Message] = [{"type": "http.request", "body": b"".join(self._parts)}]
 
+        async def receive_again() -> Message:
+            return messages.pop() if messages else await receive()
 
-async def read_body(receive: Receive) -> bytes:
-    """Return the whole request body; ClientDisconnect if the client left before its end."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        return receive_again

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -28,6 +29,9 @@ from logitstore.errors import (
 from logitstore.format.wire import DAMAGED, PROBLEM, PROBLEM_TYPE, Problem
 
 log = logging.getLogger(__name__)
+
+ACCESS = logging.getLogger("logitstore.access")
+"""Logs every answer, if the server is told to."""
 
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (MismatchError, 412, PROBLEM + "another-build"),
@@ -91,13 +95,16 @@ class ProblemMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id, has_begun = secrets.token_hex(8), False
+        request_id, has_begun, began = secrets.token_hex(8), False, time.monotonic()
+        status, length = 0, 0
 
         async def send_with_id(message: Message) -> None:
-            nonlocal has_begun
+            nonlocal has_begun, status, length
             if message["type"] == "http.response.start":
-                has_begun = True
+                has_begun, status = True, message["status"]
                 message["headers"] = [*message["headers"], *common_headers(request_id)]
+            else:
+                length += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -112,17 +119,47 @@ class ProblemMiddleware:
             document = problem_document(refusal, request_id)
             answer = Response(document, refusal.status, refusal.headers, PROBLEM_TYPE)
             await answer(scope, receive, send_with_id)
+        if ACCESS.isEnabledFor(logging.INFO):
+            request = f"{scope['method']} {scope['path']!r}"
+            seconds = time.monotonic() - began
+            log_access(request_id, client_of(scope), request, status, length, seconds)
+
+
+def client_of(scope: Scope) -> str:
+    """Return the address of a request's client, or of the proxy that passes it on."""
+    if "logitstore.client" in scope:
+        return str(scope["logitstore.client"].address)
+    return scope["client"][0] if scope["client"] else ""
+
+
+def log_access(
+    request_id: str, client: str, request: str, status: int, length: int, seconds: float
+) -> None:
+    """Log an answer; status 0 is that of a client that left before there was one."""
+    milliseconds = 1000 * seconds
+    ACCESS.info(
+        "%s: %s from %s: %d, %d bytes, %.1f ms",
+        *(request_id, request, client, status, length, milliseconds),
+    )
+
+
+def log_refusal(
+    request_id: str, client: str, request: str, refusal: Refusal, error: Exception | None = None
+) -> None:
+    """Log an answer that is an error, under the id that the client got."""
+    log.log(
+        logging.ERROR if refusal.status >= 500 and not refusal.headers else logging.WARNING,
+        "%s: %s from %s answered %d: %s",
+        request_id,
+        request,
+        client or "a socket",
+        refusal.status,
+        refusal.detail,
+        exc_info=error,
+    )
 
 
 def _record(refusal: Refusal, error: Exception, scope: Scope, request_id: str) -> None:
     expected = isinstance(error, Refusal | HTTPException | LogitstoreError)
-    log.log(
-        logging.ERROR if refusal.status >= 500 and not refusal.headers else logging.INFO,
-        "%s: %s %r answered %d: %s",
-        request_id,
-        scope["method"],
-        scope["path"],
-        refusal.status,
-        refusal.detail,
-        exc_info=None if expected else error,
-    )
+    request = f"{scope['method']} {scope['path']!r}"
+    log_refusal(request_id, client_of(scope), request, refusal, None if expected else error)

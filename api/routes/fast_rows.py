@@ -7,18 +7,21 @@ mapped copy in memory, a known token, nothing unusual.  Every other request goes
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.api.guard.auth import Tokens, is_authorized
+from logitstore.api.guard.auth import Tokens, identify
+from logitstore.api.guard.clients import Addresses, Client
 from logitstore.api.guard.headers import Headers
 from logitstore.api.guard.limits import Limits, check_headers
-from logitstore.api.guard.problems import Refusal, common_headers
+from logitstore.api.guard.problems import ACCESS, Refusal, common_headers, log_access
 from logitstore.api.routes.rows import RowsEndpoint, parse_view, rows_headers
 from logitstore.errors import InputError
 from logitstore.format.wire import INDICES_TYPE, MAX_INDICES, ROOT_HEADER
@@ -46,10 +49,16 @@ class FastRows:
     """Reads a request's head with ``parse`` and makes its ``answer``."""
 
     def __init__(
-        self, rows: RowsEndpoint, tokens: Tokens | None, limits: Limits, *, loopback_only: bool
+        self,
+        rows: RowsEndpoint,
+        tokens: Tokens | None,
+        limits: Limits,
+        addresses: Addresses,
+        *,
+        loopback_only: bool,
     ) -> None:
         self._rows, self._tokens, self._limits = rows, tokens, limits
-        self._loopback_only = loopback_only
+        self._addresses, self._loopback_only = addresses, loopback_only
         self._parse_cached = lru_cache(maxsize=256)(self._parse)
 
     def parse(self, target: bytes, headers: Headers) -> FastRequest | None:
@@ -80,22 +89,28 @@ class FastRows:
         return FastRequest(match[1].decode(), match[2].decode(), view, root)
 
     def answer(
-        self, request: FastRequest, headers: Headers, body: bytes
+        self, request: FastRequest, headers: Headers, body: bytes, peer: str
     ) -> tuple[bytes, NDArray[np.uint8]] | None:
         """Return header lines and body of a 200; None if the endpoint has to answer."""
-        if not is_authorized(headers, self._tokens):
-            return None
+        began = time.monotonic()
         try:
+            token = identify(headers, self._tokens)
+            client = Client(self._addresses.of(peer, headers), token)
             answer = self._rows.without_waiting(
-                request.store, request.snapshot, request.root, request.view, body
+                request.store, request.snapshot, request.root, request.view, body, client
             )
         except Exception:  # the endpoint meets it again, and says it
             return None
         if answer is None:
             return None
+        request_id = os.urandom(8).hex()
         lines = _lines(answer.root, len(answer.body))
         lines = lines.replace(_BLANK_CRC.encode(), answer.checksum.encode(), 1)
-        return lines.replace(_BLANK_ID.encode(), os.urandom(8).hex().encode(), 1), answer.body
+        if ACCESS.isEnabledFor(logging.INFO):
+            path = f"POST '/v1/stores/{request.store}/snapshots/{request.snapshot}/rows'"
+            length, seconds = len(answer.body), time.monotonic() - began
+            log_access(request_id, client.address, path, 200, length, seconds)
+        return lines.replace(_BLANK_ID.encode(), request_id.encode(), 1), answer.body
 
 
 @lru_cache(maxsize=256)

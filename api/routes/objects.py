@@ -77,6 +77,7 @@ class ObjectsEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         opened = await loop.run_in_executor(self._threads, self._open, scope)
+        gone: asyncio.Future[None] | None = None
         try:
             etag = f'"{opened.entry.sha256}"'
             status, content, start, stop = choose_range(
@@ -88,14 +89,20 @@ class ObjectsEndpoint:
             if scope["method"] == "HEAD" or start == stop:
                 await send({"type": "http.response.body"})
                 return
+            gone = asyncio.ensure_future(_client_left(receive))
             for offset in range(start, stop, PIECE_BYTES):
+                if gone.done():
+                    return
                 count = min(PIECE_BYTES, stop - offset)
                 piece: bytes | memoryview | None = opened.read_cached(count, offset)
                 if piece is None:
                     piece = await loop.run_in_executor(self._threads, opened.read, count, offset)
                 more = offset + count < stop
                 await send({"type": "http.response.body", "body": piece, "more_body": more})
+                await asyncio.sleep(0)  # else nobody hears that the client left
         finally:
+            if gone is not None:
+                gone.cancel()
             opened.close()
 
     def _open(self, scope: Scope) -> OpenedObject:
@@ -104,6 +111,12 @@ class ObjectsEndpoint:
         opened = self._registry.open(names["store"], names["snapshot"])
         check_root(opened.snapshot, opened.store.name, by_name(scope["headers"]))
         return open_object(opened, names["key"])
+
+
+async def _client_left(receive: Receive) -> None:
+    """Wait until nobody reads the answer any more."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def open_object(opened: Opened, key: str) -> OpenedObject:

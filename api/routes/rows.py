@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
+from logitstore.api.guard.clients import Client
 from logitstore.api.guard.headers import Headers, by_name
-from logitstore.api.guard.limits import BodyMemory, read_body
+from logitstore.api.guard.limits import BodyMemory
 from logitstore.api.guard.problems import Refusal
 from logitstore.api.routes.requests import BINARY, ROOT_PARAMETER, check_root, path_parameters
 from logitstore.api.served.decoding import DecodeJob
@@ -27,6 +28,7 @@ from logitstore.errors import InputError
 from logitstore.format.wire import (
     CRC_HEADER,
     INDICES_TYPE,
+    MAX_INDICES,
     ROOT_HEADER,
     ROWS_TYPE,
     RowsRequest,
@@ -59,14 +61,20 @@ class RowsEndpoint:
         self._registry, self._threads, self._memory = registry, threads, memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = await read_body(receive)
+        request = (await receive())["body"]  # all of it, by the middleware
         answer = await self._rows(scope, request)
         headers = rows_headers(answer.root, len(answer.body), answer.checksum)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body.data})
 
     def without_waiting(
-        self, store: str, name: str, root: str | None, view: int, request: bytes
+        self,
+        store: str,
+        name: str,
+        root: str | None,
+        view: int,
+        request: bytes,
+        client: Client | None = None,
     ) -> RowsAnswer | None:
         """Return rows if gathering them needs no disk and no wait; else None, or an error.
 
@@ -81,7 +89,7 @@ class RowsEndpoint:
         large = template(snapshot.encoding, len(indices)).length > FAST_BYTES
         if large or indices.max() >= snapshot.meta.samples:
             return None
-        return self._gather(snapshot, opened.job, view, indices)
+        return self._gather(snapshot, opened.job, view, indices, client)
 
     async def _rows(self, scope: Scope, request: bytes) -> RowsAnswer:
         loop = asyncio.get_running_loop()
@@ -92,7 +100,10 @@ class RowsEndpoint:
             await asyncio.wait([asyncio.wrap_future(job.ended)], timeout=WAIT_SECONDS)
             if not job.ended.done():
                 raise Refusal(503, "materialising", job.status_text(), {"retry-after": "1"})
-        return await loop.run_in_executor(self._threads, self._gather, snapshot, job, view, indices)
+        client = scope["logitstore.client"]
+        return await loop.run_in_executor(
+            self._threads, self._gather, snapshot, job, view, indices, client
+        )
 
     def _parse(
         self, scope: Scope, request: bytes
@@ -110,10 +121,15 @@ class RowsEndpoint:
         return snapshot, self._registry.job_of(opened), view, indices
 
     def _gather(
-        self, snapshot: Snapshot, job: DecodeJob, view: int, indices: NDArray[np.int64]
+        self,
+        snapshot: Snapshot,
+        job: DecodeJob,
+        view: int,
+        indices: NDArray[np.int64],
+        client: Client | None,
     ) -> RowsAnswer:
         form = template(snapshot.encoding, len(indices))
-        body = self._memory.allocate(form.length)
+        body = self._memory.allocate(form.length, client)
         job.gather(indices, view, form.arrays(body))
         return RowsAnswer(snapshot.root, crc32c(body), body)
 
@@ -144,6 +160,8 @@ def parse_request(
 
 
 def _parse_json(body: bytes) -> tuple[int, NDArray[np.int64]]:
+    if body.count(b",") > MAX_INDICES:  # before a parser makes an object of each element
+        raise InputError(f"indices: one request has at most {MAX_INDICES}")
     try:
         request = RowsRequest.model_validate_json(body, strict=True)
     except ValidationError as error:

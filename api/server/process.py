@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from threading import Thread
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from logitstore.api.app import create_app
+from logitstore.api.served.catalog import find_stores
+from logitstore.api.server.logs import configure_logs
 from logitstore.api.server.protocol import LimitedProtocol
 from logitstore.api.settings import Settings
 from logitstore.errors import InputError
@@ -24,19 +32,22 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 8
 """Seconds that answers in progress have left when the server stops listening."""
 
+MOST_ANNOUNCED = 20
+"""Stores whose URLs are logged at the start."""
+
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish answers in progress, for at most 10 s.
 
     InputError if the address cannot be bound.
     """
+    configure_logs(access=settings.access_log)
+    _allow_many_files()
     with _listen(settings) as listener, _quiet_end():
-        host, port = listener.getsockname()[:2]
-        log.info("serving %s at http://%s:%d", settings.root, host, port)
+        _announce(settings, listener)
         several = settings.workers > 1
-        level = logging.getLogger().getEffectiveLevel()
         config = uvicorn.Config(
-            partial(_worker_app, settings, level) if several else partial(create_app, settings),
+            partial(_worker_app, settings) if several else partial(create_app, settings),
             factory=True,
             http=LimitedProtocol,
             ws="none",
@@ -55,10 +66,43 @@ def serve(settings: Settings) -> None:
             uvicorn.Server(config).run(sockets=[listener])
 
 
-def _worker_app(settings: Settings, level: int) -> FastAPI:
-    """Return the application in a spawned worker, which inherits no logging configuration."""
-    logging.basicConfig(level=level)
+def _worker_app(settings: Settings) -> FastAPI:
+    """Return the application in a spawned worker, which inherits nothing and ends with its parent.
+
+    Without its parent nobody would stop or restart it, and it would keep the port.
+    """
+    configure_logs(access=settings.access_log)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     return create_app(settings)
+
+
+def _end_with(sentinel: int) -> None:
+    """Wait until the parent is gone, and end at once: every request may be repeated."""
+    multiprocessing.connection.wait([sentinel])
+    log.error("the parent process is gone: this worker ends")
+    os._exit(1)
+
+
+def _allow_many_files() -> None:
+    """Raise the number of open files to what the system allows: connections, objects, copies."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = hard if hard != resource.RLIM_INFINITY else 1 << 16
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(most, 1 << 16)), hard))
+
+
+def _announce(settings: Settings, listener: socket.socket) -> None:
+    """Log the URL of every store, now that the port is bound."""
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = socket.gethostname()
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    stores = sorted(find_stores(settings.root))
+    for name in stores[:MOST_ANNOUNCED]:
+        log.info("serving %s/%s", url, name)
+    if len(stores) > MOST_ANNOUNCED:
+        log.info("serving %d stores, which %s/v1/stores lists", len(stores), url)
 
 
 @contextmanager

@@ -1,33 +1,33 @@
-"""uvicorn's HTTP/1.1 protocol with deadlines: without them it waits for ever for a slow client.
+"""A connection with limits and deadlines, on which ``FastRows`` may answer without ASGI.
 
-A connection always awaits the head of its next request, its body, or nothing.  One timer per
-connection checks how long that has lasted, and whether the bytes that wait to be sent get fewer.
+One timer per connection checks how long the head or body of a request has taken, and how fast the
+client reads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import secrets
-import sys
-import termios
 from typing import Any, Literal
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from logitstore.api.guard.limits import Limits
-from logitstore.api.guard.problems import Refusal, problem_document
+from logitstore.api.guard.problems import Refusal
 from logitstore.api.routes.fast_rows import FastRequest, FastRows
-from logitstore.format.wire import PROBLEM_TYPE
+from logitstore.api.server.pace import Pace
+from logitstore.api.server.pipelined import PipelinedProtocol
+from logitstore.api.server.room import make_room
 
-_MALFORMED = Refusal(400, "malformed", "this is not HTTP/1.1")
-_LATE = Refusal(408, "late", "the request did not arrive in time")
-_TOO_MANY = Refusal(503, "busy", "too many connections; try again", {"retry-after": "1"})
+FRAMING = 8
+"""Bytes of chunk sizes and trailers that a body may have for each of its own, above a head's."""
+
+LATE = Refusal(408, "late", "the request did not arrive in time")
+TOO_MANY = Refusal(503, "busy", "too many connections; try again", {"retry-after": "1"})
 
 
-class LimitedProtocol(HttpToolsProtocol):
+class LimitedProtocol(PipelinedProtocol):
     """One connection under the limits that the application's lifespan put into ``app_state``."""
 
     def __init__(
@@ -42,74 +42,96 @@ class LimitedProtocol(HttpToolsProtocol):
         self.fast_rows: FastRows = app_state["fast_rows"]
         self._fast_request: FastRequest | None = None
         self._fast_body = b""
-        self._awaits: Literal["head", "body", "nothing"] = "head"
-        self._since = self._progress = self.loop.time()
-        self._head_bytes = self._requests = self._unsent = 0
-        self._refusal = _MALFORMED
+        self._overhead = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # TCP only
         super().connection_made(transport)
+        self._pace = Pace(self.transport, self.limits.stall_seconds, self.limits.rate_bytes)
         self._tick()
-        if len(self.connections) > self.limits.connections:
-            self._refuse(_TOO_MANY)
+        others = [one for one in self.connections if isinstance(one, LimitedProtocol)]
+        make_room(others, self, self.limits.connections)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        if self._awaits == "nothing":
-            self._await("head")
-            self._head_bytes = 0
-        request = self._requests
-        super().data_received(data)
-        # The parser does not show an unfinished header, so the bytes that it got are counted.
-        if self._awaits == "head" and self._requests == request:
-            self._head_bytes += len(data)
-            if self._head_bytes > self.limits.header_bytes and not self.transport.is_closing():
-                self._refuse(self._too_large())
+    @property
+    def waiting(self) -> bool:
+        """Say whether all whole requests are answered, and the answers are sent."""
+        arriving = self.arriving in self.unanswered
+        return len(self.unanswered) == arriving and not self.transport.get_write_buffer_size()
+
+    @property
+    def peer(self) -> str:
+        """Return the address of the other end, which may be a proxy's."""
+        return self.client[0] if self.client else ""
+
+    def send_away(self) -> None:
+        """Close a connection that waits for its client, because there are too many."""
+        self.refuse(TOO_MANY, silently=not self._begun)
+
+    # Sizes
+
+    def feed(self, piece: memoryview) -> None:
+        if self.awaits == "nothing":
+            self.await_next("head")
+        stage = self.stage
+        super().feed(piece)
+        # The parser does not show unfinished headers and trailers, so what it got is counted.
+        if self.stage == stage and self.awaits != "nothing":
+            self._overhead += len(piece)
+            if self._overhead > self.limits.header_bytes:
+                self.refuse(self._too_large())
+
+    def await_next(self, what: Literal["head", "body", "nothing"]) -> None:
+        super().await_next(what)
+        self._overhead = 0
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.limits.header_bytes:
-            self._refusal = self._too_large()
-            raise ValueError("headers too large")  # the parser stops; send_400_response answers
-        self._requests += 1
-        self._await("body")
+            self.malformed = self._too_large()
+            raise ValueError("headers too large")  # the parser stops, and ``feed`` refuses
         self._fast_request, self._fast_body = self._parse_fast(), b""
-        if self._fast_request is None:
-            super().on_headers_complete()
+        super().on_headers_complete()
 
-    def on_body(self, body: bytes) -> None:
-        if self._fast_request is None:
-            super().on_body(body)
-        else:
-            self._fast_body += body
+    def _too_large(self) -> Refusal:
+        detail = f"request line and headers have at most {self.limits.header_bytes} bytes"
+        return Refusal(431, "headers", detail)
 
-    def on_message_complete(self) -> None:
-        if self._fast_request is None or not self._answer_fast(self._fast_request):
-            self._hand_over()
-            super().on_message_complete()
-        self._fast_request = None
-        self._await("nothing")
-
-    def shutdown(self) -> None:
-        self._hand_over()  # uvicorn waits only for requests that it has seen begin
-        super().shutdown()
+    # Rows that need no application
 
     def _parse_fast(self) -> FastRequest | None:
         """Return the request if ``FastRows`` may answer it: the connection is idle and stays."""
-        free = self.cycle is None or self.cycle.response_complete
-        if not free or self.flow.write_paused or not self.parser.should_keep_alive():
+        if self.unanswered or self.flow.write_paused or not self.parser.should_keep_alive():
             return None
         post = self.parser.get_method() == b"POST"
         return self.fast_rows.parse(self.url, self.headers) if post else None
 
+    def begin(self) -> None:
+        if self._fast_request is None:
+            super().begin()
+
+    def take(self, body: bytes) -> None:
+        self._overhead -= len(body) * (1 + FRAMING)
+        if self._fast_request is None:
+            super().take(body)
+        else:
+            self._fast_body += body
+
+    def on_message_complete(self) -> None:
+        if self._fast_request is not None and self._answer_fast(self._fast_request):
+            self._fast_request = None
+            self.await_next("nothing")
+            return
+        self._hand_over()
+        super().on_message_complete()
+
     def _answer_fast(self, request: FastRequest) -> bool:
         """Send the answer of ``FastRows``; False if it has none."""
-        answer = self.fast_rows.answer(request, self.headers, self._fast_body)
+        answer = self.fast_rows.answer(request, self.headers, self._fast_body, self.peer)
         if answer is None:
             return False
         lines, body = answer
@@ -123,84 +145,33 @@ class LimitedProtocol(HttpToolsProtocol):
         """Hand a request that ``FastRows`` does not answer to the application."""
         if self._fast_request is not None:
             self._fast_request = None
-            super().on_headers_complete()
-            super().on_body(self._fast_body)
+            self.begin()
+            super().take(self._fast_body)
 
-    def resume_writing(self) -> None:
-        self._progress = self.loop.time()
-        super().resume_writing()
+    def shutdown(self) -> None:
+        if not self.ending:
+            self._hand_over()  # uvicorn waits only for requests that it has seen begin
+        super().shutdown()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal)
-
-    def _too_large(self) -> Refusal:
-        detail = f"request line and headers have at most {self.limits.header_bytes} bytes"
-        return Refusal(431, "headers", detail)
-
-    def _await(self, what: Literal["head", "body", "nothing"]) -> None:
-        self._awaits, self._since = what, self.loop.time()
+    # Times
 
     def _tick(self) -> None:
-        """Cut or refuse a client that is past a deadline, and look again a moment later."""
-        now = self.loop.time()
-        unsent = self.transport.get_write_buffer_size()
-        if unsent:
-            unsent += _queued_in_kernel(self.transport)
-        if not unsent or unsent < self._unsent:
-            self._progress = now
-        self._unsent = unsent
-        if now - self._progress > self.limits.stall_seconds:
+        """Cut or refuse a client that is too slow, and look again a moment later."""
+        now, limits = self.loop.time(), self.limits
+        if self.backlog or self.flow.read_paused:
+            self.since = now  # the client cannot be late with what is not read
+        waited = now - self.since
+        if self._pace.too_slow(now):
             self.transport.abort()
-        elif not self.transport.is_closing():
-            waited = now - self._since
-            idle = self.cycle is None or self.cycle.response_complete
-            if self._awaits == "nothing" and idle and waited > self.limits.idle_seconds:
+        elif self.awaits == "nothing":
+            if not self.unanswered and waited > limits.idle_seconds:
                 self.transport.close()
-            elif (self._awaits == "head" and waited > self.limits.header_seconds) or (
-                self._awaits == "body" and waited > self.limits.body_seconds
-            ):
-                self._refuse(_LATE)
-        seconds = min(
-            self.limits.header_seconds, self.limits.body_seconds, self.limits.stall_seconds
-        )
+        elif waited > (limits.header_seconds if self.awaits == "head" else limits.body_seconds):
+            self.refuse(LATE, silently=not self._begun)
+        seconds = min(limits.header_seconds, limits.body_seconds, limits.stall_seconds)
         self._timer = self.loop.call_later(min(1.0, seconds / 4), self._tick)
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """Answer in place of the application and close; never in the middle of an answer."""
-        # During a fast request ``cycle`` is an earlier request's.
-        cycle = self.cycle if self._fast_request is None else None
-        answered = False
-        if cycle is not None and cycle.response_complete:
-            answered = self._awaits == "body"
-        elif cycle is not None and (cycle.response_started or self._awaits != "body"):
-            self.transport.abort()
-            return
-        silent = self._awaits == "head" and not self._head_bytes and refusal is _LATE
-        if not answered and not silent:
-            request_id = secrets.token_hex(8)
-            document = problem_document(refusal, request_id)
-            headers = {
-                "content-type": PROBLEM_TYPE,
-                "content-length": str(len(document)),
-                "connection": "close",
-                "x-request-id": request_id,
-                **refusal.headers,
-            }
-            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-            self.transport.write(STATUS_LINE[refusal.status] + lines.encode() + b"\r\n" + document)
-        self.transport.close()
-
-
-def _queued_in_kernel(transport: asyncio.Transport) -> int:
-    """Return the bytes that the peer has not acknowledged, 0 where the kernel does not say.
-
-    A socket counts as writable only when a third of its buffer is free.  That may be megabytes,
-    for which a slow but honest client needs longer than a deadline.
-    """
-    try:
-        queued = fcntl.ioctl(
-            transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4)
-        )
-    except OSError:
-        return 0
-    return int.from_bytes(queued, sys.byteorder)
+    @property
+    def _begun(self) -> bool:
+        """Say whether anything of a request has come."""
+        return self.awaits == "body" or bool(self._overhead)

@@ -1,6 +1,6 @@
 """Report on the command line: errors as one message and an exit code, progress, JSON or lines.
 
-The top imports nothing but the standard library and typer, as every start of a command runs it.
+The top imports little but the standard library and typer, as every start of a command runs it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from logitstore.errors import LogitstoreError, MissingExtra
+from logitstore.text import printable
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -52,8 +53,13 @@ class Commands(TyperGroup):
 def fail(message: str, code: int) -> None:
     """Print an error and end with its exit code."""
     label = typer.style("error:", fg="red", bold=True) if sys.stderr.isatty() else "error:"
-    typer.echo(f"{label} {message}", err=True)
+    typer.echo(f"{label} {printable(message)}", err=True)
     raise typer.Exit(code)
+
+
+def note(text: str) -> None:
+    """Print a line beside the results."""
+    typer.echo(printable(text), err=True)
 
 
 @contextmanager
@@ -72,9 +78,9 @@ def progress_on_stderr() -> Iterator[Any]:
 
 
 def emit(as_json: bool, data: Any, lines: Sequence[str]) -> None:
-    """Print ``data`` as JSON, or ``lines`` for a person."""
+    """Print ``data`` as JSON, or ``lines`` for a person, whatever stands in the names in them."""
     if as_json:
         typer.echo(json.dumps(data, indent=2))
     else:
         for line in lines:
-            typer.echo(line)
+            typer.echo(printable(line))

@@ -26,6 +26,13 @@ def serve(
     insecure_no_auth: Annotated[
         bool, typer.Option("--insecure-no-auth", help="Serve a public address without tokens.")
     ] = False,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Network of proxies whose X-Forwarded-For counts; may repeat."),
+    ] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="Log every request, not only errors.")
+    ] = False,
     warm: Annotated[
         bool, typer.Option("--warm", help="Decode all snapshots before /readyz says 200.")
     ] = False,
@@ -37,7 +44,8 @@ def serve(
 
     \b
     logitstore serve stores/ --warm
-    logitstore serve stores/ --host 0.0.0.0 --token-file tokens.txt
+    logitstore token new tokens --days 90
+    logitstore serve stores/ --host 0.0.0.0 --token-file tokens
     """
     from logitstore.api.server.process import serve as run
     from logitstore.api.settings import Settings
@@ -49,8 +57,9 @@ def serve(
         workers=workers,
         token_file=token_file,
         insecure_no_auth=insecure_no_auth,
+        trusted_proxies=tuple(trusted_proxy or ()),
+        access_log=access_log,
         warm=warm,
         cache=cache,
     )
-    typer.echo(f"serving {root} at http://{host}:{port} (Ctrl-C stops)", err=True)
     run(settings)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from logitstore.cli.console import emit, progress_on_stderr
+from logitstore.cli.console import emit, note, progress_on_stderr
 from logitstore.cli.options import (
     AtTemperature,
     Data,
@@ -153,8 +153,8 @@ def plan(
             opened, chosen, clusters=clusters, seed=seed, progress=progress
         )
     write_plan(groups, out)
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
+    for text in notes:
+        note(f"note: {text}")
     lines = [
         f"{group.name}: {len(group.classes)} classes, {percent(group.share)} of the samples: "
         f"{', '.join(groups.names_of(group.classes))}"
@@ -214,9 +214,7 @@ def combine(
     opened, chosen = _open_named(generalist, token, besides=snapshot)
     others = [Specialist(*_open_named(store, token)) for store in stores]
     if chosen.root != groups.generalist:
-        typer.echo(
-            f"note: the plan was made from another snapshot, root {groups.generalist}", err=True
-        )
+        note(f"note: the plan was made from another snapshot, root {groups.generalist}")
     with progress_on_stderr() as progress:
         run(
             opened,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import google_crc32c
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from logitstore.errors import Damaged, InputError
@@ -188,7 +188,7 @@ class RowsRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     view: int = 0
-    indices: tuple[int, ...]
+    indices: Annotated[tuple[int, ...], Field(max_length=MAX_INDICES, fail_fast=True)]
 
 
 class Problem(Reply):

@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError
 from logitstore.errors import Damaged
 from logitstore.format.wire import CRC_HEADER, PROBLEM, PROBLEM_TYPE, Problem, crc32c
 from logitstore.reading.incoming import begin_body
+from logitstore.text import printable
 
 MOST_RETRY_AFTER_SECONDS = 30.0
 """Most seconds that a server's Retry-After is followed."""
@@ -73,7 +74,9 @@ class Answer:
             problem = Problem.parse("problem", self.body)
         except Damaged:
             return None
-        return problem if problem.type.startswith(PROBLEM) else None
+        if not problem.type.startswith(PROBLEM):
+            return None
+        return problem.model_copy(update={"detail": printable(problem.detail)})
 
     def retry_after(self) -> float:
         """Return the seconds to wait that the answer names, at most 30."""

@@ -222,9 +222,10 @@ class Connection:
 
     def _refused(self, answer: Answer, problem: Problem | None) -> NoReturn:
         if answer.status in (401, 403):
+            detail = f": {problem.detail}" if problem else ""
             raise Denied(
-                f"{self.base}: the server refuses access ({answer.status}): give its token in "
-                "LOGITSTORE_TOKEN or with --token-file"
+                f"{self.base}: the server refuses access ({answer.status}){detail}; give its token "
+                "in LOGITSTORE_TOKEN or with --token-file"
             )
         if problem is None:
             raise self._no_logitstore(f"it answers {answer.status}")

@@ -84,7 +84,7 @@ def test_a_new_token_file_rotates_and_a_missing_one_locks_out(tmp_path: Path) ->
     tokens = Tokens(file)
 
     def accepted() -> list[bool]:
-        return [tokens.accept(token.encode()) for token in (TOKEN, OTHER)]
+        return [tokens.find(token.encode()) is not None for token in (TOKEN, OTHER)]
 
     assert accepted() == [True, False]
     os.replace(write_private(tmp_path / "new", OTHER), file)

@@ -41,9 +41,10 @@ def build(checkpoint: Path, out: Path, *more: str) -> Result:
 
 
 def test_help_answers_everywhere() -> None:
-    groups = {"cache", "specialists"}
+    groups = {"cache", "specialists", "token"}
     names = [*(set(get_command(app).commands) - groups - {"demo"})]
     names += ["cache ls", "cache clear", "specialists plan"]
+    names += ["token new", "token ls", "token revoke"]
     assert {"build", "train", "sweep", "report", "reproduce", "methods"} < set(names)
     for name in ([], *(name.split() for name in [*names, *groups, "demo"])):
         for flag in ("-h", "--help"):

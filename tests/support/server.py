@@ -17,12 +17,11 @@ from logitstore.errors import Unreachable
 
 ROOT = Path(__file__).parents[2]
 SERVER = """
-import logging, sys
+import sys
 from pathlib import Path
 from logitstore.api.server.process import serve
 from logitstore.api.guard.limits import Limits
 from logitstore.api.settings import Settings
-logging.basicConfig(level="INFO")
 serve(Settings({settings}))
 print("torch" in sys.modules, flush=True)
 """

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from logitstore.cli.console import emit
+from logitstore.cli.console import emit, note
 from logitstore.format.choice import EncodingRequest
 from logitstore.reading.describe import describe_store, encoding_text
 from logitstore.reading.opening import open_store
@@ -20,12 +20,12 @@ MUCH_KL = 1e-3
 def print_built(out: str, names: list[str], as_json: bool, request: EncodingRequest) -> None:
     """Print what was written; exit with 1 if all rows together lost more than was allowed."""
     store = describe_store(open_store(out), names)
-    for note in built_notes(store, request):
-        typer.echo(f"note: {note}", err=True)
+    for text in built_notes(store, request):
+        note(f"note: {text}")
     emit(as_json, store, built_lines(store, request))
     beyond = beyond_bound(store, request)
     for line in beyond:
-        typer.echo(line, err=True)
+        note(line)
     if beyond:
         raise typer.Exit(1)
 
