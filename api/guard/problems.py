@@ -42,6 +42,9 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
 )
 """Status and problem type of each error; the first class that fits counts."""
 
+_COMMON = {PROBLEM + "busy", PROBLEM + "materialising"}
+"""Problems of 503 that say nothing bad about the server."""
+
 
 class Refusal(Exception):
     """Ends a request with ``status`` and a problem of this ``kind``, which is one word."""
@@ -63,9 +66,11 @@ class Refusal(Exception):
         for kind, status, name in TABLE:
             if isinstance(error, kind):
                 return cls(status, name.removeprefix(PROBLEM), str(error))
-        if isinstance(error, OSError) and not isinstance(error, LogitstoreError):
+        if isinstance(error, OSError):
             detail = "the store cannot be read at the moment; the server's log says why"
-            return cls(503, "unreadable", detail, {"retry-after": "5"})
+            return cls(503, "unreadable", detail, {"retry-after": "1"})
+        if isinstance(error, MemoryError):
+            return cls(503, "busy", "the server has no memory left", {"retry-after": "5"})
         return cls(500, "internal", "an error in the server; its log says more")
 
 
@@ -113,7 +118,8 @@ class ProblemMiddleware:
             log.info("%s: the client of %s left", request_id, scope["method"])
         except Exception as error:
             refusal = Refusal.of(error)
-            _record(refusal, error, scope, request_id)
+            request = f"{scope['method']} {scope['path']!r}"
+            log_refusal(request_id, client_of(scope), request, refusal, error)
             if has_begun:
                 raise
             document = problem_document(refusal, request_id)
@@ -146,20 +152,12 @@ def log_access(
 def log_refusal(
     request_id: str, client: str, request: str, refusal: Refusal, error: Exception | None = None
 ) -> None:
-    """Log an answer that is an error, under the id that the client got."""
-    log.log(
-        logging.ERROR if refusal.status >= 500 and not refusal.headers else logging.WARNING,
-        "%s: %s from %s answered %d: %s",
-        request_id,
-        request,
-        client or "a socket",
-        refusal.status,
-        refusal.detail,
-        exc_info=error,
-    )
-
-
-def _record(refusal: Refusal, error: Exception, scope: Scope, request_id: str) -> None:
+    """Log an answer that is an error, under the id that the client got, and what the error says."""
     expected = isinstance(error, Refusal | HTTPException | LogitstoreError)
-    request = f"{scope['method']} {scope['path']!r}"
-    log_refusal(request_id, client_of(scope), request, refusal, None if expected else error)
+    more = f" ({error})" if expected and str(error) != refusal.detail else ""
+    log.log(
+        logging.WARNING if refusal.status < 500 or refusal.kind in _COMMON else logging.ERROR,
+        "%s: %s from %s answered %d: %s%s",
+        *(request_id, request, client or "a socket", refusal.status, refusal.detail, more),
+        exc_info=None if expected else error,
+    )

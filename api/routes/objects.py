@@ -22,6 +22,7 @@ from logitstore.api.routes.requests import (
     ROOT_PARAMETER,
     check_root,
     path_parameters,
+    read_twice,
     refuse_query,
 )
 from logitstore.api.served.registry import Opened, Registry
@@ -110,7 +111,7 @@ class ObjectsEndpoint:
         refuse_query(scope["query_string"])
         opened = self._registry.open(names["store"], names["snapshot"])
         check_root(opened.snapshot, opened.store.name, by_name(scope["headers"]))
-        return open_object(opened, names["key"])
+        return read_twice(self._registry, opened, lambda: open_object(opened, names["key"]))
 
 
 async def _client_left(receive: Receive) -> None:

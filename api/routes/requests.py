@@ -5,11 +5,18 @@ A part of a request that could change its answer is obeyed or refused, never ign
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from logitstore.errors import InputError, MismatchError
+from logitstore.api.guard.problems import Refusal
+from logitstore.api.served.decoding import MOMENT_SECONDS
+from logitstore.api.served.registry import Opened, Registry
+from logitstore.errors import Damaged, InputError, MismatchError
 from logitstore.format.wire import ROOT_HEADER
 from logitstore.reading.snapshot import Snapshot
+
+Read = TypeVar("Read")
 
 
 def check_root(snapshot: Snapshot, store: str, headers: dict[bytes, bytes]) -> None:
@@ -20,6 +27,21 @@ def check_root(snapshot: Snapshot, store: str, headers: dict[bytes, bytes]) -> N
             f"snapshot {snapshot.name!r} of store {store!r} has root {snapshot.root}, "
             f"the request means {expected[:64]}"
         )
+
+
+def read_twice(registry: Registry, opened: Opened, read: Callable[[], Read]) -> Read:
+    """Read something of a snapshot, and call that damaged only if it still is a moment later.
+
+    Refusal if another build lies there by then: a store that is replaced looks damaged meanwhile.
+    """
+    try:
+        return read()
+    except Damaged:
+        time.sleep(MOMENT_SECONDS)
+    if not registry.is_current(opened):
+        detail = "the store was replaced while it was read; try again"
+        raise Refusal(503, "unreadable", detail, {"retry-after": "1"})
+    return read()
 
 
 def refuse_query(query: bytes) -> None:

@@ -21,9 +21,15 @@ from logitstore.api.guard.clients import Client
 from logitstore.api.guard.headers import Headers, by_name
 from logitstore.api.guard.limits import BodyMemory
 from logitstore.api.guard.problems import Refusal
-from logitstore.api.routes.requests import BINARY, ROOT_PARAMETER, check_root, path_parameters
+from logitstore.api.routes.requests import (
+    BINARY,
+    ROOT_PARAMETER,
+    check_root,
+    path_parameters,
+    read_twice,
+)
 from logitstore.api.served.decoding import DecodeJob
-from logitstore.api.served.registry import Registry
+from logitstore.api.served.registry import Opened, Registry
 from logitstore.errors import InputError
 from logitstore.format.wire import (
     CRC_HEADER,
@@ -37,7 +43,6 @@ from logitstore.format.wire import (
     template,
     unpack_indices,
 )
-from logitstore.reading.snapshot import Snapshot
 
 WAIT_SECONDS = 1.0
 """Seconds that a request waits for the copy, before it is asked to come back."""
@@ -89,11 +94,11 @@ class RowsEndpoint:
         large = template(snapshot.encoding, len(indices)).length > FAST_BYTES
         if large or indices.max() >= snapshot.meta.samples:
             return None
-        return self._gather(snapshot, opened.job, view, indices, client)
+        return self._gather(opened, opened.job, view, indices, client)
 
     async def _rows(self, scope: Scope, request: bytes) -> RowsAnswer:
         loop = asyncio.get_running_loop()
-        snapshot, job, view, indices = await loop.run_in_executor(
+        opened, job, view, indices = await loop.run_in_executor(
             self._threads, self._parse, scope, request
         )
         if not job.ended.done():
@@ -102,12 +107,12 @@ class RowsEndpoint:
                 raise Refusal(503, "materialising", job.status_text(), {"retry-after": "1"})
         client = scope["logitstore.client"]
         return await loop.run_in_executor(
-            self._threads, self._gather, snapshot, job, view, indices, client
+            self._threads, self._gather, opened, job, view, indices, client
         )
 
     def _parse(
         self, scope: Scope, request: bytes
-    ) -> tuple[Snapshot, DecodeJob, int, NDArray[np.int64]]:
+    ) -> tuple[Opened, DecodeJob, int, NDArray[np.int64]]:
         """Return what is read, and how; the copy is begun if there is none."""
         store, headers = scope["path_params"]["store"], by_name(scope["headers"])
         opened = self._registry.open(store, scope["path_params"]["snapshot"])
@@ -118,20 +123,21 @@ class RowsEndpoint:
         if len(indices) > most:
             raise InputError(f"{len(indices)} indices; one request has at most {most}")
         indices = snapshot.checked(indices, view)
-        return snapshot, self._registry.job_of(opened), view, indices
+        return opened, self._registry.job_of(opened), view, indices
 
     def _gather(
         self,
-        snapshot: Snapshot,
+        opened: Opened,
         job: DecodeJob,
         view: int,
         indices: NDArray[np.int64],
         client: Client | None,
     ) -> RowsAnswer:
-        form = template(snapshot.encoding, len(indices))
+        form = template(opened.snapshot.encoding, len(indices))
         body = self._memory.allocate(form.length, client)
-        job.gather(indices, view, form.arrays(body))
-        return RowsAnswer(snapshot.root, crc32c(body), body)
+        arrays = form.arrays(body)
+        read_twice(self._registry, opened, lambda: job.gather(indices, view, arrays))
+        return RowsAnswer(opened.snapshot.root, crc32c(body), body)
 
 
 def rows_headers(root: str, length: int, checksum: str) -> Headers:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import Depends, FastAPI, Request
 from pydantic import TypeAdapter
@@ -26,6 +28,9 @@ from logitstore.format.wire import (
 SNAPSHOT_PATH = "/v1/stores/{store}/snapshots/{snapshot}"
 ROWS_PATH = SNAPSHOT_PATH + "/rows"
 OBJECTS_PATH = SNAPSHOT_PATH + "/objects/{key}"
+DISK_SECONDS = 2.0
+"""Seconds that /readyz waits for the disk."""
+
 _STORE_ENTRIES = TypeAdapter(list[StoreEntry])
 
 
@@ -54,13 +59,20 @@ def add_routes(
     async def livez() -> dict[str, str]:
         return {"status": "alive"}
 
+    probes = ThreadPoolExecutor(1, thread_name_prefix="logitstore-probe")
+
     @app.get("/readyz", summary="Should requests be sent here?")
-    def readyz() -> JSONResponse:
+    async def readyz() -> JSONResponse:
         if stopping():
             return JSONResponse({"status": "stopping"}, 503)
         if warming is not None and not warming.over:
             return JSONResponse({"status": "warming", "detail": warming.status_text()}, 503)
-        ready = bool(registry.stores())
+        # In a thread of its own: those of requests may all be in use.
+        looking = asyncio.get_running_loop().run_in_executor(probes, registry.stores)
+        try:
+            ready = bool(await asyncio.wait_for(looking, DISK_SECONDS))
+        except TimeoutError:
+            return JSONResponse({"status": "waiting for the disk"}, 503)
         return JSONResponse({"status": "ready" if ready else "no store"}, 200 if ready else 503)
 
     @app.get(

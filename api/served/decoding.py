@@ -20,14 +20,17 @@ from numpy.typing import NDArray
 from logitstore.cache.cache import Cache
 from logitstore.cache.copy import Copy
 from logitstore.cache.readers import CopyReader
-from logitstore.errors import CacheFull, CacheInUse, LogitstoreError, NoCache
+from logitstore.errors import CacheFull, CacheInUse, Damaged, LogitstoreError, NoCache
 from logitstore.format.encodings.base import Arrays
 from logitstore.reading.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 10.0
-"""Seconds that a failure is answered with before a repaired store is read again."""
+DAMAGED_SECONDS, FAILED_SECONDS = 10.0, 1.0
+"""Seconds before a store is read again that was damaged, or that could not be read."""
+
+MOMENT_SECONDS = 0.05
+"""Seconds after which a store that looks damaged is read again: it may just be replaced."""
 
 WARM_GATHERS = 32
 """Gathers in a row without waiting for the disk, after which the event loop may gather itself."""
@@ -63,7 +66,8 @@ class DecodeJob:
     def end(self, error: Exception | None = None) -> None:
         """Let those who wait go on; an error is kept for a while."""
         if error is not None:
-            self.error, self.retry_after = error, time.monotonic() + RETRY_SECONDS
+            seconds = DAMAGED_SECONDS if isinstance(error, Damaged) else FAILED_SECONDS
+            self.error, self.retry_after = error, time.monotonic() + seconds
         self.ended.set_result(None)
 
     @property
@@ -154,9 +158,15 @@ class DecodeQueue:
             job.end()
 
     def _copy(self, job: DecodeJob) -> Copy:
+        again = False
         while True:
             try:
                 return self._cache.copy_of(job.snapshot, job, in_memory=False)
             except (CacheInUse, CacheFull):
                 if not self._make_room():
                     raise
+            except Damaged:
+                if again:
+                    raise
+                again = True
+                time.sleep(MOMENT_SECONDS)

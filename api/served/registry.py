@@ -15,9 +15,9 @@ from pathlib import Path
 from threading import Lock
 
 from logitstore.api.served.catalog import Signature, StoreFolder, find_stores
-from logitstore.api.served.decoding import DecodeJob, DecodeQueue
+from logitstore.api.served.decoding import MOMENT_SECONDS, DecodeJob, DecodeQueue
 from logitstore.cache.cache import Cache
-from logitstore.errors import InputError, LogitstoreError, UnknownName
+from logitstore.errors import Damaged, InputError, LogitstoreError, NotFound, UnknownName
 from logitstore.format.wire import StoreEntry
 from logitstore.reading.scan import Scan
 from logitstore.reading.snapshot import Snapshot
@@ -135,15 +135,26 @@ class Registry:
                     known.checked = known.used = now
                     return known
                 self._open.pop((store, name), None)
-            snapshots = served.open().snapshots
-            if name not in list(snapshots):
-                raise UnknownName.among(f"snapshot of store {store!r}:", name, snapshots)
-            signature = served.signature(name)
-            opened = Opened(served, snapshots[name], signature, checked=now, used=now)
+            try:
+                opened = self._opened(served, name)
+            except (Damaged, NotFound):
+                time.sleep(MOMENT_SECONDS)
+                opened = self._opened(served, name)
             with self._lock:
                 self._open[store, name] = opened
             self._forget([*self._open.items()], KEPT_SNAPSHOTS)
             return opened
+
+    def _opened(self, served: StoreFolder, name: str) -> Opened:
+        snapshots = served.open().snapshots
+        if name not in list(snapshots):
+            raise UnknownName.among(f"snapshot of store {served.name!r}:", name, snapshots)
+        signature, now = served.signature(name), time.monotonic()
+        return Opened(served, snapshots[name], signature, checked=now, used=now)
+
+    def is_current(self, opened: Opened) -> bool:
+        """Say whether the commit on the disk is still the one that was opened."""
+        return opened.store.signature(opened.snapshot.name) == opened.signature
 
     def job_of(self, opened: Opened) -> DecodeJob:
         """Return the snapshot's decoding; begin it if there is none, or its error expired."""

@@ -26,6 +26,7 @@ from logitstore.api.server.logs import configure_logs
 from logitstore.api.server.protocol import LimitedProtocol
 from logitstore.api.settings import Settings
 from logitstore.errors import InputError
+from logitstore.reading.scan import Scan
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
     if ipaddress.ip_address(host).is_unspecified:
         host = socket.gethostname()
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    stores = sorted(find_stores(settings.root))
+    stores = sorted(find_stores(Scan(settings.root)))
     for name in stores[:MOST_ANNOUNCED]:
         log.info("serving %s/%s", url, name)
     if len(stores) > MOST_ANNOUNCED:

@@ -29,9 +29,10 @@ from logitstore.cache.folder import (
     own_folder,
 )
 from logitstore.cache.mapped import MappedCopy, allocate, fill, open_copy
-from logitstore.errors import Damaged, LogitstoreError, NoCache
+from logitstore.errors import Damaged, LogitstoreError, NoCache, Unfinished
 from logitstore.progress import Progress, Silent
 from logitstore.reading.snapshot import Snapshot
+from logitstore.storage.durable import EXHAUSTED
 from logitstore.text import parse_size
 
 log = logging.getLogger(__name__)
@@ -172,6 +173,11 @@ class Cache:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and index is not None:
                 free = shutil.disk_usage(self.folder).free
                 raise no_space(self.folder, index, free) from error
+            if error.errno in EXHAUSTED:
+                raise Unfinished(
+                    f"{self.folder}: no decoded copy at the moment ({error.strerror}): run the "
+                    "same command again"
+                ) from error
             raise NoCache(
                 f"{self.folder}: this folder cannot hold decoded copies: {error.strerror}; "
                 f"{WAYS_OUT}"

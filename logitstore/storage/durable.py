@@ -25,13 +25,19 @@ _TOKEN = secrets.token_hex(4)
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-_PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE}
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors that say that this process or machine has too much in use at the moment."""
+
+_PASSING = {errno.EIO, errno.ESTALE, *EXHAUSTED}
 """Errors that may be gone when the same command is run again."""
 
 
 @contextmanager
-def os_errors_as_ours(url: str, key: str) -> Iterator[None]:
-    """Turn what the operating system refuses into errors that say what to do."""
+def os_errors_as_ours(url: str, key: str, what: str = "written") -> Iterator[None]:
+    """Turn what the operating system refuses into errors that say what to do.
+
+    ``what`` says what is done to the object: it is "read" or "written".
+    """
     try:
         yield
     except OSError as error:
@@ -42,7 +48,7 @@ def os_errors_as_ours(url: str, key: str) -> Iterator[None]:
             ) from error
         if error.errno in _PASSING:
             raise Unfinished(
-                f"{url}: {key} could not be written ({error.strerror}); what is finished is kept: "
+                f"{url}: {key} could not be {what} ({error.strerror}); what is finished is kept: "
                 "run the same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -53,7 +53,7 @@ class LocalStorage:
 
     def get(self, key: str, most_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         descriptor, length = self.open(key)
-        with open(descriptor, "rb") as file, os_errors_as_ours(self.url, key):
+        with open(descriptor, "rb") as file, os_errors_as_ours(self.url, key, "read"):
             if length > most_bytes:
                 raise Damaged(
                     f"{self.url}: {key} has {length} bytes: it is larger than any object of its "
@@ -88,7 +88,7 @@ class LocalStorage:
     def _errors_of(self, key: str) -> Iterator[None]:
         """Say what is wrong where a read finds no plain file."""
         try:
-            with os_errors_as_ours(self.url, key):
+            with os_errors_as_ours(self.url, key, "read"):
                 yield
         except LogitstoreError:
             raise

@@ -55,6 +55,38 @@ def token_file(path: Path, text: str = TOKEN) -> Path:
     return path
 
 
+FAULTS = """
+import errno, os, sys
+fault = os.environ["FAULT"]  # a file that holds an error's name and the name of the file it hits
+def hook(event, arguments):
+    if event != "open" or not isinstance(arguments[0], str) or not os.path.exists(fault):
+        return
+    if arguments[0] == fault:
+        return
+    number, name = open(fault).read().split()
+    if os.path.basename(arguments[0]) == name:
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)), arguments[0])
+sys.addaudithook(hook)
+"""
+
+
+class Faults:
+    """Makes opening a file fail in the processes that get this environment."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(FAULTS)
+        self._file = folder / "fault"
+        path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        self.environment = {"PYTHONPATH": path, "FAULT": str(self._file)}
+
+    def begin(self, error: str, name: str) -> None:
+        self._file.write_text(f"{error} {name}")
+
+    def end(self) -> None:
+        self._file.unlink()
+
+
 class Served:
     """``logitstore serve`` as its own process, and what it wrote so far."""
 
@@ -77,7 +109,7 @@ class Served:
             try:
                 if self.ask("/readyz")[0] == 200:
                     return
-            except OSError:
+            except (OSError, http.client.HTTPException):  # a probe may even meet itself
                 time.sleep(0.05)
         raise AssertionError(f"the server does not start: {self.log()}")
 
