@@ -109,7 +109,12 @@ class TrainConfig(Settings):
         """Read a run; ``overrides`` win.  Raises NotFound, UnknownName or InputError."""
         values = read_settings(path, overrides)
         refuse_missing(values, path)
-        return cls(**values)
+        try:
+            return cls(**values)
+        except InputError as error:
+            if overrides:
+                raise  # which of the two is wrong is not known here
+            raise InputError(f"{path}: {error}") from None
 
 
 def refuse_missing(values: Mapping[str, Any], path: str | Path | None = None) -> None:

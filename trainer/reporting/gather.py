@@ -9,12 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitstore.errors import InputError, MismatchError, NotFound
+from logitstore.errors import Damaged, InputError, MismatchError, NotFound
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.config.specs import split_share
 from logitstore.trainer.reporting.style import MOST_RUNS
 from logitstore.trainer.run.folder import RunFolder
-from logitstore.trainer.run.result import BEST, CONFIG, MODEL, Inputs, Line, Result, best_epoch
+from logitstore.trainer.run.result import (
+    BEST,
+    CONFIG,
+    INPUTS,
+    MODEL,
+    Inputs,
+    Line,
+    Result,
+    best_epoch,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +128,17 @@ def _read(number: int, name: str, folder: Path) -> RunRecord:
         raise NotFound(f"{folder}: no training run is here (no {CONFIG})")
     config = TrainConfig.from_toml(folder / CONFIG)
     files = RunFolder(str(folder))
+    inputs, result = files.inputs(), files.finished(config)
+    if result is not None and inputs is None:
+        raise Damaged(f"{folder}: a finished run without its {INPUTS}: bring the file back")
     return RunRecord(
         number=number,
         name=name,
         path=folder,
         config=config,
-        inputs=files.inputs(),
+        inputs=inputs,
         history=tuple(files.history()),
-        result=files.finished(config),
+        result=result,
     )
 
 

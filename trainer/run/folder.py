@@ -14,15 +14,18 @@ import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from logitstore.errors import Damaged, InputError, MismatchError, NotFound
 from logitstore.format.documents import canonical, first_difference
 from logitstore.storage import open_storage
 from logitstore.storage.durable import os_errors_as_ours
 from logitstore.storage.local import is_temporary
+from logitstore.storage.plain_files import read_plain
 from logitstore.trainer.config.settings import EXECUTION, TrainConfig, settings
 from logitstore.trainer.run.result import (
     CONFIG,
@@ -40,6 +43,12 @@ from logitstore.trainer.run.result import (
 
 PROVEN = "proven"
 """What ``teacher_rows`` of a run's result is if no server was believed."""
+
+_MOST_BYTES = 256 << 20
+"""Bytes of the longest of a run's records, such as the lines of a hundred thousand epochs."""
+
+_LINE = {"epoch", "images_per_second"}
+"""Figures that each epoch's line has."""
 
 _ONE_RUN_EACH = "use another --out, or give the same arguments"
 
@@ -69,16 +78,27 @@ class RunFolder:
             return None
         self._refuse_other(config)
         try:
-            document = _json(self.path / RESULT, self._storage.get(RESULT))
+            document = _json(self.path / RESULT, self._read(RESULT))
         except NotFound:
             return None
+        known = {field.name for field in fields(Result)} - {"run"}
+        document = {key: value for key, value in document.items() if key in known}
+        try:
+            TypeAdapter(Result).validate_python({**document, "run": self.path})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise _not_whole(self.path / RESULT, f"{place}: {first['msg']}") from None
         lists = {key: tuple(value) for key, value in document.items() if isinstance(value, list)}
         return Result(run=self.path, **{**document, **lists})
+
+    def _read(self, key: str) -> bytes:
+        return read_plain(self.path / key, _MOST_BYTES)
 
     def inputs(self) -> Inputs | None:
         """Return what the run was begun with, None if it has not begun."""
         try:
-            return Inputs.parse(f"{self.path}/{INPUTS}", self._storage.get(INPUTS))
+            return Inputs.parse(f"{self.path}/{INPUTS}", self._read(INPUTS))
         except NotFound:
             return None
 
@@ -136,7 +156,7 @@ class RunFolder:
         A line is written before its epoch's checkpoint, so an interruption may leave one too many.
         """
         try:
-            lines = self._storage.get(METRICS).decode(errors="replace").splitlines()[:epochs]
+            lines = self._read(METRICS).decode(errors="replace").splitlines()[:epochs]
         except NotFound:
             lines = []
         if epochs is not None and len(lines) < epochs:
@@ -144,7 +164,11 @@ class RunFolder:
                 f"{self.path}: {METRICS} has {len(lines)} lines, the checkpoint is after epoch "
                 f"{epochs}: bring the file back, or use another --out"
             )
-        return [_json(self.path / METRICS, line) for line in lines]
+        history = [_json(self.path / METRICS, line) for line in lines]
+        for line in history:
+            if not line.keys() >= _LINE or not all(map(_is_number, line.values())):
+                raise _not_whole(self.path / METRICS, "a line holds no epoch's figures")
+        return history
 
     def put_history(self, lines: list[Line]) -> None:
         """Write the metrics of all epochs so far."""
@@ -166,7 +190,7 @@ class RunFolder:
     def teacher_rows(self) -> str | None:
         """Return "proven" or "not proven", or None without a note."""
         try:
-            note = _json(self.path / ROWS, self._storage.get(ROWS))
+            note = _json(self.path / ROWS, self._read(ROWS))
         except NotFound:
             return None
         return PROVEN if note.get("proven") is True else "not proven"
@@ -190,12 +214,20 @@ class RunFolder:
 def _json(path: Path, text: str | bytes) -> dict[str, Any]:
     """Read a JSON object; Damaged if it is none."""
     try:
-        document: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise Damaged(
-            f"{path}: not whole ({error}): bring it back, or train again in another folder"
-        ) from None
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _not_whole(path, str(error)) from None
+    if not isinstance(document, dict):
+        raise _not_whole(path, f"a {type(document).__name__}, no object")
     return document
+
+
+def _not_whole(path: Path, what: str) -> Damaged:
+    return Damaged(f"{path}: not whole ({what}): bring it back, or train again in another folder")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | None)
 
 
 def weights_file(path: Path) -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from logitstore.format.cards import DatasetCard
 from logitstore.format.documents import Document
@@ -23,6 +25,9 @@ def best_epoch(history: Sequence[Line]) -> int | None:
     return 1 + scores.index(max(scores)) if scores else None
 
 
+_Side = Annotated[int, Field(ge=1, le=65_536)]
+
+
 class Inputs(Document):
     """The results of a run's specs; a resumed run must find the same."""
 
@@ -31,11 +36,11 @@ class Inputs(Document):
     val: DatasetCard | None
     test: DatasetCard | None = None
     root: str | None
-    classes: int
+    classes: Annotated[int, Field(ge=1, le=1_000_000)]
     class_names: tuple[str, ...] | None = None
     class_map: dict[str, str | int] | None = None
     init_sha256: str | None = None
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[Annotated[int, Field(ge=1, le=4)], _Side, _Side]
     view_spec: tuple[dict[str, Any], ...]
     size: int | None
     device: str

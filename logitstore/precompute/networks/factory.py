@@ -124,7 +124,13 @@ def build_model(text: str, *, classes: int, shape: Shape) -> nn.Module:
                 spec.head,
                 [*NETWORKS, "torchvision:NAME", "timm:NAME", "module:factory"],
             )
-        return NETWORKS[spec.head](spec, classes, shape)
+        try:
+            return NETWORKS[spec.head](spec, classes, shape)
+        except (RuntimeError, MemoryError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise InputError(
+                f"{text!r} cannot be made for {classes} classes and images of {shape}: {reason}"
+            ) from None
     if scheme == "torchvision":
         return _torchvision(spec, name, classes)
     if scheme == "timm":
