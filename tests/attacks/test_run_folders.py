@@ -184,7 +184,7 @@ def test_a_report_of_a_run_without_its_inputs_runs_no_code_of_it(stranger: Path)
     (stranger / "run/inputs.json").unlink()
     rewrite(stranger, "test", f"{stranger}/net.py:Data")
     result = run("report", "run")
-    assert result.exit_code == 2, result.output
+    assert result.exit_code in (1, 2), result.output
     assert not (stranger.parent / "mark").exists()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import tomli_w
 
 from logitstore.errors import InputError, UnknownName
-from logitstore.storage.plain_files import read_toml
+from logitstore.storage.plain_files import MOST_TOML_BYTES, read_toml
 from logitstore.trainer.config.checks import refuse_contradictions
 from logitstore.trainer.config.fields import Settings
 from logitstore.trainer.config.specs import HELD_OUT
@@ -100,9 +100,15 @@ class TrainConfig(Settings):
         Its first line says what the method minimises.
         """
         values = asdict(self.resolved())
-        return f"# {self.method}: {summary(self.method)}\n" + tomli_w.dumps(
+        text = f"# {self.method}: {summary(self.method)}\n" + tomli_w.dumps(
             {name: values[name] for name in settings() if values[name] is not None}
         )
+        if len(text.encode()) > MOST_TOML_BYTES:
+            raise InputError(
+                f"these settings take more than the {MOST_TOML_BYTES:,} bytes of a config.toml "
+                "that is read again: name fewer --snapshots, --omit-class or teachers"
+            )
+        return text
 
     @classmethod
     def from_toml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
