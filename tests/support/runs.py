@@ -50,8 +50,8 @@ def weights(run: str | Path) -> bytes:
 def run_logits(
     run_or_checkpoint: str | Path, data: str, *, student: str | None = None
 ) -> tuple[Logits, Labels]:
-    """Return logits float32 (N, C) and labels int32 (N,), -1 where unknown, on the CPU."""
-    trained = find_trained(run_or_checkpoint, student)
+    """Return logits float32 (N, C) and labels int32 (N,), -1 where unknown, of a run of our own."""
+    trained = find_trained(run_or_checkpoint, student, trust_run=True)
     source = trained.source(data)
     network = trained.network(source, "cpu", batch_size=256)
     return network.logits(source), labels_of(source)

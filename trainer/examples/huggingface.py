@@ -6,17 +6,14 @@ Save checkpoints at the ends of epochs: to go on inside one, the Trainer makes a
 without logits.
 """
 
-from __future__ import annotations
-
 import sys
 
 from torch.utils.data import default_collate
 from transformers import Trainer, TrainingArguments
 
+from logitstore import LogitDataset, losses, open_store, with_logits
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.pixels import to_input
-from logitstore.reading.opening import open_store
-from logitstore.trainer import LogitDataset, losses, with_logits
 
 EPOCHS, BATCH, LR, TEMPERATURE = 10, 64, 3e-3, 4
 OPTIONS = {"logging_strategy": "epoch", "save_strategy": "epoch", "report_to": "none"}

@@ -3,17 +3,14 @@
 python -m logitstore.trainer.examples.plain STORE SNAPSHOT DATA VAL
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch
 from torch.utils.data import DataLoader
 
+from logitstore import LogitDataset, losses, open_store, with_logits
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.pixels import to_input
-from logitstore.reading.opening import open_store
-from logitstore.trainer import LogitDataset, losses, with_logits
 
 EPOCHS, BATCH, LR, TEMPERATURE = 10, 64, 0.05, 4
 

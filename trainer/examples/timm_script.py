@@ -6,8 +6,6 @@ The shape is that of timm's own train.py.  There (with --no-prefetcher) three th
 ``loader_train``, the head of the loop in ``train_one_epoch``, and ``result = task(input, target)``.
 """
 
-from __future__ import annotations
-
 import sys
 
 import timm
@@ -17,9 +15,8 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, accuracy
 from torch.utils.data import DataLoader
 
+from logitstore import LogitDataset, losses, open_store, with_logits
 from logitstore.precompute.networks.pixels import to_input
-from logitstore.reading.opening import open_store
-from logitstore.trainer import LogitDataset, losses, with_logits
 
 EPOCHS, BATCH, LR, TEMPERATURE = 10, 64, 0.05, 4
 
