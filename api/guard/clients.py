@@ -1,4 +1,4 @@
-"""Who sends a request: its address and its token, and what each of them holds of something scarce.
+"""Tell by address and token who sends a request, and count what each holds of a scarce thing.
 
 Behind a proxy every request comes from the proxy's address.  ``X-Forwarded-For`` is believed only
 if the proxy is one that the operator named.

@@ -1,4 +1,4 @@
-"""What the server logs, and how: one line each on stderr, with time and level."""
+"""Log one line for each event on stderr, with time and level."""
 
 from __future__ import annotations
 

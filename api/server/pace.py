@@ -1,4 +1,4 @@
-"""How fast a client reads, and whether that is fast enough."""
+"""Measures how fast a client reads, and tells if that is fast enough."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ SHORTEST = len(b"GET / HTTP/1.1\r\n\r\n")
 """Bytes of the shortest request: a piece of n times as many begins at most n requests."""
 
 LINGER_SECONDS, LINGER_BYTES = 1.0, 1 << 20
-"""How long, and for how many bytes, a connection stays open after its last answer.
+"""Seconds, and bytes, for which a connection stays open after its last answer.
 
 Closing it while something comes in would take from the client the answer that it has not read.
 """

@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Waiting(Protocol):
-    """What is asked of a connection."""
+    """Says what ``make_room`` needs to know of a connection."""
 
     since: float
 

@@ -49,7 +49,7 @@ STEP_BYTES = 64 << 20
 """Bytes for which a growing copy finds room beforehand, beyond what was verified."""
 
 MOST_EXPANSION = 64
-"""How many times as large as its stored rows a copy may be, if it takes more than a step.
+"""Largest ratio of a copy to its stored rows, if the copy takes more than a step.
 
 Logits that a network computed are stored in a quarter of their size at the least.
 """

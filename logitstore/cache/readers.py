@@ -131,7 +131,7 @@ class TeacherReader:
 
     @property
     def proven(self) -> bool:
-        """Whether each row is compared with what the root covers, before it is returned."""
+        """True if each row is compared with what the root covers before it is returned."""
         return not any(isinstance(reader, UnprovenReader) for reader in self._readers.values())
 
     @property

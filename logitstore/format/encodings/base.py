@@ -51,7 +51,7 @@ MOST_FLOAT16, MOST_FLOAT32 = np.finfo(np.float16).max, np.finfo(np.float32).max
 """The largest finite numbers."""
 
 NOT_FINITE = "logits are not finite"
-"""What is wrong with a row that has a value beyond these limits."""
+"""The fault of a row that has a value beyond these limits."""
 
 LIMITS = "logits must be within ±2.7e11, those of masked classes at least -8.5e37"
 """The limits in words, for errors."""
