@@ -37,6 +37,7 @@ from logitstore.errors import Damaged
 from logitstore.format.wire import CRC_HEADER, ROOT_HEADER, crc32c, pack, pack_indices
 from logitstore.reading.connection import Connection
 from tests.support.impostor import Impostor
+from tests.support.ports import free_port
 
 ROWS = "/v1/stores/c10/snapshots/teacher/rows"
 BINARY = {"content-type": "application/octet-stream"}
@@ -174,8 +175,7 @@ def until(port: int, good: Callable[[tuple[int, bytes]], bool]) -> tuple[int, by
 
 @pytest.fixture
 def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.mark.parametrize("trouble", ["too small", "no folder"])

@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ import google_crc32c
 import numpy as np
 from numcodecs import zstd
 from numpy.typing import NDArray
+
+from tests.support.ports import free_port
 
 MEMORY = """
 print(next(line.split()[1] for line in open("/proc/self/status") if "VmHWM" in line))
@@ -155,8 +156,7 @@ class Served:
     """``logitstore serve`` as a process of its own."""
 
     def __init__(self, root: Path, cache: Path, *options: object, **environment: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = root.parent / f"log-{self.port}"
         line = [sys.executable, "-m", "logitstore", "serve", root, "--port", self.port]

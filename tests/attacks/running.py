@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.ports import free_port
+
 TOKEN = "correct-horse-battery-staple"
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -91,8 +93,7 @@ class Served:
     """``logitstore serve`` as its own process, and what it wrote so far."""
 
     def __init__(self, root: Path, *options: object, cache: Path, **environment: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self._log = cache.with_suffix(".log")
         command = [sys.executable, "-m", "logitstore", "serve", root, "--port", self.port, *options]
         with open(self._log, "wb") as log:

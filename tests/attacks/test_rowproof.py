@@ -27,6 +27,7 @@ from typer.testing import CliRunner, Result
 
 import logitstore
 from logitstore.cli import app
+from tests.support.ports import free_port
 
 SAMPLES, CLASSES, VIEWS = 300, 40, 2
 Arrays = dict[str, NDArray[Any]]
@@ -62,8 +63,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def honest(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of ``logitstore serve``."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = free_port()
     cache = {"LOGITSTORE_CACHE": str(tmp_path_factory.mktemp("cache"))}
     command = [sys.executable, "-m", "logitstore", "serve", str(root), "--port", str(port)]
     server = subprocess.Popen(command, env={**os.environ, **cache}, stderr=subprocess.DEVNULL)

@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from logitstore.cli import app
+from tests.support.ports import free_port
 
 TRAIN, TEST = "digits?train=true&samples=0:120", "digits?train=false&samples=0:60"
 TOKEN = "a-secret-that-is-long-enough-0123456789"
@@ -155,8 +156,7 @@ def typed(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     file = tmp_path_factory.mktemp("server") / "tokens"
     file.touch(0o600)
     file.write_text(f"{TOKEN}\n")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "logitstore", "serve", str(honest / "stores")),

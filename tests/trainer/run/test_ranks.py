@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from logitstore.trainer.data.order import BatchOrder
 from logitstore.trainer.data.requirements import refuse_ranks
 from logitstore.trainer.data.samples import chosen_samples
 from logitstore.trainer.run.predictions import encoded
+from tests.support.ports import free_port
 from tests.support.runs import Listener, history, run_logits
 
 ROOT = Path(__file__).parents[3]
@@ -317,8 +317,7 @@ def test_without_torchrun_a_lost_rank_ends_the_others(
 ) -> None:
     config = replace(base["ce"], out=str(tmp_path / "run"))
     told_all = told([config], {config.out: {"0": [0, 9]}})
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
         subprocess.Popen(
