@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["arithmetic", "geometric"]
-"""What is averaged: distributions (arithmetic) or logits (geometric)."""
+"""The mean's operands: distributions (arithmetic) or logits (geometric)."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -190,7 +190,7 @@ _REMEDIES = {
     "classes": "build both from one dataset, with teachers of its classes",
     "class_names": "build both from one dataset, whose classes bear the same names",
 }
-"""What to do about stores that differ in a field."""
+"""The remedy for stores that differ in a field."""
 
 
 def _view_difference(first: Teacher, other: Teacher) -> tuple[str, object, object] | None:

@@ -23,14 +23,14 @@ _FREE_BYTES = 256 << 20
 """Bytes that an entry may always unpack to."""
 
 _MOST_RATIO = 100
-"""How many times larger than packed a larger entry may be: images and logits stay far below."""
+"""Largest ratio of unpacked to packed bytes of a large entry: images and logits stay below."""
 
 _NPY = ".npy"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an entry of an .npz declares, and holds."""
+    """Holds the shape and the type of an array in an .npz."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]

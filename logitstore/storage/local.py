@@ -22,13 +22,13 @@ MAX_OBJECT_BYTES = 512 << 20
 """Bytes of the largest object that is read; format v1's largest shard has fewer."""
 
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-"""How a folder is opened to pass through it."""
+"""Flags that open a folder to pass through it."""
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""How an object is opened: no link is followed, and no pipe or device is waited for."""
+"""Flags that open an object: no link is followed, and no pipe or device is waited for."""
 
 _ATTEMPTS = 100
-"""How often a change is tried that another writer's sweep disturbs."""
+"""Attempts at a change that another writer's sweep disturbs."""
 
 
 class LocalStorage:

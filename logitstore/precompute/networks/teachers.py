@@ -24,7 +24,7 @@ SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".safetensors")
 
 
 class _RunInputs(Document, extra="ignore"):
-    """What a run's ``inputs.json`` says of its classes."""
+    """The classes that a run's ``inputs.json`` names."""
 
     classes: int = 0
     class_names: tuple[str, ...] | None = None
