@@ -46,7 +46,7 @@ def train(
 ) -> None:
     """Train a student from a store, or plainly.
 
-    The store is local or served; --method ce needs none.
+    The store is local or served; with one the method is kd, if no other is named, else ce.
 
     Running the same command again resumes; the result is the same, bit for bit.
 

@@ -31,8 +31,9 @@ class Run:
     student: Annotated[str, Written("ARCH")]
     """The network: resnet20 to resnet110, cnn5, mlp?hidden=256,256, torchvision:NAME, timm:NAME,
     module:factory or file.py:factory."""
-    method: str = "ce"
-    """How to learn: ce, kd, dkd, ps-kd, …; `logitstore methods` lists them."""
+    method: str = "auto"
+    """How to learn: ce, kd, dkd, ps-kd, …; `logitstore methods` lists them. auto is kd with a
+    store, else ce."""
     epochs: Count = 30
     """Number of epochs."""
     batch_size: Count = 128

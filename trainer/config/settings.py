@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tomli_w
 
@@ -31,6 +31,9 @@ from logitstore.values import check_values
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 0.001}
 """Learning rates of the optimizers where none is given."""
+
+AUTO = "auto"
+"""The method that is no name: a store says which one is meant."""
 
 EXECUTION = frozenset(
     {
@@ -59,8 +62,11 @@ class TrainConfig(Settings):
     """One training run; its settings and what they mean are in ``fields``.
 
     Every hyper-parameter of every method is a setting too: None, its default, unless ``method``
-    has it.
+    has it.  ``method`` "auto" becomes the method that it means, and ``method_by_store`` says that a
+    store meant it.
     """
+
+    method_by_store: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("milestones", "snapshots", "omit_classes"):
@@ -68,7 +74,15 @@ class TrainConfig(Settings):
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         check_values(self)
+        self._choose_method()
         refuse_contradictions(self, self.method_object)
+
+    def _choose_method(self) -> None:
+        """Take distillation where there is a store and no method is named, else cross-entropy."""
+        by_store = self.method == AUTO and self.store is not None
+        object.__setattr__(self, "method_by_store", by_store)
+        if self.method == AUTO:
+            object.__setattr__(self, "method", method_without_name(self.store))
 
     @property
     def base_lr(self) -> float:
@@ -123,6 +137,11 @@ class TrainConfig(Settings):
             raise InputError(f"{path}: {error}") from None
 
 
+def method_without_name(store: str | None) -> str:
+    """Return the method of a run that names none: a store is there to learn from."""
+    return "ce" if store is None else "kd"
+
+
 def refuse_missing(values: Mapping[str, Any], path: str | Path | None = None) -> None:
     """Refuse settings without one that has no default; ``path`` is the file that they are from."""
     for name in ("data", "student", "out"):
@@ -160,7 +179,8 @@ def _without_stale_defaults(
     document: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return a run's file without the defaults that other settings replace now."""
-    kind = find_method(document.get("method", "ce"))
+    method = document.get("method", AUTO)
+    kind = find_method(method_without_name(document.get("store")) if method == AUTO else method)
     old, new = kind.defaults(document), kind.defaults({**document, **overrides})
     were = {field.name: field.default for field in fields(kind)} | old
     before = document.get("optimizer", "sgd")

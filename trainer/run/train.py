@@ -150,7 +150,11 @@ def _announce(
         )
     values = hyper_parameters(config.method_object).items()
     chosen = ", ".join(f"{name} {value}" for name, value in values if value is not None)
-    progress.message(f"method {config.method}: {summary(config.method)} {chosen}".rstrip())
+    why = ", as there is a store (--method ce learns from labels alone)"
+    progress.message(
+        f"method {config.method}{why if settings.method_by_store else ''}: "
+        f"{summary(config.method)} {chosen}".rstrip()
+    )
     if data.source.snapshot is not None and not config.method_object.needs_teacher:
         progress.message(
             f"{config.store}: method {config.method} does not learn from these logits; each epoch "

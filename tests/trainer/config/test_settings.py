@@ -103,3 +103,17 @@ def test_a_file_that_cannot_be_used_says_why(
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(NotFound, match=r"nowhere\.toml: there is no such file"):
         TrainConfig.from_toml("nowhere.toml")
+
+
+def test_a_store_means_distillation_unless_another_method_is_named(tmp_path: Path) -> None:
+    shared = {"data": "digits", "student": "mlp", "out": "run"}
+    taught = TrainConfig(**shared, store="s.zarr")
+    assert (taught.method, taught.method_by_store) == ("kd", True)
+    assert TrainConfig(**shared).method == "ce"
+    plain = TrainConfig(**shared, store="s.zarr", method="ce")
+    assert (plain.method, plain.method_by_store) == ("ce", False)
+    file = tmp_path / "run.toml"
+    file.write_text('data = "digits"\nstudent = "mlp"\nout = "run"\ntemperature = 2.0\n')
+    assert TrainConfig.from_toml(file, {"store": "s.zarr"}).method == "kd"
+    file.write_text(taught.to_toml())
+    assert TrainConfig.from_toml(file).method_by_store is False
