@@ -18,9 +18,10 @@ from logitstore.precompute.data.classes import (
 )
 from logitstore.precompute.data.images import ImageDataset
 from logitstore.precompute.data.sources import open_dataset
-from logitstore.precompute.networks.checkpoints import load_into, load_weights
+from logitstore.precompute.networks.checkpoints import load_weights
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.pixels import parse_normalize
+from logitstore.precompute.networks.state_dicts import load_into
 from logitstore.precompute.networks.teachers import find_teachers
 from logitstore.precompute.views import Views, parse_views
 from logitstore.storage.plain_files import MOST_JSON_BYTES, read_plain

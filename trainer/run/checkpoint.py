@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from logitstore.errors import Damaged, InputError
-from logitstore.precompute.networks.checkpoints import load_into
+from logitstore.precompute.networks.state_dicts import load_into
 from logitstore.trainer.run.learner import Learner
 from logitstore.trainer.run.predictions import PastPredictions
 

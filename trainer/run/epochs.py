@@ -15,7 +15,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from logitstore.precompute.networks.checkpoints import load_into, load_weights
+from logitstore.precompute.networks.checkpoints import load_weights
+from logitstore.precompute.networks.state_dicts import load_into
 from logitstore.progress import Progress
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.data.batches import Batch, batches

@@ -11,7 +11,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD, AdamW, Optimizer
 
 from logitstore.errors import InputError
-from logitstore.precompute.networks.checkpoints import load_into, load_weights, unwrapped
+from logitstore.precompute.networks.checkpoints import load_weights
+from logitstore.precompute.networks.state_dicts import load_into, unwrapped
 from logitstore.precompute.networks.teachers import find_teachers
 from logitstore.trainer.config.settings import TrainConfig
 from logitstore.trainer.run.folder import weights_file
@@ -64,7 +65,8 @@ def begin_with(model: nn.Module, weights: Path) -> list[str]:
     Returns a note if it does.  InputError lists what else does not fit.
     """
     fresh = model.state_dict()
-    state = unwrapped(load_weights(weights)[0], set(fresh))
+    taken = load_weights(weights)
+    state = unwrapped(taken.state, fresh, f"--init {weights}", taken.key)
     name, last = [
         (name, module)
         for name, module in model.named_modules()

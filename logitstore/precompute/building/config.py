@@ -76,7 +76,8 @@ class BuildConfig:
     precision: Precision = "fp32"
     """Arithmetic of the forward pass."""
     weights_key: str | None = None
-    """Entry of the checkpoint to use, such as model_ema."""
+    """Place of the weights in the checkpoint: an entry such as model_ema, a prefix of the tensors'
+    names such as teacher, or both, as in state_dict.teacher."""
     shard_rows: Annotated[int, Field(ge=1, le=16_384)] | None = None
     """Rows of a shard, a power of two: what an interruption loses at most."""
     fresh: bool = False

@@ -5,8 +5,6 @@ What does not fit the dataset is refused here, before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +13,14 @@ from logitstore.format.cards import Normalize, SnapshotPlan, TeacherCard, ViewCa
 from logitstore.format.encodings.base import LIMITS, unusable
 from logitstore.precompute.building.config import BuildConfig
 from logitstore.precompute.data.images import ImageDataset
-from logitstore.precompute.networks.checkpoints import load_into, load_weights, unwrapped
+from logitstore.precompute.networks.checkpoints import Weights, load_weights
 from logitstore.precompute.networks.factory import Shape, build_model, portable_arch
 from logitstore.precompute.networks.forward import Teacher, forward
 from logitstore.precompute.networks.pixels import parse_normalize
+from logitstore.precompute.networks.state_dicts import load_into, unwrapped
 from logitstore.precompute.networks.teachers import TeacherSource
 from logitstore.precompute.views.canaries import canary_samples
+from logitstore.progress import Progress
 from logitstore.specs import file_sha256
 from logitstore.writing.plan import encoded_as, package_versions
 
@@ -31,6 +31,7 @@ def load_teacher(
     dataset: ImageDataset,
     images: Tensor,
     card: ViewCard,
+    progress: Progress,
 ) -> Teacher:
     """Load one teacher, run it on a few samples and plan the snapshot that it will fill.
 
@@ -39,10 +40,12 @@ def load_teacher(
     shape = (images.shape[1], images.shape[2], images.shape[3])
     arch = source.architecture()
     normalize = parse_normalize(config.normalize or source.normalize, shape[0])
-    state, key = load_weights(source.path, config.weights_key)
+    weights = load_weights(source.path, config.weights_key)
+    if note := weights.note(source.path):
+        progress.message(note)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, and replaced at once
-        model = _built_for(state, arch, dataset.class_count, shape)
-    load_into(model, state, str(source.path))
+        model = _built_for(weights, arch, dataset.class_count, shape, str(source.path))
+    load_into(model, weights.state, str(source.path), weights.key)
     model.eval().requires_grad_(False).to(images.device)
     model.to(memory_format=torch.channels_last)
     classes = _try(config, model, normalize, source, dataset, images)
@@ -55,7 +58,7 @@ def load_teacher(
         teacher=TeacherCard(
             file=source.path.name,
             weights_sha256=file_sha256(source.path),
-            weights_key=key,
+            weights_key=weights.key,
             architecture=portable,
             architecture_sha256=digest,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -73,21 +76,21 @@ def load_teacher(
     return Teacher(model, plan, normalize)
 
 
-def _built_for(state: Mapping[str, Tensor], arch: str, guess: int, shape: Shape) -> nn.Module:
+def _built_for(weights: Weights, arch: str, guess: int, shape: Shape, where: str) -> nn.Module:
     """Build the network with as many classes as the checkpoint's classifier has.
 
     The dataset's count is only a guess: a wrong dataset is then reported as a wrong class count and
     not as a list of odd shapes.
     """
     model = build_model(arch, classes=guess, shape=shape)
-    weights = unwrapped(state, set(model.state_dict()))
+    state = unwrapped(weights.state, model.state_dict(), where, weights.key)
     counts = {
-        weights[key].shape[0]
+        state[key].shape[0]
         for key, value in model.state_dict().items()
-        if key in weights
-        and weights[key].shape != value.shape
+        if key in state
+        and state[key].shape != value.shape
         and value.shape[:1] == (guess,)
-        and value.shape[1:] == weights[key].shape[1:]
+        and value.shape[1:] == state[key].shape[1:]
     }
     return build_model(arch, classes=counts.pop(), shape=shape) if len(counts) == 1 else model
 

@@ -46,7 +46,7 @@ def prepare(config: BuildConfig, progress: Progress | None = None) -> Prepared:
     card = make_view_card(dataset, views, config.views, config.first_view)
     teachers: list[Teacher] = []
     for source in sources:
-        teacher = load_teacher(config, source, dataset, images, card)
+        teacher = load_teacher(config, source, dataset, images, card, progress or Silent())
         if teachers and teacher.plan.classes != teachers[0].plan.classes:
             raise MismatchError(
                 f"{source.path} has {teacher.plan.classes} classes, {sources[0].path} has "

@@ -10,9 +10,10 @@ from logitstore.errors import InputError, MismatchError
 from logitstore.format.cards import TeacherCard, ViewCard
 from logitstore.format.encodings.table import encoding_of
 from logitstore.precompute.data.sources import open_dataset
-from logitstore.precompute.networks.checkpoints import load_into, load_weights
+from logitstore.precompute.networks.checkpoints import load_weights
 from logitstore.precompute.networks.factory import build_model
 from logitstore.precompute.networks.forward import forward, pick_device
+from logitstore.precompute.networks.state_dicts import load_into
 from logitstore.precompute.networks.teachers import TeacherSource, find_teachers
 from logitstore.precompute.views import views_of
 from logitstore.precompute.views.canaries import check_canaries
@@ -64,7 +65,8 @@ def verify_teacher(
         progress.message(warning)
     with torch.random.fork_rng(devices=[]):
         model = build_model(source.architecture(), classes=meta.classes, shape=card.input_shape)
-    load_into(model, load_weights(source.path, card.weights_key)[0], str(source.path))
+    weights = load_weights(source.path, card.weights_key)
+    load_into(model, weights.state, str(source.path), weights.key)
     place = pick_device(device)
     model.eval().requires_grad_(False).to(place)
     items = ViewItems(dataset, views)

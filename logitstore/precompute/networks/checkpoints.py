@@ -1,4 +1,4 @@
-"""Read checkpoints without running any code of theirs, and load them into networks.
+"""Read checkpoints without running any code of theirs, and find the weights in them.
 
 ``torch.load`` is always ``weights_only=True`` and there is no fallback: a checkpoint that needs
 pickle can run anything.  ``torch.export`` archives (``.pt2``) are refused for the same reason:
@@ -13,11 +13,11 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from logitstore.errors import InputError, NotFound, UnknownName
 from logitstore.storage.archives import zip_entries
@@ -29,39 +29,114 @@ _WRAPPERS = (
 )
 """Entries that hold a checkpoint's weights, in the order of preference: averaged ones last."""
 
-_HARMLESS = "num_batches_tracked"
-"""A count that inference does not use: older checkpoints lack it."""
 
-_LISTED = 5
-"""Keys that a message names, at most."""
+class Weights(NamedTuple):
+    """The tensors of one place in a checkpoint.
+
+    ``key`` names that place, None if the file holds nothing else.  ``others`` are the entries
+    beside it that hold as many tensors, such as averaged weights.
+    """
+
+    state: dict[str, Tensor]
+    key: str | None
+    others: tuple[str, ...] = ()
+
+    def note(self, path: Path) -> str | None:
+        """Return a line that says which of several entries was taken, None if there is one."""
+        if not self.others:
+            return None
+        return (
+            f"{path}: the weights in {self.key!r} are used; {', '.join(map(repr, self.others))} "
+            f"holds weights too: --weights-key {self.others[0]} takes those"
+        )
 
 
-def load_weights(
-    path: Path, weights_key: str | None = None
-) -> tuple[dict[str, Tensor], str | None]:
-    """Read a checkpoint's tensors: (state dict, the entry of the checkpoint that held it or None).
+def load_weights(path: Path, weights_key: str | None = None) -> Weights:
+    """Read a checkpoint's tensors.
 
-    ``weights_key`` chooses an entry such as ``model_ema``; by default ``state_dict``, ``model`` and
-    the like are preferred to averaged weights.  Raises NotFound or InputError.
+    ``weights_key`` chooses an entry such as ``model_ema``, a prefix of the tensors' names such as
+    ``teacher``, or both, as in ``state_dict.teacher``.  By default ``state_dict``, ``model`` and
+    the like are preferred to averaged weights.  Raises NotFound, UnknownName or InputError.
     """
     loaded = _read(path)
+    found = _entry(loaded)
     if weights_key is not None:
-        if weights_key not in loaded:
-            raise UnknownName.among(f"entry in {path}", weights_key, [str(key) for key in loaded])
-        chosen = loaded[weights_key]
-        if not _is_state(chosen):
-            raise InputError(f"{path}: entry {weights_key!r} holds no weights")
-        return _tensors(chosen), weights_key
+        return _chosen(path, loaded, found, weights_key)
+    if found is None:
+        raise InputError(
+            f"{path}: no weights found; it holds "
+            f"{', '.join(sorted(map(str, loaded))[:15]) or 'nothing'}; "
+            "name the right entry with --weights-key"
+        )
+    key, state = found
+    others = () if key is None else _rivals(loaded, key, len(state))
+    return Weights(_tensors(state), key, others)
+
+
+def _entry(loaded: Mapping[Any, Any]) -> tuple[str | None, Mapping[Any, Any]] | None:
+    """Return the entry (None: the whole) that holds the weights, with its tensors."""
     if _is_state(loaded):
-        return _tensors(loaded), None
-    for key in _WRAPPERS:
-        if _is_state(loaded.get(key)):
-            return _tensors(loaded[key]), key
-    raise InputError(
-        f"{path}: no weights found; it holds "
-        f"{', '.join(sorted(map(str, loaded))[:15]) or 'nothing'}; "
-        "name the right entry with --weights-key"
+        return None, loaded
+    return next(((key, loaded[key]) for key in _WRAPPERS if _is_state(loaded.get(key))), None)
+
+
+def _rivals(loaded: Mapping[Any, Any], taken: str, tensors: int) -> tuple[str, ...]:
+    """Return the other entries that hold as many tensors as the one that was taken."""
+    return tuple(
+        str(key)
+        for key, value in loaded.items()
+        if key != taken and _is_state(value) and len(value) >= tensors
     )
+
+
+def _chosen(
+    path: Path,
+    loaded: Mapping[Any, Any],
+    found: tuple[str | None, Mapping[Any, Any]] | None,
+    weights_key: str,
+) -> Weights:
+    """Return what ``weights_key`` names: in the whole file, else in its weights' usual entry."""
+    wanted = weights_key.rstrip(".")
+    place = _place(loaded, wanted)
+    if place is None and found is not None and found[0] is not None:
+        place = _place(found[1], wanted)
+        wanted = f"{found[0]}.{wanted}"
+    if place is None:
+        raise UnknownName.among(f"entry in {path}", weights_key, _places(loaded, found))
+    inside = _entry(place)
+    if inside is None:
+        raise InputError(f"{path}: entry {weights_key!r} holds no weights")
+    key, state = inside
+    return Weights(_tensors(state), wanted if key is None else f"{wanted}.{key}")
+
+
+def _place(loaded: Mapping[Any, Any], wanted: str) -> Mapping[Any, Any] | None:
+    """Return the entry of this name, or the tensors whose names begin with it."""
+    if _is_state(loaded):
+        prefix = f"{wanted}."
+        inside = {
+            str(key).removeprefix(prefix): value
+            for key, value in loaded.items()
+            if str(key).startswith(prefix)
+        }
+        return inside or None
+    for key, value in loaded.items():
+        if isinstance(value, Mapping) and wanted == key:
+            return value
+        if isinstance(value, Mapping) and wanted.startswith(f"{key}."):
+            place = _place(value, wanted.removeprefix(f"{key}."))
+            if place is not None:
+                return place
+    return None
+
+
+def _places(
+    loaded: Mapping[Any, Any], found: tuple[str | None, Mapping[Any, Any]] | None
+) -> set[str]:
+    """Return what --weights-key could name: entries, and the first parts of the tensors' names."""
+    entries = set() if _is_state(loaded) else {str(key) for key in loaded}
+    state = {} if found is None else found[1]
+    return entries | {str(key).partition(".")[0] for key in state if "." in str(key)}
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -135,51 +210,3 @@ def _is_state(value: Any) -> bool:
 
 def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a state dict, unwrapping ``module.``, ``_orig_mod.`` and the like.
-
-    InputError lists the missing, unexpected and mis-shaped keys: the first five and how many.
-    """
-    expected = model.state_dict()
-    state = unwrapped(state, set(expected))
-    missing = [key for key in expected if key not in state and not key.endswith(_HARMLESS)]
-    unexpected = [key for key in state if key not in expected]
-    misshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:_LISTED])}{', …' if len(keys) > _LISTED else ''}"
-        for what, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("mis-shaped", misshaped),
-        )
-        if keys
-    ]
-    if problems:
-        raise InputError(
-            f"{where}: the checkpoint does not fit this architecture; {'; '.join(problems)}; check "
-            "--arch (and the number of classes)"
-        )
-    model.load_state_dict({**expected, **state})
-
-
-def unwrapped(state: Mapping[str, Tensor], keys: set[str]) -> dict[str, Tensor]:
-    """Strip the prefix under which most of the model's keys stand."""
-    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    state.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel
-    if not keys or keys & state.keys():
-        return state
-    probe = min(keys)
-    prefixes = {key.removesuffix(probe) for key in state if key.endswith(f".{probe}")}
-    best = max(prefixes, key=lambda prefix: _fits(state, prefix, keys), default="")
-    inside = {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}
-    return inside if best else state
-
-
-def _fits(state: Mapping[str, Tensor], prefix: str, keys: set[str]) -> int:
-    return sum(key.startswith(prefix) and key.removeprefix(prefix) in keys for key in state)

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from logitstore.errors import InputError, MissingExtra, NotFound, UnknownName
-from logitstore.precompute.networks.checkpoints import load_into, load_weights
+from logitstore.precompute.networks.checkpoints import load_weights
 from logitstore.precompute.networks.factory import NETWORKS, build_model
+from logitstore.precompute.networks.state_dicts import load_into
 from logitstore.precompute.networks.teachers import find_teachers
 
 SHAPE = (1, 8, 8)
@@ -36,6 +37,7 @@ WRAPPINGS = {
     "data parallel": {"state_dict": prefixed("module.", STATE)},
     "compiled": prefixed("_orig_mod.", STATE),
     "both": {"model": prefixed("module._orig_mod.", STATE)},
+    "sharded": prefixed("_fsdp_wrapped_module.", STATE),
     "averaged": {**prefixed("module.", STATE), "n_averaged": torch.tensor(5)},
     "lightning": {"state_dict": prefixed("model.", STATE), "hyper_parameters": {"width": 4}},
     "ema only": {"state_dict_ema": STATE},
@@ -47,7 +49,7 @@ WRAPPINGS = {
 @pytest.mark.parametrize("name", WRAPPINGS)
 def test_every_common_wrapping_is_unwrapped(name: str, tmp_path: Path) -> None:
     torch.save(WRAPPINGS[name], tmp_path / "teacher.pth")
-    state, _ = load_weights(tmp_path / "teacher.pth")
+    state = load_weights(tmp_path / "teacher.pth").state
     model = build_model("cnn5?width=4", classes=3, shape=SHAPE)
     load_into(model, state, "teacher.pth")
     for key, value in model.state_dict().items():
@@ -56,7 +58,7 @@ def test_every_common_wrapping_is_unwrapped(name: str, tmp_path: Path) -> None:
 
 def test_safetensors_load(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "teacher.safetensors")
-    state, key = load_weights(tmp_path / "teacher.safetensors")
+    state, key, _ = load_weights(tmp_path / "teacher.safetensors")
     assert key is None
     load_into(network(), state, "x")
 
@@ -65,7 +67,7 @@ def test_averaged_weights_are_taken_when_they_are_asked_for(tmp_path: Path) -> N
     other = {name: value + 1 for name, value in STATE.items()}
     torch.save({"state_dict": STATE, "state_dict_ema": other}, tmp_path / "t.pth")
     assert load_weights(tmp_path / "t.pth")[1] == "state_dict"
-    state, key = load_weights(tmp_path / "t.pth", "state_dict_ema")
+    state, key, _ = load_weights(tmp_path / "t.pth", "state_dict_ema")
     assert key == "state_dict_ema"
     assert torch.equal(state["linear.bias"], STATE["linear.bias"] + 1)
     with pytest.raises(UnknownName, match="did you mean 'state_dict_ema'"):
