@@ -21,8 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from logitstore.errors import (
     Damaged,
     InputError,
-    LogitstoreError,
     MismatchError,
+    NoCache,
+    NonFinite,
     NotFound,
     UnknownName,
 )
@@ -35,12 +36,27 @@ ACCESS = logging.getLogger("logitstore.access")
 
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (MismatchError, 412, PROBLEM + "another-build"),
+    (NoCache, 503, PROBLEM + "busy"),
     (InputError, 422, PROBLEM + "bad-request"),
     (UnknownName, 404, PROBLEM + "unknown-name"),
     (NotFound, 404, PROBLEM + "unknown-name"),
     (Damaged, 503, DAMAGED),
+    (NonFinite, 503, DAMAGED),
+    (OSError, 503, PROBLEM + "unreadable"),
+    (MemoryError, 503, PROBLEM + "busy"),
+    (Exception, 500, PROBLEM + "internal"),
 )
 """Status and problem type of each error; the first class that fits counts."""
+
+_OWN_WORDS = {
+    PROBLEM + "unreadable": "the store cannot be read at the moment; the server's log says why",
+    PROBLEM + "busy": "the server has no memory or disk space left; its log says more",
+    PROBLEM + "internal": "an error in the server; its log says more",
+}
+"""Details of problems whose errors speak of this machine, and so are for its log only."""
+
+_RETRY_AFTER = {PROBLEM + "unreadable": "1", PROBLEM + "busy": "5"}
+"""Seconds after which such a request may be repeated."""
 
 _COMMON = {PROBLEM + "busy", PROBLEM + "materialising"}
 """Problems of 503 that say nothing bad about the server."""
@@ -63,15 +79,10 @@ class Refusal(Exception):
             return error
         if isinstance(error, HTTPException):
             return cls(error.status_code, "http", str(error.detail), error.headers)
-        for kind, status, name in TABLE:
-            if isinstance(error, kind):
-                return cls(status, name.removeprefix(PROBLEM), str(error))
-        if isinstance(error, OSError):
-            detail = "the store cannot be read at the moment; the server's log says why"
-            return cls(503, "unreadable", detail, {"retry-after": "1"})
-        if isinstance(error, MemoryError):
-            return cls(503, "busy", "the server has no memory left", {"retry-after": "5"})
-        return cls(500, "internal", "an error in the server; its log says more")
+        status, kind = next(row[1:] for row in TABLE if isinstance(error, row[0]))
+        retry = {"retry-after": _RETRY_AFTER[kind]} if kind in _RETRY_AFTER else None
+        detail = _OWN_WORDS.get(kind, str(error))
+        return cls(status, kind.removeprefix(PROBLEM), detail, retry)
 
 
 def problem_document(refusal: Refusal, request_id: str) -> bytes:
@@ -152,9 +163,13 @@ def log_access(
 def log_refusal(
     request_id: str, client: str, request: str, refusal: Refusal, error: Exception | None = None
 ) -> None:
-    """Log an answer that is an error, under the id that the client got, and what the error says."""
-    expected = isinstance(error, Refusal | HTTPException | LogitstoreError)
-    more = f" ({error})" if expected and str(error) != refusal.detail else ""
+    """Log an answer that is an error, under the id that the client got, and what the error says.
+
+    Only a bug, which is a 500, is worth a traceback.
+    """
+    expected = refusal.status != 500
+    said = "" if error is None else str(error)
+    more = f" ({said})" if expected and said not in ("", refusal.detail) else ""
     log.log(
         logging.WARNING if refusal.status < 500 or refusal.kind in _COMMON else logging.ERROR,
         "%s: %s from %s answered %d: %s%s",

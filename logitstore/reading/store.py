@@ -126,7 +126,14 @@ class _LocalSnapshots(Snapshots):
 
     def _names(self) -> list[str]:
         names = self._storage.names("snapshots/")
-        return [name for name in names if self._storage.size(commit_key(name)) is not None]
+        return [name for name in names if self._may_be_committed(name)]
+
+    def _may_be_committed(self, name: str) -> bool:
+        """Say whether a commit is there, or cannot be looked at: opening it says what is wrong."""
+        try:
+            return self._storage.size(commit_key(name)) is not None
+        except OSError:
+            return True
 
     def _open(self, name: str) -> Snapshot:
         """Refuse a snapshot whose store-level metadata is another, or that has foreign objects."""

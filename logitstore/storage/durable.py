@@ -57,7 +57,7 @@ def os_errors_as_ours(url: str, key: str, what: str = "written") -> Iterator[Non
             raise InputError(f"{url[:200]}…: this path is too long for the file system") from error
         if isinstance(error, IsADirectoryError):
             raise InputError(f"{url}: a folder is in the way of {key}") from error
-        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        if what == "written" and error.errno in (errno.EEXIST, errno.ENOTDIR):
             raise InputError(f"{url}: a file is in the way of {key}") from error
         if error.errno == errno.ENOENT:
             raise NotFound(f"{url}: no folder can be made here for {key}") from error

@@ -88,3 +88,20 @@ def test_a_store_that_is_replaced_is_not_called_damaged(tmp_path: Path) -> None:
                 done.result()
         assert "urn:logitstore:damaged" not in problems
         until_rows(server)
+
+
+@pytest.mark.parametrize("instead", ["file", "link"])
+def test_what_lies_in_the_place_of_a_folder_is_no_fault_of_the_request(
+    tmp_path: Path, instead: str
+) -> None:
+    store = make_store(tmp_path / "c10.zarr")
+    codes = store / "snapshots" / "teacher" / "codes"
+    with served(store, cache=tmp_path / "cache") as server:
+        codes.rename(tmp_path / "away")
+        if instead == "file":
+            codes.write_bytes(b"")
+        else:
+            codes.symlink_to(tmp_path / "away")
+        answer = server.ask(OBJECT)
+        assert (answer[0], problem(answer)["type"]) == (503, "urn:logitstore:damaged")
+        assert "Traceback" not in server.log()
